@@ -1,0 +1,1 @@
+"""Serving the flows as Prefect deployments: on this machine, in containers, on a cluster."""

@@ -1,0 +1,1 @@
+"""The science of recursive training, pure: no orchestration, no database, no network."""
