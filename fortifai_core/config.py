@@ -88,7 +88,9 @@ class ScratchModel(Frozen):
     max_positions: int = Field(1024, ge=32, description="Longest input.")
     tie_embeddings: bool = Field(True, description="One matrix for the embedding and the head.")
     pretraining_epochs: float = Field(8, gt=0, description="Passes over the pretraining text that make M_-1.")
-    pretraining_learning_rate: float = Field(2e-3, gt=0, description="Peak learning rate of that phase.")
+    pretraining_learning_rate: float = Field(2e-3, gt=0, lt=1, description="Peak learning rate of that phase.")
+    pretraining_batch_size: int = Field(16, ge=1, description="Sequences in one step of that phase.")
+    pretraining_sequence_length: int = Field(256, ge=8, description="Tokens in one sequence of that phase.")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ScratchModel:
@@ -246,8 +248,6 @@ class Runtime(Frozen):
     workers: int = Field(0, ge=0, le=256, description="Stages that run side by side; 0: one an arm, up to the cores.")
     threads: int = Field(0, ge=0, le=512, description="Threads a worker computes with; 0: cores / workers.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    launcher: Literal["process", "torchrun"] = Field("process", description="torchrun: several processes train one model.")
-    processes: int = Field(1, ge=1, description="Training processes, for torchrun.")
     inference_batch: int = Field(256, ge=1, description="Blocks or answers scored at a time.")
     shard_blocks: int = Field(4096, ge=1, description="Blocks in one part-file of a regenerated split.")
     save_steps: int = Field(0, ge=0, description="Optimizer steps between training checkpoints; 0: ten a stage.")

@@ -1,0 +1,46 @@
+"""Packing documents into training sequences: one stream, cut every `sequence_length` tokens, nothing dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+def pack(documents: Iterable[list[int]], *, sequence_length: int, end_of_text: int) -> Iterator[list[int]]:
+    """Join documents with `end_of_text` between them and cut the stream into sequences.
+
+    Streams: holds one document and one sequence at a time. The last sequence may be shorter; a rest of a
+    single token, which has no target, is left out.
+
+    >>> list(pack([[1, 2, 3], [4]], sequence_length=4, end_of_text=0))
+    [[1, 2, 3, 0], [4, 0]]
+    """
+    rest: list[int] = []
+    for tokens in documents:
+        rest.extend(tokens)
+        rest.append(end_of_text)
+        while len(rest) >= sequence_length:
+            yield rest[:sequence_length]
+            rest = rest[sequence_length:]
+    if len(rest) > 1:
+        yield rest
+
+
+def collate(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
+    """Pad rows of `input_ids` to one length; padding is attended by nobody and carries no label (−100).
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels`, each an int64 tensor of shape (batch, longest).
+    """
+    import torch
+
+    lengths = [len(row["input_ids"]) for row in rows]
+    input_ids = torch.full((len(rows), max(lengths)), pad_id, dtype=torch.long)
+    labels = torch.full_like(input_ids, -100)
+    mask = torch.zeros_like(input_ids)
+    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        tokens = torch.as_tensor(row["input_ids"], dtype=torch.long)
+        input_ids[index, :length] = tokens
+        labels[index, :length] = tokens
+        mask[index, :length] = 1
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}

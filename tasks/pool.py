@@ -1,0 +1,191 @@
+"""The parent's side of the workers: a few child processes, each building one stage at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from fortifai_core.config import ExperimentConfig, Runtime
+from fortifai_core.errors import FortifaiError, InputError, StageFailed
+from tasks.stages import Stage
+
+OnProgress = Callable[[int, int, str], None]
+LIGHT = frozenset({"pretraining", "source", "failure", "report"})
+
+
+class WorkerError(StageFailed):
+    """A stage failed in its worker. `log` is the worker's log file, `cause` the type of the error there."""
+
+    def __init__(self, message: str, *, log: Path, cause: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.log, self.cause, self.exit_code = log, cause, exit_code
+
+
+class Worker:
+    """One child process. Started when first used; killed when the stage it builds is cancelled."""
+
+    def __init__(self, index: int, *, store_url: str, runtime: Runtime, threads: int, device: str, log: Path) -> None:
+        self.index, self.store_url, self.runtime, self.log = index, store_url, runtime, log
+        self.threads, self.device = threads, device
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> asyncio.subprocess.Process:
+        """The running child; started anew if it is not there or has died."""
+        if self.process is None or self.process.returncode is not None:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            environment = {
+                **os.environ,
+                "OMP_NUM_THREADS": str(self.threads),
+                "MKL_NUM_THREADS": str(self.threads),
+                "TOKENIZERS_PARALLELISM": "false",
+                "FORTIFAI_WORKER_WARM": "1",
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONPATH": os.pathsep.join(p for p in [os.getcwd(), os.environ.get("PYTHONPATH", "")] if p),
+            }
+            # the log is the child's own file: a child that held the terminal's or a server's pipe open would
+            # make a dead run look alive
+            with self.log.open("ab") as log:
+                self.process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "tasks.worker",
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=log,
+                    env=environment,
+                    limit=2**24,
+                    start_new_session=True,
+                )
+        return self.process
+
+    async def build(self, stage: Stage, on_progress: OnProgress | None = None) -> dict[str, Any]:
+        """Build one stage; returns `{"found": bool, "metrics": {…}}`.
+
+        Raises:
+            WorkerError: the stage failed, or the process died.
+        """
+        process = await self.start()
+        assert process.stdin is not None and process.stdout is not None
+        request = {
+            "stage": stage.to_json(),
+            "store": self.store_url,
+            "runtime": self.runtime.model_dump(mode="json"),
+            "device": self.device,
+        }
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            await process.stdin.drain()
+            while line := await process.stdout.readline():
+                message = json.loads(line)
+                if message["event"] == "progress":
+                    if on_progress is not None:
+                        on_progress(message["done"], message["total"], message["unit"])
+                elif message["event"] == "done":
+                    return message
+                else:
+                    raise self._failure(stage, message)
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+        except (BrokenPipeError, ConnectionResetError):
+            await process.wait()
+        code = await process.wait()
+        raise WorkerError(
+            f"{stage.label} ({stage.arm or 'shared'}): its worker process ended with code {code} "
+            f"({'out of memory?' if code == -9 else 'see its log'}); log: {self.log}",
+            log=self.log,
+            cause="WorkerDied",
+        )
+
+    def _failure(self, stage: Stage, message: dict[str, Any]) -> WorkerError:
+        text = message["message"] if message["expected"] else f"{message['type']}: {message['message']}"
+        return WorkerError(
+            f"{stage.label} ({stage.arm or 'shared'}): {text}" + ("" if message["expected"] else f"; log: {self.log}"),
+            log=self.log,
+            cause=message["type"],
+            exit_code=message["exit_code"],
+        )
+
+    async def stop(self) -> None:
+        """Kill the child and wait for it."""
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+            await self.process.wait()
+
+
+class WorkerPool:
+    """`workers` child processes; `build` waits for a free one, first come, first served."""
+
+    def __init__(self, *, store_url: str, runtime: Runtime, workers: int, threads: int, logs: Path) -> None:
+        devices = devices_for(runtime, workers)
+        self.workers = [
+            Worker(
+                index,
+                store_url=store_url,
+                runtime=runtime,
+                threads=threads,
+                device=devices[index],
+                log=logs / f"worker-{os.getpid()}-{index}.log",
+            )
+            for index in range(workers)
+        ]
+        self.free: asyncio.Queue[Worker] = asyncio.Queue()
+        for worker in self.workers:
+            self.free.put_nowait(worker)
+
+    async def build(self, stage: Stage, on_progress: OnProgress | None = None) -> dict[str, Any]:
+        """Build one stage on the next free worker."""
+        worker = await self.free.get()
+        try:
+            return await worker.build(stage, on_progress)
+        finally:
+            self.free.put_nowait(worker)
+
+    async def close(self) -> None:
+        """Stop every child."""
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
+
+
+def devices_for(runtime: Runtime, workers: int) -> list[str]:
+    """Where each worker computes: GPUs in turn, or the CPU.
+
+    Raises:
+        InputError: a GPU is asked for and none is there.
+    """
+    count = 0
+    if runtime.device != "cpu" and (runtime.device == "cuda" or os.path.exists("/dev/nvidiactl")):
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if runtime.device == "cuda" and not count:
+        raise InputError("runtime.device", "cuda", "no CUDA device is visible here; use `cpu` or `auto`")
+    return [f"cuda:{index % count}" for index in range(workers)] if count else ["cpu"] * workers
+
+
+def pool_size(config: ExperimentConfig) -> tuple[int, int]:
+    """(workers, threads of each): as configured, or one worker a run up to the cores, sharing the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    runs = len(config.losses) * len(config.seeds)
+    workers = config.runtime.workers or min(runs, cores)
+    return workers, config.runtime.threads or max(1, cores // workers)
+
+
+@contextlib.asynccontextmanager
+async def worker_pool(config: ExperimentConfig, *, store_url: str, logs: Path) -> AsyncIterator[WorkerPool]:
+    """A pool sized for an experiment; its processes are gone when the block ends, however it ends."""
+    workers, threads = pool_size(config)
+    pool = WorkerPool(store_url=store_url, runtime=config.runtime, workers=workers, threads=threads, logs=logs)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+__all__ = ["FortifaiError", "Worker", "WorkerError", "WorkerPool", "devices_for", "pool_size", "worker_pool"]
