@@ -125,7 +125,31 @@ class Plan:
     config: ExperimentConfig
     shared: list[Stage]
     runs: list[RunPlan]
-    report: Stage
+
+    def run(self, arm: str, seed: int) -> RunPlan:
+        return next(run for run in self.runs if (run.arm, run.seed) == (arm, seed))
+
+    def report(self, reached: Mapping[tuple[str, int], int] | None = None) -> Stage:
+        """The report's stage. `reached`: the last generation of each run that was stopped before its end."""
+        generations = [
+            (run, g)
+            for run in self.runs
+            for g in run.generations
+            if g.generation <= (reached or {}).get((run.arm, run.seed), g.generation)
+        ]
+        return stage(
+            "report",
+            content={"config": self.config.model_dump(mode="json", exclude={"runtime", "corpus"})},
+            parents={
+                **{f"{one.role}/{one.seed}": one for one in self.shared if one.role in ("source", "corpus")},
+                **{
+                    f"{run.arm}/{run.seed}/{g.generation}/{one.role}"
+                    + ("" if one.split is None else f"/{one.split}"): one
+                    for run, g in generations
+                    for one in [g.train, *g.regenerate, g.evaluate]
+                },
+            },
+        )
 
     def stages(self) -> list[Stage]:
         """Every stage once, parents before children."""
@@ -134,7 +158,8 @@ class Plan:
             for generation in run.generations:
                 for one in [generation.train, *generation.regenerate, generation.evaluate, generation.failure]:
                     found.setdefault(one.reference, one)
-        found[self.report.reference] = self.report
+        report = self.report()
+        found[report.reference] = report
         return list(found.values())
 
     def uses(self) -> list[Stage]:
@@ -147,7 +172,7 @@ class Plan:
                 for g in run.generations
                 for one in [g.train, *g.regenerate, g.evaluate, g.failure]
             ),
-            self.report,
+            self.report(),
         ]
 
 
@@ -270,17 +295,7 @@ def plan_experiment(
         for seed in config.seeds
         for loss in config.losses
     ]
-    report = stage(
-        "report",
-        content={"name": config.name, "threshold": config.failure.threshold},
-        parents={
-            f"{run.arm}/{run.seed}/{g.generation}/{one.role}/{one.split}": one
-            for run in runs
-            for g in run.generations
-            for one in [g.evaluate, g.train, *g.regenerate]
-        },
-    )
-    return Plan(config=config, shared=shared, runs=runs, report=report)
+    return Plan(config=config, shared=shared, runs=runs)
 
 
 def _plan_run(
@@ -294,6 +309,8 @@ def _plan_run(
 ) -> RunPlan:
     arm = loss.label
     lora = config.model.lora if isinstance(config.model, PretrainedModel) else None
+    # an adapter is kept without the model that it adapts, so whatever loads it needs that one too
+    adapted = {"base": base} if lora else {}
     versions: dict[SplitVersion, Stage] = {}
     previous, evaluations, generations = base, {}, []
     last = config.generations - 1
@@ -313,6 +330,7 @@ def _plan_run(
             },
             parents={
                 "model": previous,
+                **adapted,
                 "corpus": corpus,
                 **{str(v): versions[v] for v in wanted if not v.real},
             },
@@ -333,6 +351,7 @@ def _plan_run(
                     },
                     parents={
                         "model": train,
+                        **adapted,
                         "corpus": corpus,
                         **({} if v.real else {"text": versions[v]}),
                     },
@@ -347,7 +366,7 @@ def _plan_run(
                 "evaluation": config.evaluation.model_dump(mode="json", exclude={"drift"}),
                 "splits": splits_seen(config.regime, i),
             },
-            parents={"model": train, "corpus": corpus},
+            parents={"model": train, **adapted, "corpus": corpus},
             **names,
         )
         evaluations[f"g{i}"] = evaluate

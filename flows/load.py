@@ -1,0 +1,147 @@
+"""From a preset's name or a YAML file, and `--set` overrides, to a checked configuration. No torch, no Prefect."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from fortifai_core.config import ExperimentConfig
+from fortifai_core.errors import ConfigError
+
+
+def presets() -> dict[str, str]:
+    """Every preset's name and the first line of its file, which says what it is for."""
+    folder = resources.files("flows") / "presets"
+    found = {}
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".yaml"):
+            first = entry.read_text(encoding="utf-8").splitlines()[0]
+            found[entry.name.removesuffix(".yaml")] = first.removeprefix("#").strip()
+    return found
+
+
+def preset_text(name: str) -> str:
+    """The YAML of a preset, comments included.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    known = presets()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean `{close[0]}`? " if close else ""
+        raise ConfigError("preset", name, f"{hint}choose one of {', '.join(known)}, or give a YAML file")
+    return (resources.files("flows") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_experiment_config(source: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """A preset (`tiny`) or a file (`mine.yaml`), with overrides such as `losses.1.gamma=0.8`.
+
+    Raises:
+        ConfigError: an unknown preset, a file that is not YAML, an unknown or impossible field.
+    """
+    if source.endswith((".yaml", ".yml")) or "/" in source:
+        path = Path(source)
+        if not path.is_file():
+            raise ConfigError("file", source, "there is no such file; `fortifai init tiny > mine.yaml` makes one")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError("file", source, f"cannot be read as text ({error})") from error
+    else:
+        text = preset_text(source)
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else "the file"
+        raise ConfigError("file", source, f"is not valid YAML ({where}: {getattr(error, 'problem', error)})") from error
+    if not isinstance(data, dict):
+        raise ConfigError("file", source, "holds no mapping of fields; see `fortifai init tiny`")
+    for override in overrides:
+        _apply(data, override)
+    return validate(data)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    path, separator, raw = override.partition("=")
+    if not separator or not path:
+        raise ConfigError("--set", override, "write it as path=value, e.g. training.epochs=12")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise ConfigError("--set", override, "the value is not valid YAML") from error
+    here: Any = data
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        name: Any = part
+        if isinstance(here, list):
+            if not part.isdigit() or int(part) >= len(here):
+                raise ConfigError("--set", override, f"`{'.'.join(parts[:depth])}` has entries 0 to {len(here) - 1}")
+            name = int(part)
+        elif not isinstance(here, dict):
+            raise ConfigError("--set", override, f"`{'.'.join(parts[:depth])}` has no fields of its own")
+        if last:
+            here[name] = value
+        else:
+            here = here[name] if isinstance(here, list) else here.setdefault(name, {})
+
+
+def validate(data: dict[str, Any]) -> ExperimentConfig:
+    """The configuration, or one `ConfigError` for the first thing that is wrong with it."""
+    try:
+        return ExperimentConfig.model_validate(data)
+    except ValidationError as error:
+        raise config_error(error) from error
+
+
+def config_error(error: ValidationError) -> ConfigError:
+    """Pydantic's findings as one line: the field, its value, what to do."""
+    first = error.errors()[0]
+    unions = {"almanac", "text", "huggingface", "mixture", "scratch", "pretrained"}
+    unions |= {"cross-entropy", "tce", "focal", "custom"}
+    location = [str(part) for part in first["loc"] if part not in unions]
+    field = ".".join(location) or "experiment"
+    value = first.get("input")
+    if first["type"] == "extra_forbidden":
+        remedy = "there is no such field" + _suggest(location)
+    elif first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        name, separator, rest = message.partition(" = ")
+        if separator:
+            shown, _, remedy = rest.partition(": ") if ": " in rest else rest.partition(" ")
+            return ConfigError(name, _literal(shown), remedy)
+        remedy, value = message, None
+    else:
+        remedy = first["msg"][0].lower() + first["msg"][1:]
+    more = error.error_count() - 1
+    return ConfigError(field, value, remedy + (f" (and {more} more)" if more else ""))
+
+
+def _literal(text: str) -> Any:
+    return yaml.safe_load(text)
+
+
+def _suggest(location: Sequence[str]) -> str:
+    names: set[str] = set()
+
+    def collect(schema: dict[str, Any]) -> None:
+        names.update(schema.get("properties", {}))
+        for definition in schema.get("$defs", {}).values():
+            collect(definition)
+
+    collect(ExperimentConfig.model_json_schema())
+    close = difflib.get_close_matches(location[-1], names, n=1)
+    return f"; did you mean `{close[0]}`?" if close else "; `fortifai init tiny` shows all fields"
+
+
+def to_yaml(config: ExperimentConfig) -> str:
+    """The configuration, every field spelt out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,144 @@
+"""Everything that can be known, and refused, before any compute is spent: checks, digests, keys, the record."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fortifai_core.config import CustomLoss, ExperimentConfig, PretrainedModel, ScratchModel
+from fortifai_core.errors import ConfigError, StoreError
+from storage.experiments import save_experiment
+from storage.models import model_identity
+from storage.sources import check_corpus, source_digests
+from storage.store import ArtifactStore
+from tasks.stages import VERSIONS, Plan, Stage, plan_experiment
+
+BYTES_PER_PARAMETER = 4
+ADAM_CHECKPOINTS = 2 * 3  # two checkpoints, each with the weights and Adam's two moments
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment that may start: checked, planned, recorded."""
+
+    plan: Plan
+    store: ArtifactStore
+    record_id: str
+
+
+def default_store() -> str:
+    """Where artifacts go unless told otherwise: FORTIFAI_STORE, or the user's own folder."""
+    return os.environ.get("FORTIFAI_STORE") or str(Path.home() / ".fortifai" / "store")
+
+
+def open_store(url: str | None = None) -> ArtifactStore:
+    """The artifact store at `url`, or the default one."""
+    return ArtifactStore(url or default_store())
+
+
+def plan_for(config: ExperimentConfig) -> Plan:
+    """Check what the experiment reads, and compute the key of every stage."""
+    check_corpus(config.corpus)
+    model_digest = None
+    if isinstance(config.model, PretrainedModel):
+        model_digest = model_identity(config.model.path, config.model.revision)
+    return plan_experiment(
+        config,
+        corpus_digests=source_digests(config.corpus),
+        model_digest=model_digest,
+        loss_digests={
+            loss.function: _loss_digest(index, loss)
+            for index, loss in enumerate(config.losses)
+            if isinstance(loss, CustomLoss)
+        },
+    )
+
+
+def _loss_digest(index: int, loss: CustomLoss) -> str:
+    module = loss.function.partition(":")[0]
+    field = f"losses.{index}.function"
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(field, loss.function, f"its module cannot be found ({error})") from error
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ConfigError(field, loss.function, "its module cannot be found; is its folder on PYTHONPATH?")
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+
+
+def prepare_experiment(
+    config: ExperimentConfig, *, store: str | None = None, refresh: Sequence[str] = ()
+) -> Prepared:
+    """Check everything, then record the experiment in the store.
+
+    Raises:
+        InputError: naming the field, its value and the remedy; nothing has been computed by then.
+    """
+    opened = open_store(store)
+    opened.writable()
+    for role in refresh:
+        if role not in VERSIONS:
+            raise ConfigError("--refresh", role, f"choose one of {', '.join(VERSIONS)}")
+    plan = plan_for(config)
+    check_space(config, plan, opened)
+    for stage in descendants(plan, refresh):
+        opened.remove(stage.kind, stage.key)
+    record_id = save_experiment(opened, config=config.model_dump(mode="json"), stages=stage_rows(plan))
+    return Prepared(plan=plan, store=opened, record_id=record_id)
+
+
+def stage_rows(plan: Plan) -> list[dict[str, Any]]:
+    """The stages as the experiment's record keeps them."""
+    return [
+        {
+            "kind": one.kind,
+            "key": one.key,
+            "role": one.role,
+            "arm": one.arm,
+            "seed": one.seed,
+            "generation": one.generation,
+            "split": one.split,
+            "version": one.version,
+            "parents": {name: key for name, (_, key) in one.parents.items()},
+        }
+        for one in plan.uses()
+    ]
+
+
+def descendants(plan: Plan, roles: Sequence[str]) -> list[Stage]:
+    """The stages of these roles and every stage that is made from one of them."""
+    chosen: dict[tuple[str, str], Stage] = {}
+    for stage in plan.stages():
+        if stage.role in roles or any(parent in chosen for parent in stage.parents.values()):
+            chosen[stage.reference] = stage
+    return list(chosen.values())
+
+
+def model_parameters(model: ScratchModel) -> int:
+    """Weights of a scratch model: embedding (and head), attention, gated feed-forward, norms."""
+    embedding = model.vocabulary * model.hidden_size * (1 if model.tie_embeddings else 2)
+    attention = 4 * model.hidden_size**2
+    feed_forward = 3 * model.hidden_size * model.intermediate_size
+    return embedding + model.layers * (attention + feed_forward + 2 * model.hidden_size) + model.hidden_size
+
+
+def check_space(config: ExperimentConfig, plan: Plan, store: ArtifactStore) -> None:
+    """Refuse an experiment whose models alone would not fit on the disk."""
+    free = store.free_bytes()
+    if free is None or not isinstance(config.model, ScratchModel):
+        return
+    weights = model_parameters(config.model) * BYTES_PER_PARAMETER
+    missing = sum(one.kind == "model" and store.find(one.kind, one.key) is None for one in plan.stages())
+    needed = weights * (missing + (ADAM_CHECKPOINTS * len(plan.runs) if missing else 0))
+    if needed > free:
+        raise StoreError(
+            "store",
+            store.url,
+            f"the experiment's models need about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
+            "choose a smaller model, fewer seeds or generations, or another store (FORTIFAI_STORE)",
+        )

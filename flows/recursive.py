@@ -1,0 +1,130 @@
+"""The recursive-training flow: one experiment, a subflow for each run (arm + seed), generation after generation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from prefect import flow, tags
+from pydantic import Field
+
+from fortifai_core.config import ExperimentConfig
+from flows.prepare import Prepared, prepare_experiment
+from flows.reporters import LogReporter
+from storage.experiments import update_status
+from tasks import publish, stage_tasks
+from tasks.pool import worker_pool
+from tasks.session import Reporter, Session, current_session, session
+from tasks.stages import GenerationPlan, Plan, Stage
+
+
+@flow(
+    name="recursive-training",
+    flow_run_name="{experiment.name}",
+    description="Train a model on its own output, generation after generation, and measure what it still knows.",
+    persist_result=False,
+)
+async def recursive_training(
+    experiment: ExperimentConfig,
+    generations: int | None = Field(None, ge=1, description="Overrides `experiment.generations`."),
+    seeds: list[int] | None = Field(None, description="Overrides `experiment.seeds`."),
+    store: str | None = Field(None, description="The artifact store; by default FORTIFAI_STORE or the user's own."),
+    refresh: list[str] | None = Field(None, description="Stages to build anew, with all that follows from them."),
+) -> dict[str, Any]:
+    """Run one experiment. Whatever was computed before, by this run or another, is found and not computed again."""
+    changes = {"generations": generations, "seeds": seeds}
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    experiment = ExperimentConfig.model_validate({**experiment.model_dump(), **wanted})
+    return await run_prepared(prepare_experiment(experiment, store=store, refresh=refresh or []), LogReporter())
+
+
+async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
+    """Shared stages first, then all runs side by side, then the report."""
+    plan, store = prepared.plan, prepared.store
+    async with worker_pool(plan.config, store_url=store.url, logs=store.logs) as pool:
+        with session(Session(plan=plan, store=store, pool=pool, reporter=reporter)) as running:
+            update_status(store, prepared.record_id, "running")
+            try:
+                await _shared(plan)
+                await _together(*(run_arm(plan.config.name, run.arm, run.seed) for run in plan.runs))
+                report = await stage_tasks.write_report(plan.report(running.stopped))
+            except BaseException:
+                update_status(store, prepared.record_id, "failed")
+                raise
+            update_status(store, prepared.record_id, "finished")
+            return {
+                "experiment": prepared.record_id,
+                "report": report["key"],
+                "built": len(running.built),
+                "found": len(running.found),
+                "stage_seconds": round(running.stage_seconds, 3),
+            }
+
+
+async def _shared(plan: Plan) -> None:
+    """What several runs build on. Each stage waits for its own parents only."""
+    started: dict[tuple[str, str], asyncio.Task[Any]] = {}
+
+    async def after_parents(stage: Stage) -> None:
+        await asyncio.gather(*(started[parent] for parent in stage.parents.values()))
+        await stage_tasks.prepare(stage)
+
+    async with _task_group() as group:
+        for stage in plan.shared:  # parents come first in the plan
+            started[stage.reference] = group.create_task(after_parents(stage))
+
+
+@flow(
+    name="run",
+    flow_run_name="{arm} · seed {seed}",
+    description="One arm with one seed: train, regenerate, evaluate, check for failure, generation by generation.",
+    persist_result=False,
+)
+async def run_arm(experiment: str, arm: str, seed: int) -> str:
+    """One run of the experiment in progress."""
+    running = current_session()
+    run = running.plan.run(arm, seed)
+    stop_arm = running.plan.config.failure.stop_arm
+    measured: list[dict[str, Any]] = []
+    async with _task_group() as group:
+        before: asyncio.Task[bool] | None = None
+        for step in run.generations:
+            with tags(f"generation-{step.generation}", arm):
+                await stage_tasks.train(step.train)
+                # the next generation needs the regenerations, not the measurements: these may overlap it
+                before = group.create_task(_measure(step, measured, after=before))
+                if stop_arm and await before:
+                    running.stopped[(arm, seed)] = step.generation
+                    running.reporter.noted(f"{arm} · seed {seed}: failed in generation {step.generation}, stopped")
+                    return f"{experiment}: {arm} · seed {seed} failed in generation {step.generation}"
+                await _together(*(stage_tasks.regenerate(one) for one in step.regenerate))
+    return f"{experiment}: {arm} · seed {seed} finished"
+
+
+async def _measure(step: GenerationPlan, measured: list[dict[str, Any]], after: asyncio.Task[bool] | None) -> bool:
+    """Evaluate one generation and check for failure; True when the arm has failed by now."""
+    evaluation = await stage_tasks.evaluate(step.evaluate)
+    if after is not None:
+        await after
+    check = await stage_tasks.check_failure(step.failure)
+    measured.append({"generation": step.generation, **evaluation["metrics"]})
+    await publish.publish_generation(step, measured, check["metrics"])
+    return bool(check["metrics"]["status"] == "failed")
+
+
+@contextlib.asynccontextmanager
+async def _task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group: at the first failure the rest is cancelled, so that nothing goes on behind a dead run."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _together(*work: Coroutine[Any, Any, Any]) -> None:
+    async with _task_group() as group:
+        for one in work:
+            group.create_task(one)

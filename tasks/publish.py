@@ -1,0 +1,86 @@
+"""What the Prefect UI shows of a generation: a table, a live chart of retention, and events for automations.
+
+Not cached on purpose: a task that is found does not run, and would publish nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.events import emit_event
+
+from tasks.session import current_session
+from tasks.stages import GenerationPlan
+
+
+def artifact_key(*parts: str | int) -> str:
+    """A key that Prefect accepts: lower case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(str(part) for part in parts).lower()).strip("-")
+
+
+def retention_chart(title: str, measured: Sequence[dict[str, Any]], *, threshold: float) -> str:
+    """A Mermaid line chart of retention by generation, with the failure threshold as a second line."""
+    ordered = sorted(measured, key=lambda m: m["generation"])
+    shares = [100.0 * float(m["kr-split-0"]) for m in ordered]
+    names = ", ".join(f"M{m['generation']}" for m in ordered)
+    low = min([50.0, *shares])
+    return (
+        "```mermaid\nxychart-beta\n"
+        f'    title "{title}"\n'
+        f"    x-axis [{names}]\n"
+        f'    y-axis "Retention of split 0 (%)" {low:.0f} --> 100\n'
+        f"    line [{', '.join(f'{share:.1f}' for share in shares)}]\n"
+        f"    line [{', '.join(f'{100 * threshold:.1f}' for _ in shares)}]\n"
+        "```\n"
+    )
+
+
+@task(name="publish", task_run_name="publish · g{step.generation}", tags=["publish"], persist_result=False)
+async def publish_generation(
+    step: GenerationPlan, measured: list[dict[str, Any]], failure: dict[str, Any]
+) -> None:
+    """The artifacts and events of one generation, from the measurements so far."""
+    running = current_session()
+    name, arm, seed = running.plan.config.name, step.train.arm, step.train.seed
+    emit_event(
+        "generation.finished",
+        resource={
+            "prefect.resource.id": f"fortifai.generation.{step.train.key[:16]}",
+            "prefect.resource.name": f"{name} · {arm} · seed {seed} · g{step.generation}",
+        },
+        payload={"experiment": name, "arm": arm, "seed": seed, **measured[-1]},
+    )
+    if failure["status"] == "failed" and failure["failed_in"] == step.generation:
+        emit_event(
+            "collapse.detected",
+            resource={
+                "prefect.resource.id": f"fortifai.run.{name}.{arm}.{seed}",
+                "prefect.resource.name": f"{name} · {arm} · seed {seed}",
+            },
+            payload={"experiment": name, "arm": arm, "seed": seed, "generation": step.generation, **failure},
+        )
+    last = step.generation == running.plan.config.generations - 1
+    built = {one.reference for one in running.built}
+    if not last and step.evaluate.reference not in built:
+        return  # nothing new to show before the last generation
+    key = artifact_key(name, arm or "", "seed", seed or 0)
+    ordered = sorted(measured, key=lambda m: m["generation"])
+    columns = ["generation", "kr-split-0", "kr-total", "perplexity-real"]
+    await asyncio.gather(
+        acreate_markdown_artifact(
+            "# Retention\n\n"
+            + retention_chart(f"{arm} · seed {seed}", ordered, threshold=running.plan.config.failure.threshold),
+            key=f"{key}-retention"[:250],
+            description=f"{name} · {arm} · seed {seed}: retention of split 0",
+        ),
+        acreate_table_artifact(
+            [{c: m[c] for c in columns if c in m} for m in ordered],
+            key=f"{key}-table"[:250],
+            description=f"{name} · {arm} · seed {seed}: {failure['status']}",
+        ),
+    )

@@ -1,0 +1,103 @@
+"""Builder of D_k^(j+1): split k rewritten by M_i, part-file by part-file, so that a crash loses one at most."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fortifai_core.config import Regeneration
+from storage import shards
+from tasks.prepare import split_file
+from tasks.train import base_folder
+
+if TYPE_CHECKING:
+    from tasks.build import Context
+
+
+def _groups(rows: Iterator[dict[str, Any]], *, tokens: int) -> Iterator[list[dict[str, Any]]]:
+    """Whole documents, in order, in groups of about `tokens` tokens: what one part-file holds."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row["tokens"])
+        if size >= tokens:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def build_split(context: Context) -> dict[str, Any]:
+    """Rewrite one split. Finished part-files of an earlier attempt are kept as they are."""
+    import torch
+
+    from fortifai_core.drift import UnigramCounts
+    from fortifai_core.regeneration import TokenisedDocument, regenerate
+    from storage.models import load_model, load_tokenizer
+
+    content = context.stage.content
+    config = Regeneration.model_validate(content["regeneration"])
+    split, version = content["text"]
+    artifact = context.parent("model")
+    tokenizer = load_tokenizer(artifact.path / "tokenizer")
+    model = load_model(artifact.path, base=base_folder(context)).to(context.device)
+    if "text" in context.stage.parents:
+        before = context.parent("text")
+        paths = [before.file(name) for name in before.names if name.startswith("part-")]
+    else:
+        paths = [context.parent("corpus").file(split_file(split))]
+    # part-files are cut by a fixed number of tokens, never by what a machine can hold: they are the resumable
+    # unit, and with contexts that run across documents everything is one part
+    limit = context.runtime.shard_blocks * config.block_tokens
+    groups = _groups(shards.iter_rows(paths), tokens=limit if not config.across_documents else 2**62)
+    total = sum(len(row["tokens"]) for row in shards.iter_rows(paths, columns=["tokens"]))
+    parts = context.workspace / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    seen = changed = 0
+    synthetic, real = UnigramCounts(len(tokenizer)), UnigramCounts(len(tokenizer))
+    for number, group in enumerate(groups):
+        path = parts / f"part-{number:05d}.parquet"
+        offset = seen
+        if path.name not in shards.finished_parts(parts):
+            rewritten = regenerate(
+                model,
+                [TokenisedDocument(row["document"], row["position"], row["tokens"]) for row in group],
+                config,
+                seed_parts=("regenerate", content["seed"], content["generation"], split, version),
+                batch_blocks=context.runtime.inference_batch,
+                suppress=sorted(set(tokenizer.all_special_ids)),
+                pad_id=tokenizer.pad_token_id,
+                on_progress=lambda done, of, offset=offset, group=group: context.progress(
+                    offset + sum(len(r["tokens"]) for r in group) * done // max(1, of), total, "tokens"
+                ),
+            )
+            texts = tokenizer.batch_decode([d.tokens for d in rewritten], clean_up_tokenization_spaces=False)
+            rows = [
+                {"document": d.id, "position": d.position, "text": text, "tokens": d.tokens, "kept": d.kept}
+                for d, text in zip(rewritten, texts, strict=True)
+            ]
+            shards.write_table(path, rows, shards.SPLIT)
+        seen += sum(len(row["tokens"]) for row in group)
+        for row in shards.iter_rows([path], columns=["tokens", "kept"]):
+            synthetic.add(row["tokens"])
+            changed += len(row["tokens"]) - row["kept"]
+    for path in sorted(parts.glob("part-*.parquet")):
+        shutil.copyfile(path, context.directory / path.name)
+    for row in shards.iter_rows([context.parent("corpus").file(split_file(split))], columns=["tokens"]):
+        real.add(row["tokens"])
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return {
+        "tokens-synthetic": synthetic.total,
+        "tokens-changed": changed,
+        "unigram-kl": synthetic.kl_from(real),
+    }
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """The part-files of a regenerated split, in order."""
+    return sorted(folder.glob("part-*.parquet"))

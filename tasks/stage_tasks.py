@@ -1,0 +1,143 @@
+"""The Prefect tasks: each finds its stage's artifact or has a worker build it, and returns a reference.
+
+Our store is the authority on what exists. A stage that is found there ends in the state `Cached`, without any
+result record of Prefect's; when its artifact is gone or damaged, the very same call builds it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+from prefect.states import Completed, State
+from prefect.tasks import exponential_backoff
+
+from fortifai_core.errors import FortifaiError
+from storage.provenance import warn_on_drift
+from tasks.pool import WorkerError
+from tasks.session import Session, current_session
+from tasks.stages import Stage
+
+TRANSIENT = ("ConnectionError", "ConnectTimeout", "ReadTimeout", "HfHubHTTPError", "OSError", "TimeoutError")
+PROGRESS_EVERY_SECONDS = 3.0
+ROOMS_COMPARED = ("fortifai_core", "kernels", "storage", "tasks")
+
+
+def _outside_trouble(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Retry only what an outside resource may have caused: never bad input, never a failed computation."""
+    error = state.data if isinstance(state.data, BaseException) else None
+    return isinstance(error, WorkerError) and error.cause in TRANSIENT
+
+
+async def _publish_progress(stage: Stage, latest: dict[str, Any]) -> None:
+    """A progress artifact in the UI, for stages long enough to be watched."""
+    artifact = None
+    while True:
+        await asyncio.sleep(PROGRESS_EVERY_SECONDS)
+        if not latest:
+            continue
+        percent = 100.0 * latest["done"] / max(1, latest["total"])
+        text = f"{stage.label} ({stage.arm or 'shared'}): {latest['done']} of {latest['total']} {latest['unit']}"
+        if artifact is None:
+            artifact = await acreate_progress_artifact(percent, description=text)
+        else:
+            await aupdate_progress_artifact(artifact, percent, description=text)
+
+
+async def _build(stage: Stage, session: Session) -> dict[str, Any]:
+    latest: dict[str, Any] = {}
+
+    def on_progress(done: int, total: int, unit: str) -> None:
+        latest.update(done=done, total=total, unit=unit)
+        session.reporter.progressed(stage, done, total, unit)
+
+    session.reporter.started(stage)
+    publisher = asyncio.create_task(_publish_progress(stage, latest))
+    try:
+        return await session.pool.build(stage, on_progress)
+    finally:
+        publisher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await publisher
+
+
+async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
+    """The reference `{"kind", "key", "metrics"}` of the stage's artifact; as a `Cached` state when it was there."""
+    session = current_session()
+    artifact = session.store.find(stage.kind, stage.key)
+    if artifact is not None:
+        warn_on_drift(artifact.manifest.provenance, stage.label)
+        session.found.append(stage)
+        session.reporter.finished(stage, found=True, seconds=0.0)
+        return Completed(
+            name="Cached",
+            message=f"Found in the store: {stage.kind} {stage.key[:12]}",
+            data={"kind": stage.kind, "key": stage.key, "metrics": artifact.manifest.metrics},
+        )
+    started = time.monotonic()
+    outcome = await _build(stage, session)
+    seconds = time.monotonic() - started
+    (session.found if outcome["found"] else session.built).append(stage)
+    session.stage_seconds += 0.0 if outcome["found"] else float(outcome["metrics"].get("seconds", 0.0))
+    session.reporter.finished(stage, found=outcome["found"], seconds=seconds)
+    return {"kind": stage.kind, "key": stage.key, "metrics": outcome["metrics"]}
+
+
+_outside = {
+    "retries": 3,
+    "retry_delay_seconds": exponential_backoff(backoff_factor=2),
+    "retry_condition_fn": _outside_trouble,
+    "retry_jitter_factor": 0.5,
+}
+
+
+@task(name="prepare", task_run_name="{stage.label}", tags=["prepare"], persist_result=False, **_outside)
+async def prepare(stage: Stage) -> Any:
+    """Read a corpus, train or fetch the tokenizer and the base model, cut the corpus into splits."""
+    return await look_up_or_build(stage)
+
+
+@task(name="train", task_run_name="{stage.label}", tags=["train"], persist_result=False)
+async def train(stage: Stage) -> Any:
+    """Train M_i from M_(i-1) on the newest version of every split."""
+    return await look_up_or_build(stage)
+
+
+@task(name="regenerate", task_run_name="{stage.label}", tags=["regenerate"], persist_result=False)
+async def regenerate(stage: Stage) -> Any:
+    """Rewrite one split with M_i."""
+    return await look_up_or_build(stage)
+
+
+@task(name="evaluate", task_run_name="{stage.label}", tags=["evaluate"], persist_result=False)
+async def evaluate(stage: Stage) -> Any:
+    """Ask M_i the questions of all splits seen so far, and measure its perplexity on real text."""
+    return await look_up_or_build(stage)
+
+
+@task(name="time-to-failure", task_run_name="{stage.label}", tags=["failure"], persist_result=False)
+async def check_failure(stage: Stage) -> Any:
+    """Has the retention of split 0 fallen below the threshold by this generation?"""
+    return await look_up_or_build(stage)
+
+
+@task(name="report", task_run_name="report", tags=["report"], persist_result=False)
+async def write_report(stage: Stage) -> Any:
+    """One HTML file: the table, the curves, the intervals."""
+    return await look_up_or_build(stage)
+
+
+__all__ = [
+    "FortifaiError",
+    "check_failure",
+    "evaluate",
+    "look_up_or_build",
+    "prepare",
+    "regenerate",
+    "train",
+    "write_report",
+]
