@@ -124,7 +124,7 @@ class TimeToFailure:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One time to failure over another; `value` is a bound for `at-least` and `at-most`, else exact or None."""
+    """One time to failure over another; `value` is a bound for `at-least` and `at-most`, or None."""
 
     kind: Literal["exact", "at-least", "at-most", "undefined"]
     value: float | None
