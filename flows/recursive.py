@@ -40,6 +40,21 @@ async def recursive_training(
     return await run_prepared(prepare_experiment(experiment, store=store, refresh=refresh or []), LogReporter())
 
 
+@flow(name="recursive-training", flow_run_name="{experiment}", persist_result=False, validate_parameters=False)
+async def _here(experiment: str) -> dict[str, Any]:
+    """The same flow for `fortifai run`, which has checked and planned before Prefect is started."""
+    return await run_prepared(*_handed_over.pop(experiment))
+
+
+_handed_over: dict[str, tuple[Prepared, Reporter]] = {}
+
+
+async def run_experiment(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
+    """Run a prepared experiment as a flow run of its own."""
+    _handed_over[prepared.plan.config.name] = (prepared, reporter)
+    return await _here(prepared.plan.config.name)
+
+
 async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
     """Shared stages first, then all runs side by side, then the report."""
     plan, store = prepared.plan, prepared.store

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fortifai_core.config import Regime
-from fortifai_core.failure import time_to_failure
+from fortifai_core.failure import SPLIT_UNITS, time_to_failure
 
 if TYPE_CHECKING:
     from tasks.build import Context
@@ -29,6 +28,8 @@ def build_failure(context: Context) -> dict[str, Any]:
     else:
         outcome = time_to_failure(retention, threshold=content["threshold"], regime=Regime(content["regime"]))
         below = [i for i, value in enumerate(retention) if value < content["threshold"]]
-        result = {**asdict(outcome), "status": str(outcome.status), "failed_in": below[0] if below else -1}
+        result = {"status": outcome.status, "failed_in": below[0] if below else -1}
+        result |= {unit: value for unit in SPLIT_UNITS if (value := outcome.value(unit)) is not None}
+        result["time-to-failure"] = outcome.describe()
     (context.directory / "failure.json").write_text(json.dumps({**result, "retention": retention}, indent=2))
-    return {name: value for name, value in result.items() if isinstance(value, (str, int, float))}
+    return result

@@ -1,0 +1,53 @@
+# Every target sets up what it needs; only Python 3.11+ and make have to be there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ROOMS := flows tasks fortifai_core kernels storage deployments
+
+.PHONY: help demo test test-long lint format bench constraints clean
+.DEFAULT_GOAL := help
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "FORTIFAI needs Python 3.11 or newer; set PYTHON=/path/to/it (found: " + sys.version.split()[0] + ")")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "setting up $(VENV) (once, a few minutes) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.run  ## train two tiny models on their own output and see what they still know (about 5 minutes)
+	@$(BIN)/fortifai run tiny
+
+test: $(VENV)/.dev lint  ## lint, types, import contracts, and the tests that need no server (below 15 minutes)
+	@$(BIN)/python -m pytest -q -m "not long"
+
+test-long: $(VENV)/.dev  ## the tests that start servers and browsers or kill processes
+	@$(BIN)/python -m pytest -q -m long
+
+lint: $(VENV)/.dev  ## ruff, mypy, import contracts
+	@$(BIN)/ruff check $(ROOMS) tests
+	@$(BIN)/ruff format --check --quiet $(ROOMS) tests
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev  ## put every file into its canonical form
+	@$(BIN)/ruff check --quiet --fix $(ROOMS) tests || true
+	@$(BIN)/ruff format --quiet $(ROOMS) tests
+
+bench: $(VENV)/.run  ## speed of the loss heads and the overhead of a run, as ratios
+	@$(BIN)/fortifai bench
+
+constraints: $(VENV)/.dev  ## write down the versions of this environment
+	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//') > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## remove the environment and caches (never the artifact store)
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,283 @@
+"""The command line: `fortifai run | plan | init | serve | resume | report | ls | show | sql | …`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.embedded import quiet_environment
+from fortifai_core.errors import FortifaiError, InputError
+
+quiet_environment()
+
+app = typer.Typer(
+    name="fortifai",
+    help="A laboratory for recursive training: how fast a model forgets, and how TCE delays it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Source = Annotated[str, typer.Argument(help="A preset (see `fortifai init`) or a YAML file.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field: path=value. May be repeated.")]
+Store = Annotated[str | None, typer.Option("--store", help="Artifact store: a folder or URL. [FORTIFAI_STORE]")]
+Refresh = Annotated[list[str] | None, typer.Option("--refresh", help="Build this stage anew, and all after it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Which = Annotated[str, typer.Argument(help="An experiment's name or id.")]
+
+
+def show_json(value: Any) -> None:
+    """Machine-readable output, on standard output, nothing else."""
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+@app.command()
+def init(preset: Annotated[str | None, typer.Argument(help="Which preset; without one, lists them.")] = None) -> None:
+    """Print a preset as an editable file: `fortifai init tiny > mine.yaml`."""
+    from flows.load import preset_text, presets
+
+    if preset is None:
+        for name, purpose in presets().items():
+            out.print(f"[bold]{name:<20}[/] {escape(purpose)}")
+    else:
+        typer.echo(preset_text(preset), nl=False)
+
+
+@app.command()
+def run(
+    source: Source,
+    sets: Sets = None,
+    store: Store = None,
+    refresh: Refresh = None,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment here and now; no server needed. What was computed before is found."""
+    from flows.load import load_experiment_config
+    from flows.local import run_here
+
+    config = load_experiment_config(source, sets or [])
+    outcome = run_here(config, store=store, refresh=refresh or [], console=err if as_json else out, resume=_resume(store))
+    if as_json:
+        show_json(outcome)
+
+
+def _resume(store: str | None) -> str:
+    return "fortifai resume {name}" + (f" --store {store}" if store else "")
+
+
+@app.command()
+def resume(experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False) -> None:
+    """Go on with an experiment that was stopped: finished stages are found, the rest is computed."""
+    from flows.local import run_here
+    from flows.load import validate
+    from flows.prepare import open_store
+    from storage.experiments import load_experiment
+
+    record = load_experiment(open_store(store), experiment)
+    config = validate(record["config"])
+    outcome = run_here(config, store=store, refresh=[], console=err if as_json else out, resume=_resume(store))
+    if as_json:
+        show_json(outcome)
+
+
+@app.command()
+def plan(source: Source, sets: Sets = None, store: Store = None, as_json: Json = False) -> None:
+    """What would run, what is already there, and why. Computes nothing."""
+    from flows.explain import explain_plan
+    from flows.load import load_experiment_config
+    from flows.prepare import open_store, plan_for
+
+    opened = open_store(store)
+    rows = explain_plan(plan_for(load_experiment_config(source, sets or [])), opened)
+    if as_json:
+        show_json(rows)
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "stage", "", "why"):
+        table.add_column(name)
+    for row in rows:
+        state = "[green]found[/]" if row["found"] else "[yellow]to do[/]"
+        table.add_row(row["run"], row["stage"], state, escape(row["why"]))
+    out.print(table)
+    missing = sum(not row["found"] for row in rows)
+    out.print(f"\n{len(rows) - missing} of {len(rows)} stages found, {missing} to do. Store: {opened.url}")
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address of the server and its UI.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the server and its UI.")] = 4200,
+    store: Store = None,
+) -> None:
+    """Prefect server, UI, and every preset as a deployment, on this machine. Ctrl-C stops all of it."""
+    from flows.serving import serve_all
+
+    serve_all(host=host, port=port, store=store, console=out)
+
+
+@app.command()
+def report(experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False) -> None:
+    """Print the table of a finished experiment and where its HTML report lies."""
+    from flows.local import print_outcome
+    from flows.prepare import open_store
+    from storage.experiments import load_experiment
+
+    opened = open_store(store)
+    record = load_experiment(opened, experiment)
+    if as_json:
+        from flows.local import results_table
+
+        headers, rows, path = results_table(opened, record)
+        show_json({"experiment": record["id"], "report": str(path), "headers": headers, "rows": rows})
+    else:
+        print_outcome(opened, record, out)
+
+
+@app.command("ls")
+def list_all(store: Store = None, as_json: Json = False) -> None:
+    """The experiments in the store."""
+    from flows.prepare import open_store
+    from storage.experiments import list_experiments
+
+    records = list_experiments(open_store(store))
+    if as_json:
+        show_json([{k: r[k] for k in ("id", "name", "status", "created", "updated")} for r in records])
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("experiment", "status", "arms", "seeds", "generations", "updated"):
+        table.add_column(name)
+    for r in records:
+        arms = ", ".join(dict.fromkeys(s["arm"] for s in r["stages"] if s["arm"]))
+        c = r["config"]
+        table.add_row(r["id"], r["status"], arms, str(len(c["seeds"])), str(c["generations"]), r["updated"])
+    out.print(table if records else "No experiments yet: `fortifai run tiny` makes one.")
+
+
+@app.command()
+def show(key: Annotated[str, typer.Argument(help="An experiment, or the first digits of an artifact's key.")], store: Store = None) -> None:
+    """One experiment or artifact in full: configuration, parents, files, provenance."""
+    from flows.explain import describe
+    from flows.prepare import open_store
+
+    show_json(describe(open_store(store), key))
+
+
+@app.command()
+def sql(query: Annotated[str, typer.Argument()], store: Store = None, as_json: Json = False) -> None:
+    """Ask the catalog: `fortifai sql "select * from metrics"`. Read-only."""
+    from flows.prepare import open_store
+    from storage.catalog import query as ask
+
+    columns, rows = ask(open_store(store), query)
+    if as_json:
+        show_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    table = Table(*[escape(c) for c in columns], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*[escape(f"{v:.6g}" if isinstance(v, float) else str(v)) for v in row])
+    out.print(table)
+
+
+@app.command()
+def path(what: Annotated[str, typer.Argument(help="catalog, store, report, or the first digits of a key.")] = "store", store: Store = None) -> None:
+    """Print where something lies: `duckdb $(fortifai path catalog)`."""
+    from flows.explain import locate
+    from flows.prepare import open_store
+
+    typer.echo(str(locate(open_store(store), what)))
+
+
+@app.command()
+def verify(store: Store = None, as_json: Json = False) -> None:
+    """Check the digest of every file of every artifact; damaged ones are set aside."""
+    from flows.prepare import open_store
+
+    opened = open_store(store)
+    findings = opened.verify()
+    if as_json:
+        show_json(findings)
+    for finding in [] if as_json else findings:
+        err.print(f"[red]{escape(str(finding))}[/]")
+    if not as_json:
+        out.print(f"{len(opened.ls())} artifacts are sound, {len(findings)} were set aside in {opened.url}")
+    raise typer.Exit(1 if findings else 0)
+
+
+@app.command()
+def doctor(store: Store = None) -> None:
+    """Check this machine: packages, clashes, store, mirror, server."""
+    from flows.doctor import examine
+
+    raise typer.Exit(examine(store, out))
+
+
+@app.command()
+def export(
+    what: Annotated[str, typer.Argument(help="model or dataset")],
+    target: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    experiment: Annotated[str, typer.Option(help="An experiment's name or id.")] = "latest",
+    arm: Annotated[str, typer.Option(help="The arm, e.g. tce-0.9.")] = "ce",
+    seed: Annotated[int, typer.Option()] = 0,
+    generation: Annotated[int, typer.Option(help="Whose model, or after whose regenerations.")] = 0,
+    store: Store = None,
+) -> None:
+    """Export a model that `from_pretrained` loads, or a dataset that `load_dataset` loads."""
+    from flows.exporting import export_dataset, export_model
+    from flows.prepare import open_store
+
+    if what not in ("model", "dataset"):
+        raise InputError("what", what, "choose model or dataset")
+    make = export_model if what == "model" else export_dataset
+    made = make(open_store(store), experiment, arm=arm, seed=seed, generation=generation, target=target)
+    out.print(f"{what} of {arm} · seed {seed} · g{generation} → {made}")
+
+
+paper = typer.Typer(help="What the paper reports, recomputed from its own tables (quoted data, not measured here).")
+app.add_typer(paper, name="paper")
+
+
+@paper.command("ttf")
+def paper_ttf(as_json: Json = False) -> None:
+    """Time to failure of every arm of the paper's Tables D2 to D5, in every unit."""
+    from flows.explain import paper_table
+
+    headers, rows = paper_table()
+    if as_json:
+        show_json([dict(zip(headers, row, strict=True)) for row in rows])
+        return
+    table = Table(*headers, box=None, pad_edge=False, title="Quoted from the paper's tables; nothing here was measured by this software.", title_style="dim")
+    for row in rows:
+        table.add_row(*[escape(str(cell)) for cell in row])
+    out.print(table)
+
+
+def main() -> None:
+    """The entry point: every expected error is one line, exit code 2 for bad input and 1 for a failed run."""
+    warnings.formatwarning = lambda message, *_: f"fortifai: {message}\n"  # type: ignore[assignment]
+    started = time.monotonic()
+    try:
+        app()
+    except FortifaiError as error:
+        err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print(f"stopped after {time.monotonic() - started:.0f} s; what was finished is kept")
+        sys.exit(130)
+    except BrokenPipeError:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
