@@ -1,0 +1,78 @@
+"""A byte-level BPE tokenizer made from the pretraining text, and batched encoding with any tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from fortifai_core.corpora import Document
+from fortifai_core.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+_SMALLEST_VOCABULARY = 257  # the 256 bytes and END_OF_TEXT
+_BATCH = 512
+
+
+def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: any text can be encoded, and decoding gives it back exactly.
+
+    The same texts give the same tokenizer. `<|endoftext|>` (id 0) begins, ends and pads.
+
+    Args:
+        texts: what the merges are learned from.
+        vocabulary: entries, all of them counted; little text may give fewer merges than that.
+
+    Raises:
+        DataError: there is no text, or `vocabulary` is below 257.
+    """
+    if vocabulary < _SMALLEST_VOCABULARY:
+        raise DataError(
+            "model.vocabulary", vocabulary, f"must be at least {_SMALLEST_VOCABULARY}: one entry a byte"
+        )
+    texts = list(texts)
+    if not any(texts):
+        raise DataError(
+            "model.vocabulary", vocabulary, "there is no pretraining text to learn a tokenizer from"
+        )
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[list[int]]:
+    """Token ids of every document, without any special token.
+
+    A document that spells out a special token, such as `<|endoftext|>`, is encoded as the text it is.
+    """
+    encoded: list[list[int]] = []
+    for start in range(0, len(documents), _BATCH):
+        batch = [document.text for document in documents[start : start + _BATCH]]
+        encoded += tokenizer(
+            batch,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # a document may be longer than the model's input: it is cut into sequences later
+        )["input_ids"]
+    return encoded

@@ -1,0 +1,192 @@
+"""Reads a user's own files: .txt, .jsonl and .parquet, each also as .gz; every error names file and line."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from fortifai_core.errors import DataError
+
+FORMATS = (".txt", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class RawDocument:
+    """A text as it was found; `id` only where the file gives one."""
+
+    id: str | None
+    text: str
+
+
+def file_format(path: Path) -> str:
+    """The suffix that decides how a file is read, without a final `.gz`."""
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def check_file(path: Path, *, field: str) -> None:
+    """That a file is there, readable and not empty.
+
+    Raises:
+        DataError: with `field`, the path and the remedy.
+    """
+    if not path.exists():
+        raise DataError(field, str(path), "there is no such file: correct the path")
+    if not path.is_file():
+        raise DataError(field, str(path), "is not a file: name the files themselves, not their folder")
+    with open_content(path, field=field) as stream:
+        if not stream.read(1):
+            raise DataError(field, str(path), "the file is empty: put text into it, or leave it out")
+
+
+@contextmanager
+def open_content(path: Path, *, field: str) -> Iterator[BinaryIO]:
+    """A file's bytes, unpacked when its name ends in `.gz`; a damaged or unreadable file is a DataError."""
+    try:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+            yield cast(BinaryIO, stream)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(field, str(path), f"the gzip file is damaged ({error}): get it again") from error
+    except OSError as error:
+        raise DataError(field, str(path), f"cannot be read ({error.strerror or error})") from error
+
+
+def content_digest(path: Path, *, field: str) -> str:
+    """sha256 of a file's unpacked content: packing a file does not change what is computed from it."""
+    digest = hashlib.sha256()
+    with open_content(path, field=field) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def numbered_lines(path: Path, *, field: str) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end), UTF-8.
+
+    Only `\\n` and `\\r\\n` end a line: the other separators of Unicode occur inside running text.
+    """
+    with open_content(path, field=field) as stream:
+        for number, raw in enumerate(stream, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    field,
+                    f"{path}:{number}",
+                    f"the line is not UTF-8 ({error.reason}): convert the file to UTF-8",
+                ) from error
+            yield number, line.rstrip("\r\n")
+
+
+def json_lines(path: Path, *, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) for every line of a JSONL file that is not blank."""
+    for number, line in numbered_lines(path, field=field):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                field, f"{path}:{number}", f"the line is not JSON ({error.msg}): correct or remove it"
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(field, f"{path}:{number}", "the line is not a JSON object: write one {…} a line")
+        yield number, row
+
+
+def read_documents(path: Path, *, text_field: str, field: str) -> list[RawDocument]:
+    """All documents of one file, in its order.
+
+    Args:
+        path: a .txt (blank lines divide documents), .jsonl or .parquet file, each also as .gz.
+        text_field: the column that holds the text; a column `id`, where there is one, names the document.
+        field: what an error names, e.g. `corpus.files.0`.
+
+    Raises:
+        DataError: the file is missing, empty, damaged or of an unknown format, or one of its rows is bad.
+    """
+    check_file(path, field=field)
+    match file_format(path):
+        case ".txt":
+            found = list(_from_text(path, field=field))
+        case ".jsonl":
+            found = [
+                _document(row, text_field, field=field, place=f"{path}:{number}")
+                for number, row in json_lines(path, field=field)
+            ]
+        case ".parquet":
+            found = [
+                _document(row, text_field, field=field, place=f"{path}[{index}]")
+                for index, row in enumerate(_from_parquet(path, text_field, field=field))
+            ]
+        case _:
+            check_format(path, field=field)
+            raise AssertionError("check_format accepts what read_documents cannot read")
+    if not found:
+        raise DataError(field, str(path), "the file holds no document: put text into it, or leave it out")
+    return found
+
+
+def check_format(path: Path, *, field: str) -> None:
+    """That the file's name says how it is to be read."""
+    if file_format(path) not in FORMATS:
+        raise DataError(
+            field, str(path), f"the name must end in {', '.join(FORMATS)}, or one of these and .gz"
+        )
+
+
+def _from_text(path: Path, *, field: str) -> Iterator[RawDocument]:
+    lines: list[str] = []
+    for _, line in numbered_lines(path, field=field):
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield RawDocument(None, "\n".join(lines))
+            lines = []
+    if lines:
+        yield RawDocument(None, "\n".join(lines))
+
+
+def _from_parquet(path: Path, text_field: str, *, field: str) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with open_content(path, field=field) as stream:
+        try:
+            table = pq.ParquetFile(pa.BufferReader(stream.read()))
+            names = table.schema_arrow.names
+            if text_field not in names:
+                raise DataError(field, str(path), _no_column(text_field, names))
+            wanted = sorted({"id", text_field} & set(names))
+            rows: list[dict[str, Any]] = table.read(columns=wanted).to_pylist()
+            return rows
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise DataError(field, str(path), f"is not a readable Parquet file ({error})") from error
+
+
+def _document(row: dict[str, Any], text_field: str, *, field: str, place: str) -> RawDocument:
+    if text_field not in row:
+        raise DataError(field, place, _no_column(text_field, list(row)))
+    text, name = row[text_field], row.get("id")
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(
+            field, place, f"{text_field!r} must be a text that is not blank: correct or remove the row"
+        )
+    if name is not None and (isinstance(name, bool) or not isinstance(name, (str, int))):
+        raise DataError(field, place, f"'id' is {name!r}: it must be a string or a whole number")
+    return RawDocument(None if name is None else str(name), text)
+
+
+def _no_column(text_field: str, names: list[str]) -> str:
+    return (
+        f"there is no {text_field!r} in it, only {', '.join(map(repr, names)) or 'nothing'}: set text_field"
+    )
