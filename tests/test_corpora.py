@@ -166,7 +166,7 @@ def test_the_same_text_twice_is_never_kept_and_used(tmp_path: Path) -> None:
     assert any("kept documents were dropped" in n for n in source.notes)
     assert not {d.text for d in source.documents} & {d.text for d in source.pretraining + source.validation}
     assert not {d.text for d in source.pretraining} & {d.text for d in source.validation}
-    thrice = write(tmp_path / "thrice.txt", "\n\n".join(TEXTS * 3))
+    thrice = write(tmp_path / "thrice.txt", "\n\n".join(t for t in TEXTS for _ in "abc"))
     with pytest.raises(DataError, match="no text is left for pretraining"):
         load_source(TextCorpus(files=[thrice]), splits=4, seed=0)
 
