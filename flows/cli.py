@@ -86,7 +86,7 @@ def resume(experiment: Annotated[str, typer.Argument()] = "latest", store: Store
     from storage.experiments import load_experiment
 
     record = load_experiment(open_store(store), experiment)
-    config = validate(record["config"])
+    config = validate(record.config)
     outcome = run_here(config, store=store, refresh=[], console=err if as_json else out, resume=_resume(store))
     if as_json:
         show_json(outcome)
@@ -140,7 +140,7 @@ def report(experiment: Annotated[str, typer.Argument()] = "latest", store: Store
         from flows.local import results_table
 
         headers, rows, path = results_table(opened, record)
-        show_json({"experiment": record["id"], "report": str(path), "headers": headers, "rows": rows})
+        show_json({"experiment": record.label, "report": str(path), "headers": headers, "rows": rows})
     else:
         print_outcome(opened, record, out)
 
@@ -153,15 +153,16 @@ def list_all(store: Store = None, as_json: Json = False) -> None:
 
     records = list_experiments(open_store(store))
     if as_json:
-        show_json([{k: r[k] for k in ("id", "name", "status", "created", "updated")} for r in records])
+        names = ("label", "id", "name", "status", "created", "updated")
+        show_json([{name: getattr(r, name) for name in names} for r in records])
         return
     table = Table(box=None, pad_edge=False)
     for name in ("experiment", "status", "arms", "seeds", "generations", "updated"):
         table.add_column(name)
     for r in records:
-        arms = ", ".join(dict.fromkeys(s["arm"] for s in r["stages"] if s["arm"]))
-        c = r["config"]
-        table.add_row(r["id"], r["status"], arms, str(len(c["seeds"])), str(c["generations"]), r["updated"])
+        arms = ", ".join(dict.fromkeys(s.arm for s in r.stages if s.arm))
+        c = r.config
+        table.add_row(r.label, r.status, arms, str(len(c["seeds"])), str(c["generations"]), r.updated)
     out.print(table if records else "No experiments yet: `fortifai run tiny` makes one.")
 
 
@@ -253,14 +254,28 @@ def paper_ttf(as_json: Json = False) -> None:
     """Time to failure of every arm of the paper's Tables D2 to D5, in every unit."""
     from flows.explain import paper_table
 
-    headers, rows = paper_table()
+    rows = paper_table()
     if as_json:
-        show_json([dict(zip(headers, row, strict=True)) for row in rows])
+        show_json(rows)
         return
-    table = Table(*headers, box=None, pad_edge=False, title="Quoted from the paper's tables; nothing here was measured by this software.", title_style="dim")
-    for row in rows:
-        table.add_row(*[escape(str(cell)) for cell in row])
-    out.print(table)
+    out.print("[dim]Quoted: computed from the paper's own tables; nothing here was measured by this software.[/]")
+    out.print("Retention of split 0 falls below 75% after … (in brackets: ratio to cross entropy)\n")
+    units = {"generations": "generations", "training_splits": "training", "retraining_splits": "re-training"}
+    units["synthetic_splits"] = "synthetic"
+    for name in dict.fromkeys(row["table"] for row in rows):
+        arms = [row for row in rows if row["table"] == name]
+        table = Table("arm", *units.values(), box=None, pad_edge=False, title_justify="left")
+        for row in arms:
+            ratios = [row.get(f"{unit}_ratio_to_ce") for unit in units]
+            table.add_row(
+                row["arm"],
+                *[row[unit] + (f" ({ratio})" if ratio else "") for unit, ratio in zip(units, ratios, strict=True)],
+            )
+        out.print(f"[bold]{name}[/]: {arms[0]['dataset']}, {arms[0]['model']}", highlight=False)
+        out.print(table)
+        out.print()
+    legend = "training, re-training, synthetic: splits of text read until then: all / after M_0 / written by a model"
+    out.print(f"[dim]{legend}[/]")
 
 
 def main() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fortifai_core.errors import InputError
-from storage.experiments import list_experiments, load_experiment
+from storage.experiments import StageRecord, list_experiments, load_experiment
 from storage.manifest import Manifest
 from storage.store import ArtifactStore
 from tasks.stages import VERSIONS, Plan, Stage
@@ -16,19 +17,17 @@ from tasks.stages import VERSIONS, Plan, Stage
 _Place = tuple[str, str | None, int | None, int | None, int | None]
 
 
-def _place(stage: Stage | dict[str, Any]) -> _Place:
-    names = ("role", "arm", "seed", "generation", "split")
-    values = [getattr(stage, n) if isinstance(stage, Stage) else stage[n] for n in names]
-    return tuple(values)  # type: ignore[return-value]
+def _place(stage: Stage | StageRecord) -> _Place:
+    return (stage.role, stage.arm, stage.seed, stage.generation, stage.split)
 
 
 def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
     """One row a stage: is it found, and if not, why not (compared with the last run under the same name)."""
     earlier: dict[_Place, Manifest] = {}
-    for record in sorted(list_experiments(store), key=lambda r: r["updated"]):
-        if record["name"] == plan.config.name:
-            for one in record["stages"]:
-                artifact = store.find(one["kind"], one["key"])
+    for record in list_experiments(store):
+        if record.name == plan.config.name:
+            for one in record.stages:
+                artifact = store.find(one.kind, one.key)
                 if artifact is not None:
                     earlier[_place(one)] = artifact.manifest
     rows = []
@@ -86,12 +85,12 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
 def describe(store: ArtifactStore, key: str) -> dict[str, Any]:
     """An experiment's record or an artifact's manifest, found by name, id or the first digits of a key."""
     for record in list_experiments(store):
-        if key in (record["id"], record["name"]):
-            return record
-    return _by_prefix(store, key).manifest.to_dict()
+        if key in (record.id, record.label, record.name):
+            return asdict(record)
+    return asdict(_by_prefix(store, key))
 
 
-def _by_prefix(store: ArtifactStore, prefix: str) -> Any:
+def _by_prefix(store: ArtifactStore, prefix: str) -> Manifest:
     matches = [a for a in store.ls() if a.key.startswith(prefix)] if len(prefix) >= 4 else []
     if len(matches) != 1:
         problem = "is no experiment and no artifact" if not matches else f"fits {len(matches)} artifacts"
@@ -111,12 +110,32 @@ def locate(store: ArtifactStore, what: str) -> Path | str:
         from flows.local import results_table
 
         return results_table(store, load_experiment(store, "latest"))[2]
-    return Path(_by_prefix(store, what).path)
+    manifest = _by_prefix(store, what)
+    artifact = store.find(manifest.kind, manifest.key)
+    if artifact is None:
+        raise InputError("key", what, "was damaged and has been set aside; run its experiment again")
+    return artifact.path
 
 
-def paper_table() -> tuple[list[str], list[list[str]]]:
+def paper_table() -> list[dict[str, str]]:
     """Time to failure of the paper's arms, from its own Tables D2 to D5, with the ratio to CE in each unit."""
-    from fortifai_core.paper import paper_time_to_failure, read_results, ttf_table
+    from fortifai_core.failure import SPLIT_UNITS
+    from fortifai_core.paper import paper_time_to_failure, read_results
 
     with resources.as_file(resources.files("storage") / "paper" / "results.csv") as path:
-        return ttf_table(paper_time_to_failure(read_results(path)))
+        arms = paper_time_to_failure(read_results(path))
+    return [
+        {
+            "table": arm.table,
+            "dataset": arm.dataset,
+            "model": arm.model,
+            "arm": arm.method,
+            **{unit: arm.absolute.describe(unit) for unit in SPLIT_UNITS},
+            **{
+                f"{unit}_ratio_to_ce": arm.absolute_ratios[unit].describe()
+                for unit in SPLIT_UNITS
+                if unit in arm.absolute_ratios
+            },
+        }
+        for arm in arms
+    ]

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from fortifai_core.config import ExperimentConfig
+from fortifai_core.config import ExperimentConfig, Inconsistent
 from fortifai_core.errors import ConfigError
 
 
@@ -113,20 +113,14 @@ def config_error(error: ValidationError) -> ConfigError:
     if first["type"] == "extra_forbidden":
         remedy = "there is no such field" + _suggest(location)
     elif first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-        name, separator, rest = message.partition(" = ")
-        if separator:
-            shown, _, remedy = rest.partition(": ") if ": " in rest else rest.partition(" ")
-            return ConfigError(name, _literal(shown), remedy)
-        remedy, value = message, None
+        cause = first["ctx"]["error"]
+        if isinstance(cause, Inconsistent):
+            return ConfigError(cause.field, cause.value, cause.remedy)
+        remedy = str(cause)
     else:
         remedy = first["msg"][0].lower() + first["msg"][1:]
     more = error.error_count() - 1
     return ConfigError(field, value, remedy + (f" (and {more} more)" if more else ""))
-
-
-def _literal(text: str) -> Any:
-    return yaml.safe_load(text)
 
 
 def _suggest(location: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from flows.prepare import prepare_experiment
 from flows.reporters import TerminalReporter
 from fortifai_core.config import ExperimentConfig
 from fortifai_core.errors import FortifaiError
-from storage.experiments import load_experiment
+from storage.experiments import Experiment, load_experiment
 from storage.store import ArtifactStore
 
 
@@ -62,16 +62,16 @@ def run_here(
     return {**outcome, "seconds": round(wall, 2)}
 
 
-def report_folder(store: ArtifactStore, record: dict[str, Any]) -> Path | None:
+def report_folder(store: ArtifactStore, record: Experiment) -> Path | None:
     """Where the report of a finished experiment lies."""
-    for stage in reversed(record["stages"]):
-        if stage["role"] == "report":
-            artifact = store.find(stage["kind"], stage["key"])
+    for stage in reversed(record.stages):
+        if stage.role == "report":
+            artifact = store.find(stage.kind, stage.key)
             return artifact.path if artifact else None
     return None
 
 
-def results_table(store: ArtifactStore, record: dict[str, Any]) -> tuple[list[str], list[list[str]], Path]:
+def results_table(store: ArtifactStore, record: Experiment) -> tuple[list[str], list[list[str]], Path]:
     """Headers and rows as the terminal shows them, and the path of the HTML report."""
     import json
 
@@ -79,22 +79,23 @@ def results_table(store: ArtifactStore, record: dict[str, Any]) -> tuple[list[st
 
     folder = report_folder(store, record)
     if folder is None:
-        raise InputError("experiment", record["id"], f"has no report yet; `fortifai resume {record['id']}` finishes it")
+        raise InputError("experiment", record.label, f"has no report yet; `fortifai resume {record['id']}` finishes it")
     table = json.loads((folder / "table.json").read_text())
     return table["headers"], table["rows"], folder / "report.html"
 
 
-def print_outcome(store: ArtifactStore, record: dict[str, Any], console: Console) -> None:
+def print_outcome(store: ArtifactStore, record: Experiment, console: Console) -> None:
     """The experiment's table, its headline, and where its report lies."""
     import json
 
     headers, rows, path = results_table(store, record)
     summary = json.loads((path.parent / "table.json").read_text())
-    table = Table(*[escape(h) for h in headers], box=None, pad_edge=False, title_justify="left")
+    table = Table(*[escape(h) for h in headers], box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for row in rows:
         table.add_row(*[escape(cell) for cell in row])
-    console.print()
+    console.print(f"\n[bold]{escape(summary['title'])}[/]")
     console.print(table)
+    console.print(f"[dim]{escape(summary['caption'])}[/]", highlight=False)
     for line in summary["headline"]:
         console.print(f"\n{escape(line)}", highlight=False)
     for note in summary["notes"]:

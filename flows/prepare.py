@@ -8,11 +8,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fortifai_core.config import CustomLoss, ExperimentConfig, PretrainedModel, ScratchModel
 from fortifai_core.errors import ConfigError, StoreError
-from storage.experiments import save_experiment
+from storage.experiments import StageRecord, record_experiment
 from storage.models import model_identity
 from storage.sources import check_corpus, source_digests
 from storage.store import ArtifactStore
@@ -88,26 +87,22 @@ def prepare_experiment(
     check_space(config, plan, opened)
     for stage in descendants(plan, refresh):
         opened.remove(stage.kind, stage.key)
-    record_id = save_experiment(opened, config=config.model_dump(mode="json"), stages=stage_rows(plan))
-    return Prepared(plan=plan, store=opened, record_id=record_id)
-
-
-def stage_rows(plan: Plan) -> list[dict[str, Any]]:
-    """The stages as the experiment's record keeps them."""
-    return [
-        {
-            "kind": one.kind,
-            "key": one.key,
-            "role": one.role,
-            "arm": one.arm,
-            "seed": one.seed,
-            "generation": one.generation,
-            "split": one.split,
-            "version": one.version,
-            "parents": {name: key for name, (_, key) in one.parents.items()},
-        }
+    stages = [
+        StageRecord(
+            kind=one.kind,
+            key=one.key,
+            role=one.role,
+            arm=one.arm,
+            seed=one.seed,
+            generation=one.generation,
+            split=one.split,
+            version=one.version,
+            parents={name: key for name, (_, key) in one.parents.items()},
+        )
         for one in plan.uses()
     ]
+    record = record_experiment(opened, config=config.model_dump(mode="json"), status="planned", stages=stages)
+    return Prepared(plan=plan, store=opened, record_id=record.label)
 
 
 def descendants(plan: Plan, roles: Sequence[str]) -> list[Stage]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from fortifai_core.config import ExperimentConfig
 from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import LogReporter
-from storage.experiments import update_status
+from storage.experiments import record_experiment
 from tasks import publish, stage_tasks
 from tasks.pool import worker_pool
 from tasks.session import Reporter, Session, current_session, session
@@ -60,15 +60,17 @@ async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]
     plan, store = prepared.plan, prepared.store
     async with worker_pool(plan.config, store_url=store.url, logs=store.logs) as pool:
         with session(Session(plan=plan, store=store, pool=pool, reporter=reporter)) as running:
-            update_status(store, prepared.record_id, "running")
+            config = plan.config.model_dump(mode="json")
+            record_experiment(store, config=config, status="running")
             try:
                 await _shared(plan)
                 await _together(*(run_arm(plan.config.name, run.arm, run.seed) for run in plan.runs))
                 report = await stage_tasks.write_report(plan.report(running.stopped))
             except BaseException:
-                update_status(store, prepared.record_id, "failed")
+                record_experiment(store, config=config, status="failed")
                 raise
-            update_status(store, prepared.record_id, "finished")
+            record_experiment(store, config=config, status="finished")
+            running.tell_drift()
             return {
                 "experiment": prepared.record_id,
                 "report": report["key"],

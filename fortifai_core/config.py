@@ -17,6 +17,14 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Inconsistent(ValueError):
+    """Fields that do not fit together; kept in parts, so that whoever shows it can name the field."""
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        self.field, self.value, self.remedy = field, value, remedy
+        super().__init__(f"{field} = {value!r}: {remedy}")
+
+
 # --------------------------------------------------------------------------------------------- corpora
 
 
@@ -95,7 +103,8 @@ class ScratchModel(Frozen):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ScratchModel:
         if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
-            raise ValueError(f"heads = {self.heads} must divide hidden_size = {self.hidden_size} into even parts")
+            remedy = f"must divide hidden_size = {self.hidden_size} into even parts"
+            raise Inconsistent("model.heads", self.heads, remedy)
         return self
 
 
@@ -274,18 +283,21 @@ class ExperimentConfig(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
         if self.generations > self.splits:
-            raise ValueError(f"generations = {self.generations} is above splits = {self.splits}: lower it, or cut more")
+            remedy = f"is above splits = {self.splits}: each generation brings in one; lower it, or raise splits"
+            raise Inconsistent("generations", self.generations, remedy)
         labels = [loss.label for loss in self.losses]
         if len(set(labels)) < len(labels):
-            raise ValueError(f"losses = {labels}: two arms are the same; remove one")
+            raise Inconsistent("losses", labels, "two arms are the same; remove one")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds = {self.seeds}: seeds must be different and not negative")
-        longest = self.regeneration.context_tokens + self.regeneration.block_tokens
-        if isinstance(self.model, ScratchModel) and max(longest, self.training.sequence_length) > self.model.max_positions:
-            raise ValueError(
-                f"model.max_positions = {self.model.max_positions} is below what training.sequence_length and "
-                f"regeneration.context_tokens + block_tokens need ({max(longest, self.training.sequence_length)})"
-            )
+            raise Inconsistent("seeds", self.seeds, "seeds must be different and not negative")
+        if isinstance(self.model, ScratchModel):
+            rewriting = self.regeneration.context_tokens + self.regeneration.block_tokens
+            training = max(self.training.sequence_length, self.model.pretraining_sequence_length)
+            longest = max(rewriting, training)
+            if longest > self.model.max_positions:
+                remedy = f"sequences of {longest} tokens are asked for; raise it, or shorten contexts and sequences"
+                raise Inconsistent("model.max_positions", self.model.max_positions, remedy)
         if self.training.batch_size % self.training.gradient_accumulation:
-            raise ValueError("training.batch_size must be a multiple of training.gradient_accumulation")
+            remedy = f"must be a multiple of gradient_accumulation = {self.training.gradient_accumulation}"
+            raise Inconsistent("training.batch_size", self.training.batch_size, remedy)
         return self

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fortifai_core.config import Runtime
-from storage.provenance import collect, warn_on_drift
+from storage.provenance import collect, rooms_of
 from storage.store import Artifact, ArtifactStore
 from tasks.stages import VERSIONS, Stage
 
@@ -67,18 +66,14 @@ def build(
     with store.build(stage.kind, stage.key) as draft:
         if draft.found is not None:
             return draft.found, True
-        started = time.monotonic()
         context = Context(stage, store, draft.path, runtime, device, progress)
         metrics = _builder(stage.role)(context)
-        metrics["seconds"] = round(time.monotonic() - started, 3)
         artifact = draft.commit(
             stage_version=VERSIONS[stage.role],
             content=stage.content,
             parents={name: key for name, (_, key) in stage.parents.items()},
             metrics=metrics,
-            provenance=collect(["fortifai_core", "kernels", "storage", "tasks"]),
+            provenance=collect(rooms_of(stage.kind)),
         )
         return artifact, False
 
-
-__all__ = ["Context", "build", "warn_on_drift"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fortifai_core.config import Evaluation
 from fortifai_core.corpora import Question
 from storage import shards
+from tasks.prepare import has_file
 from tasks.train import base_folder
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ def build_evaluation(context: Context) -> dict[str, Any]:
     tokenizer = load_tokenizer(artifact.path / "tokenizer")
     model = load_model(artifact.path, base=base_folder(context)).to(context.device)
     metrics: list[dict[str, Any]] = []
-    if "questions.parquet" in corpus.names:
+    if has_file(corpus, "questions.parquet"):
         asked = [
-            row for row in shards.iter_rows([corpus.file("questions.parquet")]) if row["split"] in content["splits"]
+            row for row in shards.read_rows(corpus.file("questions.parquet")) if row["split"] in content["splits"]
         ]
         questions = [
             Question(r["question"], r["document"], r["context"], r["true_answer"], r["false_answer"]) for r in asked
@@ -54,22 +55,20 @@ def build_evaluation(context: Context) -> dict[str, Any]:
             }
             for score, row in zip(scores, asked, strict=True)
         ]
-        shards.write_table(context.directory / "scores.parquet", rows, shards.SCORES)
+        shards.write_table(context.directory / "scores.parquet", rows, schema="scores")
         for split in content["splits"]:
             of_split = [s for s, row in zip(scores, asked, strict=True) if row["split"] == split]
             if of_split:
                 metrics.append(_metric(f"kr-split-{split}", retention(of_split), split, len(of_split)))
         metrics.append(_metric("kr-total", retention(scores), None, len(scores)))
     if config.perplexity:
-        tokens = [
-            row["tokens"] for row in shards.iter_rows([corpus.file("validation.parquet")], columns=["tokens"])
-        ]
+        tokens = shards.read_table_columns(corpus.file("validation.parquet"), ["tokens"])["tokens"]
         value, count = perplexity(
             model, tokens, batch=max(1, context.runtime.inference_batch // 8), sequence_length=VALIDATION_LENGTH
         )
         metrics.append(_metric("perplexity-real", value, None, count))
     if metrics:
-        shards.write_table(context.directory / "metrics.parquet", metrics, shards.METRICS)
+        shards.write_table(context.directory / "metrics.parquet", metrics, schema="metrics")
     return {row["metric"]: row["value"] for row in metrics}
 
 

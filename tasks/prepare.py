@@ -11,9 +11,15 @@ from fortifai_core.corpora import Document, Question
 from storage import shards
 
 if TYPE_CHECKING:
+    from storage.store import Artifact
     from tasks.build import Context
 
 _CORPUS: TypeAdapter[Corpus] = TypeAdapter(Corpus)
+
+
+def has_file(artifact: Artifact, name: str) -> bool:
+    """Whether the artifact was made with this file: a corpus may have no questions."""
+    return any(entry["name"] == name for entry in artifact.manifest.files)
 
 
 def _text_rows(documents: list[Document]) -> list[dict[str, Any]]:
@@ -31,7 +37,7 @@ def build_pretraining(context: Context) -> dict[str, Any]:
         documents = pretraining_text(corpus)
     else:
         documents = load_source(corpus, splits=context.stage.recipe["splits"], seed=0).pretraining
-    shards.write_table(context.directory / "pretraining.parquet", _text_rows(documents), shards.TEXTS)
+    shards.write_table(context.directory / "pretraining.parquet", _text_rows(documents), schema="documents")
     return {"documents": len(documents), "characters": sum(len(d.text) for d in documents)}
 
 
@@ -43,8 +49,8 @@ def build_source(context: Context) -> dict[str, Any]:
     source = load_source(
         corpus, splits=context.stage.content["splits"], seed=context.stage.recipe["seed"]
     )
-    shards.write_table(context.directory / "documents.parquet", _text_rows(source.documents), shards.TEXTS)
-    shards.write_table(context.directory / "validation.parquet", _text_rows(source.validation), shards.TEXTS)
+    shards.write_table(context.directory / "documents.parquet", _text_rows(source.documents), schema="documents")
+    shards.write_table(context.directory / "validation.parquet", _text_rows(source.validation), schema="documents")
     if source.questions:
         rows = [
             {
@@ -56,7 +62,7 @@ def build_source(context: Context) -> dict[str, Any]:
             }
             for q in source.questions
         ]
-        shards.write_table(context.directory / "questions.parquet", rows, shards.SOURCE_QUESTIONS)
+        shards.write_table(context.directory / "questions.parquet", rows, schema="questions")
     return {
         "documents": len(source.documents),
         "questions": len(source.questions),
@@ -71,7 +77,7 @@ def build_tokenizer(context: Context) -> dict[str, Any]:
 
         texts = context.parent("pretraining").file("pretraining.parquet")
         tokenizer = train_tokenizer(
-            (row["text"] for row in shards.iter_rows([texts], columns=["text"])),
+            (text for batch in shards.iter_batches(texts, columns=["text"]) for text in batch["text"]),
             vocabulary=context.stage.content["vocabulary"],
         )
     else:
@@ -91,7 +97,7 @@ def build_corpus(context: Context) -> dict[str, Any]:
     splits = context.stage.content["splits"]
     source = context.parent("source")
     tokenizer = load_tokenizer(context.parent("tokenizer").path)
-    texts = list(shards.iter_rows([source.file("documents.parquet")]))
+    texts = shards.read_rows(source.file("documents.parquet"))
     tokens = encode_documents(tokenizer, [row["text"] for row in texts])
     split_of = cut([len(t) for t in tokens], splits=splits, group=[row["source"] for row in texts])
     for split in range(splits):
@@ -102,15 +108,15 @@ def build_corpus(context: Context) -> dict[str, Any]:
         ]
         for position, row in enumerate(rows):
             row["position"] = position
-        shards.write_table(context.directory / split_file(split), rows, shards.SPLIT)
+        shards.write_table(context.directory / split_file(split), rows, schema="split-text")
     validation = [
         {**_tokens_row(row["document"], row["text"], ids), "position": position}
         for position, (row, ids) in enumerate(_encoded(tokenizer, source.file("validation.parquet")))
     ]
-    shards.write_table(context.directory / "validation.parquet", validation, shards.SPLIT)
+    shards.write_table(context.directory / "validation.parquet", validation, schema="split-text")
     counts: dict[str, Any] = {"tokens": sum(len(t) for t in tokens), "documents": len(texts)}
-    if "questions.parquet" in source.names:
-        questions = {row["question"]: row for row in shards.iter_rows([source.file("questions.parquet")])}
+    if has_file(source, "questions.parquet"):
+        questions = {row["question"]: row for row in shards.read_rows(source.file("questions.parquet"))}
         assigned = assign_questions(
             [
                 Question(q["question"], q["document"], q["context"], q["true_answer"], q["false_answer"])
@@ -119,7 +125,7 @@ def build_corpus(context: Context) -> dict[str, Any]:
             {row["document"]: k for row, k in zip(texts, split_of, strict=True)},
         )
         rows = [{**questions[name], "split": split} for name, split in assigned.items()]
-        shards.write_table(context.directory / "questions.parquet", rows, shards.QUESTIONS)
+        shards.write_table(context.directory / "questions.parquet", rows, schema="questions")
         counts["questions"] = len(rows)
     return counts
 
@@ -127,7 +133,7 @@ def build_corpus(context: Context) -> dict[str, Any]:
 def _encoded(tokenizer: Any, path: Any) -> list[tuple[dict[str, Any], list[int]]]:
     from fortifai_core.tokenization import encode_documents
 
-    rows = list(shards.iter_rows([path]))
+    rows = shards.read_rows(path)
     return list(zip(rows, encode_documents(tokenizer, [row["text"] for row in rows]), strict=True))
 
 

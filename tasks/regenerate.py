@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from tasks.build import Context
 
 
+def _rows(paths: list[Path], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    for batch in shards.iter_batches(paths, columns=columns):
+        names = list(batch)
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
 def _groups(rows: Iterator[dict[str, Any]], *, tokens: int) -> Iterator[list[dict[str, Any]]]:
     """Whole documents, in order, in groups of about `tokens` tokens: what one part-file holds."""
     group: list[dict[str, Any]] = []
@@ -45,23 +52,23 @@ def build_split(context: Context) -> dict[str, Any]:
     tokenizer = load_tokenizer(artifact.path / "tokenizer")
     model = load_model(artifact.path, base=base_folder(context)).to(context.device)
     if "text" in context.stage.parents:
-        before = context.parent("text")
-        paths = [before.file(name) for name in before.names if name.startswith("part-")]
+        paths = context.parent("text").files("part-*.parquet")
     else:
         paths = [context.parent("corpus").file(split_file(split))]
     # part-files are cut by a fixed number of tokens, never by what a machine can hold: they are the resumable
     # unit, and with contexts that run across documents everything is one part
     limit = context.runtime.shard_blocks * config.block_tokens
-    groups = _groups(shards.iter_rows(paths), tokens=limit if not config.across_documents else 2**62)
-    total = sum(len(row["tokens"]) for row in shards.iter_rows(paths, columns=["tokens"]))
+    groups = _groups(_rows(paths), tokens=limit if not config.across_documents else 2**62)
+    total = sum(len(row["tokens"]) for row in _rows(paths, columns=["tokens"]))
     parts = context.workspace / "parts"
     parts.mkdir(parents=True, exist_ok=True)
+    finished = shards.finished_parts(parts, layout={"tokens": limit})
     seen = changed = 0
     synthetic, real = UnigramCounts(len(tokenizer)), UnigramCounts(len(tokenizer))
     for number, group in enumerate(groups):
-        path = parts / f"part-{number:05d}.parquet"
+        path = parts / shards.part_name(number)
         offset = seen
-        if path.name not in shards.finished_parts(parts):
+        if number not in finished:
             rewritten = regenerate(
                 model,
                 [TokenisedDocument(row["document"], row["position"], row["tokens"]) for row in group],
@@ -79,14 +86,14 @@ def build_split(context: Context) -> dict[str, Any]:
                 {"document": d.id, "position": d.position, "text": text, "tokens": d.tokens, "kept": d.kept}
                 for d, text in zip(rewritten, texts, strict=True)
             ]
-            shards.write_table(path, rows, shards.SPLIT)
+            shards.write_table(path, rows, schema="split-text")
         seen += sum(len(row["tokens"]) for row in group)
-        for row in shards.iter_rows([path], columns=["tokens", "kept"]):
+        for row in _rows([path], columns=["tokens", "kept"]):
             synthetic.add(row["tokens"])
             changed += len(row["tokens"]) - row["kept"]
     for path in sorted(parts.glob("part-*.parquet")):
         shutil.copyfile(path, context.directory / path.name)
-    for row in shards.iter_rows([context.parent("corpus").file(split_file(split))], columns=["tokens"]):
+    for row in _rows([context.parent("corpus").file(split_file(split))], columns=["tokens"]):
         real.add(row["tokens"])
     del model
     if torch.cuda.is_available():
@@ -97,7 +104,3 @@ def build_split(context: Context) -> dict[str, Any]:
         "unigram-kl": synthetic.kl_from(real),
     }
 
-
-def part_paths(folder: Path) -> list[Path]:
-    """The part-files of a regenerated split, in order."""
-    return sorted(folder.glob("part-*.parquet"))

@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+from storage.manifest import Manifest
+from storage.provenance import collect, drift, rooms_of
 from storage.store import ArtifactStore
 from tasks.pool import WorkerPool
 from tasks.stages import Plan, Stage
@@ -37,6 +39,25 @@ class Session:
     found: list[Stage] = field(default_factory=list)
     stage_seconds: float = 0.0
     stopped: dict[tuple[str, int], int] = field(default_factory=dict)
+    drifted: dict[str, int] = field(default_factory=dict)
+    _here: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def note_drift(self, manifest: Manifest) -> None:
+        """Count a found artifact that other code, packages or hardware made, by what differs."""
+        if manifest.kind not in self._here:
+            self._here[manifest.kind] = collect(rooms_of(manifest.kind))
+        lines = drift(manifest.provenance, self._here[manifest.kind])
+        if lines:
+            difference = "; ".join(lines)
+            self.drifted[difference] = self.drifted.get(difference, 0) + 1
+
+    def tell_drift(self) -> None:
+        """Say once for every difference how many of the stages found it concerns."""
+        for difference, count in self.drifted.items():
+            self.reporter.noted(
+                f"warning: {count} stages were found that were made under other circumstances and are used as they "
+                f"are ({difference}); --refresh ROLE builds them anew"
+            )
 
 
 _current: ContextVar[Session] = ContextVar("fortifai_session")

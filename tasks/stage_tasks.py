@@ -17,14 +17,12 @@ from prefect.states import Completed, State
 from prefect.tasks import exponential_backoff
 
 from fortifai_core.errors import FortifaiError
-from storage.provenance import warn_on_drift
 from tasks.pool import WorkerError
 from tasks.session import Session, current_session
 from tasks.stages import Stage
 
 TRANSIENT = ("ConnectionError", "ConnectTimeout", "ReadTimeout", "HfHubHTTPError", "OSError", "TimeoutError")
 PROGRESS_EVERY_SECONDS = 3.0
-ROOMS_COMPARED = ("fortifai_core", "kernels", "storage", "tasks")
 
 
 def _outside_trouble(_task: Any, _run: Any, state: State[Any]) -> bool:
@@ -70,7 +68,7 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
     session = current_session()
     artifact = session.store.find(stage.kind, stage.key)
     if artifact is not None:
-        warn_on_drift(artifact.manifest.provenance, stage.label)
+        session.note_drift(artifact.manifest)
         session.found.append(stage)
         session.reporter.finished(stage, found=True, seconds=0.0)
         return Completed(
@@ -82,7 +80,7 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
     outcome = await _build(stage, session)
     seconds = time.monotonic() - started
     (session.found if outcome["found"] else session.built).append(stage)
-    session.stage_seconds += 0.0 if outcome["found"] else float(outcome["metrics"].get("seconds", 0.0))
+    session.stage_seconds += 0.0 if outcome["found"] else float(outcome["seconds"])
     session.reporter.finished(stage, found=outcome["found"], seconds=seconds)
     return {"kind": stage.kind, "key": stage.key, "metrics": outcome["metrics"]}
 

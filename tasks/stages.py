@@ -139,7 +139,12 @@ class Plan:
         ]
         return stage(
             "report",
-            content={"config": self.config.model_dump(mode="json", exclude={"runtime", "corpus"})},
+            content={
+                "name": self.config.name,
+                "arms": [loss.label for loss in self.config.losses],
+                "regime": self.config.regime.value,
+                "threshold": self.config.failure.threshold,
+            },
             parents={
                 **{f"{one.role}/{one.seed}": one for one in self.shared if one.role in ("source", "corpus")},
                 **{
@@ -149,6 +154,7 @@ class Plan:
                     for one in [g.train, *g.regenerate, g.evaluate]
                 },
             },
+            recipe={"command": f"fortifai resume {self.config.name}", "config": self.config.model_dump(mode="json")},
         )
 
     def stages(self) -> list[Stage]:

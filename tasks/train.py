@@ -30,7 +30,11 @@ def packed_rows(documents: Iterator[list[int]], *, path: Path, sequence_length: 
     from fortifai_core.packing import pack
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    shards.write_packed(path, pack(documents, sequence_length=sequence_length, end_of_text=end_of_text))
+    shards.write_packed(
+        path,
+        pack(documents, sequence_length=sequence_length, end_of_text=end_of_text),
+        sequence_length=sequence_length,
+    )
     return Dataset.from_file(str(path))
 
 
@@ -38,8 +42,7 @@ def text_files(context: Context, split: int, version: int) -> list[Path]:
     """The Parquet files of D_split^(version), real or regenerated."""
     if version == 0:
         return [context.parent("corpus").file(split_file(split))]
-    artifact = context.parent(f"D{split}^({version})")
-    return [artifact.file(name) for name in artifact.names if name.startswith("part-")]
+    return context.parent(f"D{split}^({version})").files("part-*.parquet")
 
 
 def base_folder(context: Context) -> Path | None:
@@ -48,8 +51,8 @@ def base_folder(context: Context) -> Path | None:
 
 
 def _tokens(paths: list[Path]) -> Iterator[list[int]]:
-    for row in shards.iter_rows(paths, columns=["tokens"]):
-        yield row["tokens"]
+    for batch in shards.iter_batches(paths, columns=["tokens"]):
+        yield from batch["tokens"]
 
 
 def build_base(context: Context) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def build_base(context: Context) -> dict[str, Any]:
         )
     )
     path = context.parent("pretraining").file("pretraining.parquet")
-    texts = [row["text"] for row in shards.iter_rows([path], columns=["text"])]
+    texts = shards.read_table_columns(path, ["text"])["text"]
     rows = packed_rows(
         iter(encode_documents(tokenizer, texts)),
         path=context.workspace / "pretraining.arrow",
@@ -128,10 +131,13 @@ def build_generation(context: Context) -> dict[str, Any]:
         sequence_length=training.sequence_length,
         end_of_text=tokenizer.eos_token_id,
     )
+    share = 1.0
     if content["regime"] == "accumulate-subsample" and len(text) > 1:
         # one split's worth of sequences, drawn evenly over everything accumulated
         draw = np.random.default_rng(derive_seed("subsample", content["seed"], content["generation"]))
-        rows = rows.select(np.sort(draw.permutation(len(rows))[: max(1, len(rows) // len(text))]))
+        chosen = np.sort(draw.permutation(len(rows))[: max(1, len(rows) // len(text))])
+        share = len(chosen) / len(rows)
+        rows = rows.select(chosen)
     validation = None
     if training.checkpoint == "best":
         validation = packed_rows(
@@ -144,7 +150,15 @@ def build_generation(context: Context) -> dict[str, Any]:
     loss = _LOSS.validate_python(context.stage.recipe["loss"])
     metrics = _train(model, rows, context, training=training, loss=loss, seed=seed, validation=validation)
     _save(model, context, tokenizer=previous.path / "tokenizer")
-    return metrics
+    read = [
+        (version, sum(len(tokens) for tokens in _tokens(text_files(context, split, version))))
+        for split, version in text
+    ]
+    return {
+        **metrics,
+        "tokens-read": round(share * sum(tokens for _, tokens in read)),
+        "tokens-synthetic": round(share * sum(tokens for version, tokens in read if version > 0)),
+    }
 
 
 def _train(

@@ -75,7 +75,7 @@ def _serve(request: dict[str, Any], channel: TextIO) -> None:
             traceback=traceback.format_exc(),
         )
     else:
-        send(event="done", found=found, metrics=artifact.manifest.metrics)
+        send(event="done", found=found, metrics=artifact.manifest.metrics, seconds=artifact.manifest.seconds)
 
 
 def main() -> None:

@@ -1,0 +1,117 @@
+"""Builder of the report: gathers what every run measured and hands it to `fortifai_core.report`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from fortifai_core.config import ExperimentConfig
+from storage import shards
+from tasks.prepare import has_file
+
+if TYPE_CHECKING:
+    from fortifai_core.report_data import ArmResult, GenerationResult, RunResult
+    from storage.store import Artifact
+    from tasks.build import Context
+
+
+def build_report(context: Context) -> dict[str, Any]:
+    """report.html, its figures and tables, and table.json for the terminal."""
+    from fortifai_core.paper import paper_time_to_failure, read_results
+    from fortifai_core.report import build_report as write_report
+    from fortifai_core.report import terminal_table
+    from fortifai_core.report_analysis import analyse
+    from fortifai_core.report_data import ReportData
+
+    config = ExperimentConfig.model_validate(context.stage.recipe["config"])
+    with resources.as_file(resources.files("storage") / "paper" / "results.csv") as path:
+        quoted = paper_time_to_failure(read_results(path))
+    data = ReportData(
+        experiment=config.name,
+        config=context.stage.recipe["config"],
+        command=context.stage.recipe["command"],
+        environment=_environment(context),
+        arms=tuple(_arm(context, config, loss.label) for loss in config.losses),
+        notes=_notes(context),
+        quoted=quoted,
+        regime=config.regime,
+        threshold=config.failure.threshold,
+        baseline=config.losses[0].label,
+    )
+    write_report(data, context.directory)
+    table = {**asdict(terminal_table(data)), "headline": list(analyse(data).headline), "notes": list(data.notes)}
+    (context.directory / "table.json").write_text(json.dumps(table, indent=1, ensure_ascii=False))
+    return {}
+
+
+def _arm(context: Context, config: ExperimentConfig, arm: str) -> ArmResult:
+    from fortifai_core.report_data import ArmResult
+
+    return ArmResult(label=arm, runs=tuple(_run(context, config, arm, seed) for seed in config.seeds))
+
+
+def _run(context: Context, config: ExperimentConfig, arm: str, seed: int) -> RunResult:
+    from fortifai_core.report_data import RunResult
+
+    done = [i for i in range(config.generations) if f"{arm}/{seed}/{i}/evaluate" in context.stage.parents]
+    return RunResult(seed=seed, generations=tuple(_generation(context, config, arm, seed, i) for i in done))
+
+
+def _generation(context: Context, config: ExperimentConfig, arm: str, seed: int, i: int) -> GenerationResult:
+    from fortifai_core.report_data import GenerationResult, Scores
+
+    place = f"{arm}/{seed}/{i}"
+    train, evaluation = context.parent(f"{place}/train"), context.parent(f"{place}/evaluate")
+    rewritten: dict[int, Artifact] = {
+        int(name.rsplit("/", 1)[1]): context.parent(name)
+        for name in context.stage.parents
+        if name.startswith(f"{place}/regenerate/")
+    }
+    columns: dict[str, list[Any]] = {"question": [], "document": [], "split": [], "correct": []}
+    if has_file(evaluation, "scores.parquet"):
+        columns = shards.read_table_columns(evaluation.file("scores.parquet"), list(columns))
+    metrics = evaluation.manifest.metrics
+    return GenerationResult(
+        generation=i,
+        scores=Scores(**columns),
+        perplexity=_number(metrics.get("perplexity-real")),
+        unigram_kl={split: float(a.manifest.metrics["unigram-kl"]) for split, a in rewritten.items()},
+        live_fraction=_number(metrics.get("live-fraction")),
+        tokens_trained=int(train.manifest.metrics["tokens-read"]),
+        tokens_synthetic=int(train.manifest.metrics["tokens-synthetic"]),
+        seconds={
+            "train": train.manifest.seconds,
+            "evaluate": evaluation.manifest.seconds,
+            "regenerate": sum(a.manifest.seconds for a in rewritten.values()),
+        },
+    )
+
+
+def _number(value: float | int | str | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _environment(context: Context) -> dict[str, str]:
+    """Where the models were trained, from the provenance of the first of them."""
+    first = next(name for name in context.stage.parents if name.endswith("/train"))
+    provenance = context.parent(first).manifest.provenance
+    packages = provenance.get("packages", {})
+    shown = [f"{name} {packages[name]}" for name in ("torch", "transformers", "prefect") if name in packages]
+    return {
+        "processor": f"{provenance.get('cpu', 'unknown')}, {provenance.get('cpu_count', '?')} cores",
+        "threads of a worker": str(provenance.get("torch_threads")),
+        "software": ", ".join([f"Python {provenance.get('python', '?')}", *shown]),
+        "code": str((provenance.get("git") or {}).get("revision", "not from a git checkout"))[:12],
+    }
+
+
+def _notes(context: Context) -> list[str]:
+    notes: list[str] = []
+    for name in context.stage.parents:
+        if name.startswith("source/"):
+            metrics = context.parent(name).manifest.metrics
+            notes += [str(value) for key, value in metrics.items() if key.startswith("note-")]
+    return list(dict.fromkeys(notes))
+
