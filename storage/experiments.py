@@ -1,0 +1,141 @@
+"""The record of what was run: one JSON file an experiment, naming the artifact of every stage.
+
+Artifacts know their parents but not why they were made: arm, seed and generation are here. An artifact that
+two experiments share is named by both.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from fortifai_core.errors import InputError
+from storage.keys import artifact_key
+from storage.manifest import now
+from storage.store import ArtifactStore
+
+DIRECTORY = "experiments"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of an experiment, done or planned.
+
+    Attributes:
+        kind, key: the artifact it makes.
+        role: what the stage does (`source`, `train`, `regenerate`, `evaluate`, `failure`, …).
+        arm, seed: None for what all runs share.
+        generation, split, version: None where they mean nothing.
+        parents: keys of the artifacts it reads, by role.
+    """
+
+    kind: str
+    key: str
+    role: str
+    arm: str | None = None
+    seed: int | None = None
+    generation: int | None = None
+    split: int | None = None
+    version: int | None = None
+    parents: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment. `config`: the full configuration as JSON types; times are ISO, UTC."""
+
+    id: str
+    name: str
+    config: dict[str, Any]
+    created: str
+    updated: str
+    status: str
+    stages: list[StageRecord] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """`<name>-<first eight digits of the id>`: its file, and a name that stays unique."""
+        return f"{self.name}-{self.id[:8]}"
+
+
+def experiment_id(config: Mapping[str, Any]) -> str:
+    """The key of a configuration (`model_dump(mode="json")`); `runtime` changes no result and no id."""
+    content = {name: value for name, value in config.items() if name != "runtime"}
+    return artifact_key("experiment", version=1, content=content)
+
+
+def record_experiment(
+    store: ArtifactStore,
+    *,
+    config: Mapping[str, Any],
+    status: str,
+    stages: Sequence[StageRecord] | None = None,
+) -> Experiment:
+    """Write the record of an experiment, atomically; running the same configuration again updates it.
+
+    Args:
+        config: `ExperimentConfig.model_dump(mode="json")`.
+        status: `running`, `finished`, `failed`, …
+        stages: all of them; None keeps those recorded before.
+    """
+    identity, name, moment = experiment_id(config), str(config["name"]), now()
+    fresh = Experiment(identity, name, dict(config), moment, moment, status)
+    before = _read(store, f"{fresh.label}.json")
+    if before is not None:
+        fresh = replace(fresh, created=before.created, stages=before.stages)
+    if stages is not None:
+        fresh = replace(fresh, stages=list(stages))
+    text = json.dumps(asdict(fresh), indent=1, allow_nan=False) + "\n"
+    store.write_bytes(f"{DIRECTORY}/{fresh.label}.json", text.encode())
+    return fresh
+
+
+def list_experiments(store: ArtifactStore) -> list[Experiment]:
+    """All experiments, the one updated last at the end. An unreadable record is warned about and left out."""
+    found = []
+    for name in store.names(DIRECTORY):
+        if not name.endswith(".json") or name.startswith("."):
+            continue
+        try:
+            experiment = _read(store, name)
+        except InputError as error:
+            warnings.warn(str(error), UserWarning, stacklevel=2)
+            continue
+        if experiment is not None:
+            found.append(experiment)
+    return sorted(found, key=lambda e: (e.updated, e.id))
+
+
+def load_experiment(store: ArtifactStore, name_or_id: str = "latest") -> Experiment:
+    """An experiment by name (the latest of that name), label, id or beginning of an id; or the `latest`.
+
+    Raises:
+        InputError: none matches; the message lists what there is.
+    """
+    known = list_experiments(store)
+    if name_or_id == "latest" and known:
+        return known[-1]
+    exact = [e for e in known if name_or_id in (e.name, e.label, e.id)]
+    prefix = [e for e in known if len(name_or_id) >= 4 and e.id.startswith(name_or_id)]
+    if len({e.id for e in prefix}) > 1 and not exact:
+        labels = ", ".join(e.label for e in prefix)
+        raise InputError("experiment", name_or_id, f"several begin so: {labels}; give more digits")
+    if exact or prefix:
+        return (exact or prefix)[-1]
+    labels = ", ".join(e.label for e in known) or "none: run one first"
+    raise InputError("experiment", name_or_id, f"not found in {store.url}; there is {labels}")
+
+
+def _read(store: ArtifactStore, name: str) -> Experiment | None:
+    data = store.read_bytes(f"{DIRECTORY}/{name}")
+    if data is None:
+        return None
+    try:
+        body = json.loads(data)
+        return Experiment(**{**body, "stages": [StageRecord(**stage) for stage in body["stages"]]})
+    except (ValueError, TypeError, KeyError) as error:
+        where = f"{store.url}/{DIRECTORY}/{name}"
+        raise InputError(where, str(error), "it is no experiment record; delete it or restore it") from error
