@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from fortifai_core.corpora import Document
 from fortifai_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -59,16 +58,15 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedToken
     )
 
 
-def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[list[int]]:
-    """Token ids of every document, without any special token.
+def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of the text of every document, without any special token.
 
-    A document that spells out a special token, such as `<|endoftext|>`, is encoded as the text it is.
+    A text that spells out a special token, such as `<|endoftext|>`, is encoded as the text it is.
     """
     encoded: list[list[int]] = []
-    for start in range(0, len(documents), _BATCH):
-        batch = [document.text for document in documents[start : start + _BATCH]]
+    for start in range(0, len(texts), _BATCH):
         encoded += tokenizer(
-            batch,
+            list(texts[start : start + _BATCH]),
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,

@@ -1,4 +1,4 @@
-"""The only door to the network: datasets and models from the hub, or datasets from the local mirror.
+"""The only door to datasets: from the hub, or from the local mirror in its place.
 
 With FORTIFAI_DATA set, datasets come from that folder alone (`storage.mirror`), and what it lacks is an
 error; otherwise they come through `datasets`, which honours HF_HUB_OFFLINE and its own cache.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fortifai_core.errors import DataError
@@ -132,24 +131,6 @@ def load_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
     return images, np.asarray([row["label"] for row in rows], dtype=np.uint8)
 
 
-def fetch_model(path: str, *, revision: str | None = None, field: str = "model.path") -> str:
-    """A folder that `from_pretrained` loads: `path` itself where it is one, else the hub's model, downloaded.
-
-    Raises:
-        DataError: it is neither a folder nor a model that the hub gives out to this user.
-    """
-    if Path(path).expanduser().is_dir():
-        return str(Path(path).expanduser())
-    from huggingface_hub import snapshot_download
-
-    with _hub_errors(field, path, remedy="give a folder that holds the model, or log in and be online once"):
-        return str(
-            snapshot_download(
-                path, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]
-            )
-        )
-
-
 def _from_hub(
     dataset: str, config: str | None, split: str, revision: str | None, *, limit: int | None, where: str
 ) -> list[dict[str, Any]]:
@@ -166,7 +147,7 @@ def _from_hub(
 
 
 @contextmanager
-def _hub_errors(field: str, value: str, *, remedy: str | None = None) -> Iterator[None]:
+def _hub_errors(field: str, value: str) -> Iterator[None]:
     """What goes wrong between here and the hub, as one DataError with a remedy."""
     import datasets.exceptions
     import httpx

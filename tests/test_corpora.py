@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fortifai_core.config import HuggingFaceCorpus, MixtureCorpus, TextCorpus
+from fortifai_core.config import AlmanacCorpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
 from fortifai_core.corpora import Source
 from fortifai_core.errors import DataError
 from fortifai_core.splitting import cut
@@ -384,22 +384,6 @@ def test_rows_of_the_hub_become_documents(monkeypatch: pytest.MonkeyPatch) -> No
         load_source(corpus, splits=2, seed=0)
 
 
-def test_a_model_folder_is_taken_as_it_is_and_others_need_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    assert hub.fetch_model(str(tmp_path)) == str(tmp_path)
-
-    def refuse(*_: object, **__: object) -> str:
-        raise huggingface_hub.errors.LocalEntryNotFoundError("not on this disk")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(DataError, match="not on this disk") as caught:
-        hub.fetch_model("someone/some-model")
-    assert (caught.value.field, caught.value.value) == ("model.path", "someone/some-model")
-
-
 # ------------------------------------------------------------------------------------------- the mirror
 
 
@@ -602,3 +586,16 @@ def test_blimp_and_mnist_are_in_the_mirror() -> None:
     assert set(labels.tolist()) == set(range(10)) and 30 < images.mean() < 37
     with pytest.raises(DataError, match="train and test"):
         hub.load_mnist("validation")
+
+
+def test_the_almanac_and_texts_may_be_mixed(tmp_path: Path) -> None:
+    pytest.importorskip("fortifai_core.almanac")
+    small = AlmanacCorpus(entities=8, pretraining_entities=10, validation_entities=4)
+    corpus = MixtureCorpus(parts=[small, text_corpus(tmp_path, [question(1)])])
+    check_corpus(corpus)
+    assert source_digests(corpus).keys() == {"parts.1.files.0", "parts.1.questions"}
+    first, again, other = (load_source(corpus, splits=3, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first.documents != other.documents, "the almanac's world depends on the seed"
+    assert_disjoint(first)
+    assert len(first.questions) == 8 * 3 * small.facts + 1

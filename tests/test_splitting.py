@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fortifai_core.corpora import Document, Question
+from fortifai_core.corpora import Question
 from fortifai_core.errors import DataError
 from fortifai_core.splitting import assign_questions, cut
 from fortifai_core.tokenization import END_OF_TEXT, encode_documents, train_tokenizer
@@ -70,7 +70,7 @@ def test_too_few_documents_are_refused() -> None:
 
 def test_questions_follow_their_document() -> None:
     questions = [Question("q0", "b", "c", "t", "f"), Question("q1", "a", "c", "t", "f")]
-    assert assign_questions(questions, {"a": 4, "b": 2}) == [2, 4]
+    assert assign_questions(questions, {"a": 4, "b": 2}) == {"q0": 2, "q1": 4}
     with pytest.raises(DataError, match="'a' is in no split"):
         assign_questions(questions, {"b": 2})
 
@@ -86,9 +86,8 @@ TEXTS = [
 def test_decoding_gives_every_text_back() -> None:
     tokenizer = train_tokenizer(TEXTS, vocabulary=380)
     unheard = [" two  blanks ", "\ttab\r\n", "日本語 ﬁ ½ e\u0301", "x 's , don't .", "\x00\u2028"]
-    documents = [Document(str(i), text, "s") for i, text in enumerate(TEXTS + unheard)]
-    encoded = encode_documents(tokenizer, documents)
-    assert [tokenizer.decode(ids) for ids in encoded] == [d.text for d in documents]
+    encoded = encode_documents(tokenizer, TEXTS + unheard)
+    assert [tokenizer.decode(ids) for ids in encoded] == TEXTS + unheard
     assert len(tokenizer) == 380
     assert sum(map(len, encoded[: len(TEXTS)])) < sum(len(t.encode()) for t in TEXTS) / 3
 
@@ -103,14 +102,14 @@ def test_the_same_texts_give_the_same_tokenizer() -> None:
 def test_a_special_token_in_a_document_is_text() -> None:
     tokenizer = train_tokenizer(TEXTS, vocabulary=300)
     assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == 0
-    [ids] = encode_documents(tokenizer, [Document("d", f"a{END_OF_TEXT}b", "s")])
+    [ids] = encode_documents(tokenizer, [f"a{END_OF_TEXT}b"])
     assert tokenizer.eos_token_id not in ids
     assert tokenizer.decode(ids) == f"a{END_OF_TEXT}b"
 
 
 def test_many_documents_are_encoded_as_each_alone() -> None:
     tokenizer = train_tokenizer(TEXTS, vocabulary=300)
-    documents = [Document(str(i), TEXTS[i % len(TEXTS)] * (1 + i % 3), "s") for i in range(1100)]
+    documents = [TEXTS[i % len(TEXTS)] * (1 + i % 3) for i in range(1100)]
     encoded = encode_documents(tokenizer, documents)
     assert len(encoded) == 1100
     assert [encode_documents(tokenizer, [d])[0] for d in documents[500:530]] == encoded[500:530]
@@ -122,10 +121,10 @@ def test_a_saved_tokenizer_encodes_the_same(tmp_path: Path) -> None:
 
     tokenizer = train_tokenizer(TEXTS, vocabulary=300)
     tokenizer.save_pretrained(tmp_path)
-    documents = [Document("d", TEXTS[0] + " don 't , stop . " + END_OF_TEXT, "s")]
+    documents = [TEXTS[0] + " don 't , stop . " + END_OF_TEXT]
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert encode_documents(loaded, documents) == encode_documents(tokenizer, documents)
-    assert loaded.decode(encode_documents(loaded, documents)[0]) == documents[0].text
+    assert loaded.decode(encode_documents(loaded, documents)[0]) == documents[0]
 
 
 def test_a_tokenizer_needs_text_and_all_bytes() -> None:
