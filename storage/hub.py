@@ -163,8 +163,5 @@ def _hub_errors(field: str, value: str) -> Iterator[None]:
         huggingface_hub.errors.EntryNotFoundError,
     ) as error:
         reason = " ".join(str(error).split())
-        remedy = (
-            remedy
-            or f"set {mirror.VARIABLE} to a local mirror that holds it, or correct name, config and split"
-        )
+        remedy = f"set {mirror.VARIABLE} to a local mirror that holds it, or correct name, config and split"
         raise DataError(field, value, f"the hub did not give it ({reason[:300]}): {remedy}") from error
