@@ -46,7 +46,7 @@ class TextCorpus(Frozen):
     files: list[str] = Field(min_length=1, description="Paths of the files, read in this order.")
     questions: str | None = Field(None, description="A KR-test file (JSON list or JSONL), or none.")
     text_field: str = Field("text", description="Column that holds the text in .jsonl and .parquet files.")
-    pretraining_fraction: float = Field(0.25, gt=0, lt=0.9, description="Documents kept for the base model.")
+    pretraining_fraction: float = Field(0.25, ge=0, lt=0.9, description="Documents kept for the base model.")
     validation_fraction: float = Field(0.05, gt=0, lt=0.5, description="Documents held out as validation.")
     max_documents: int | None = Field(None, ge=4, description="Read only the first so many documents.")
 
@@ -60,7 +60,7 @@ class HuggingFaceCorpus(Frozen):
     revision: str | None = Field(None, description="Commit or tag on the hub; ignored by a local mirror.")
     split: str = Field("train", description="Which of the dataset's own splits is the real corpus.")
     questions: str | None = Field(None, description="KR-test: a file, or `wikitext-2` for the authors' one.")
-    pretraining_fraction: float = Field(0.25, gt=0, lt=0.9, description="Documents kept for the base model.")
+    pretraining_fraction: float = Field(0.25, ge=0, lt=0.9, description="Documents kept for the base model.")
     validation_fraction: float = Field(
         0.05, gt=0, lt=0.5, description="Documents held out, where the dataset has no validation split."
     )
