@@ -276,9 +276,8 @@ def _runs(tables: list[Any], clusters: Any) -> list[_Run]:
                 "clusters", len(names), f"give the document of each of the {len(table)} questions"
             )
         unique, inverse = np.unique(np.asarray(names), return_inverse=True)
-        sums = np.stack(
-            [np.bincount(inverse, column, len(unique)) for column in np.asarray(table, float).T], axis=1
-        )
+        columns = [np.bincount(inverse, column, len(unique)) for column in np.asarray(table, float).T]
+        sums = np.asarray(np.stack(columns, axis=1), np.float64)
         counts = np.asarray(np.bincount(inverse, minlength=len(unique)), np.float64)
         runs.append(_Run(tuple(unique.tolist()), sums, counts, len(names)))
     if len(runs) == 1 and len(runs[0].names) == 1:
