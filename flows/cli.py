@@ -31,9 +31,15 @@ out = Console()
 err = Console(stderr=True)
 
 Source = Annotated[str, typer.Argument(help="A preset (see `fortifai init`) or a YAML file.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field: path=value. May be repeated.")]
-Store = Annotated[str | None, typer.Option("--store", help="Artifact store: a folder or URL. [FORTIFAI_STORE]")]
-Refresh = Annotated[list[str] | None, typer.Option("--refresh", help="Build this stage anew, and all after it.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a field: path=value. May be repeated.")
+]
+Store = Annotated[
+    str | None, typer.Option("--store", help="Artifact store: a folder or URL. [FORTIFAI_STORE]")
+]
+Refresh = Annotated[
+    list[str] | None, typer.Option("--refresh", help="Build this stage anew, and all after it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Which = Annotated[str, typer.Argument(help="An experiment's name or id.")]
 
@@ -44,7 +50,9 @@ def show_json(value: Any) -> None:
 
 
 @app.command()
-def init(preset: Annotated[str | None, typer.Argument(help="Which preset; without one, lists them.")] = None) -> None:
+def init(
+    preset: Annotated[str | None, typer.Argument(help="Which preset; without one, lists them.")] = None,
+) -> None:
     """Print a preset as an editable file: `fortifai init tiny > mine.yaml`."""
     from flows.load import preset_text, presets
 
@@ -68,7 +76,9 @@ def run(
     from flows.local import run_here
 
     config = load_experiment_config(source, sets or [])
-    outcome = run_here(config, store=store, refresh=refresh or [], console=err if as_json else out, resume=_resume(store))
+    outcome = run_here(
+        config, store=store, refresh=refresh or [], console=err if as_json else out, resume=_resume(store)
+    )
     if as_json:
         show_json(outcome)
 
@@ -78,16 +88,20 @@ def _resume(store: str | None) -> str:
 
 
 @app.command()
-def resume(experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False) -> None:
+def resume(
+    experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False
+) -> None:
     """Go on with an experiment that was stopped: finished stages are found, the rest is computed."""
-    from flows.local import run_here
     from flows.load import validate
+    from flows.local import run_here
     from flows.prepare import open_store
     from storage.experiments import load_experiment
 
     record = load_experiment(open_store(store), experiment)
     config = validate(record.config)
-    outcome = run_here(config, store=store, refresh=[], console=err if as_json else out, resume=_resume(store))
+    outcome = run_here(
+        config, store=store, refresh=[], console=err if as_json else out, resume=_resume(store)
+    )
     if as_json:
         show_json(outcome)
 
@@ -128,7 +142,9 @@ def serve(
 
 
 @app.command()
-def report(experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False) -> None:
+def report(
+    experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False
+) -> None:
     """Print the table of a finished experiment and where its HTML report lies."""
     from flows.local import print_outcome
     from flows.prepare import open_store
@@ -167,7 +183,10 @@ def list_all(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def show(key: Annotated[str, typer.Argument(help="An experiment, or the first digits of an artifact's key.")], store: Store = None) -> None:
+def show(
+    key: Annotated[str, typer.Argument(help="An experiment, or the first digits of an artifact's key.")],
+    store: Store = None,
+) -> None:
     """One experiment or artifact in full: configuration, parents, files, provenance."""
     from flows.explain import describe
     from flows.prepare import open_store
@@ -192,7 +211,12 @@ def sql(query: Annotated[str, typer.Argument()], store: Store = None, as_json: J
 
 
 @app.command()
-def path(what: Annotated[str, typer.Argument(help="catalog, store, report, or the first digits of a key.")] = "store", store: Store = None) -> None:
+def path(
+    what: Annotated[
+        str, typer.Argument(help="catalog, store, report, or the first digits of a key.")
+    ] = "store",
+    store: Store = None,
+) -> None:
     """Print where something lies: `duckdb $(fortifai path catalog)`."""
     from flows.explain import locate
     from flows.prepare import open_store
@@ -245,7 +269,9 @@ def export(
     out.print(f"{what} of {arm} · seed {seed} · g{generation} → {made}")
 
 
-paper = typer.Typer(help="What the paper reports, recomputed from its own tables (quoted data, not measured here).")
+paper = typer.Typer(
+    help="What the paper reports, recomputed from its own tables (quoted data, not measured here)."
+)
 app.add_typer(paper, name="paper")
 
 
@@ -258,7 +284,9 @@ def paper_ttf(as_json: Json = False) -> None:
     if as_json:
         show_json(rows)
         return
-    out.print("[dim]Quoted: computed from the paper's own tables; nothing here was measured by this software.[/]")
+    out.print(
+        "[dim]Quoted: computed from the paper's own tables; nothing here was measured by this software.[/]"
+    )
     out.print("Retention of split 0 falls below 75% after … (in brackets: ratio to cross entropy)\n")
     units = {"generations": "generations", "training_splits": "training", "retraining_splits": "re-training"}
     units["synthetic_splits"] = "synthetic"
@@ -269,7 +297,10 @@ def paper_ttf(as_json: Json = False) -> None:
             ratios = [row.get(f"{unit}_ratio_to_ce") for unit in units]
             table.add_row(
                 row["arm"],
-                *[row[unit] + (f" ({ratio})" if ratio else "") for unit, ratio in zip(units, ratios, strict=True)],
+                *[
+                    row[unit] + (f" ({ratio})" if ratio else "")
+                    for unit, ratio in zip(units, ratios, strict=True)
+                ],
             )
         out.print(f"[bold]{name}[/]: {arms[0]['dataset']}, {arms[0]['model']}", highlight=False)
         out.print(table)
@@ -280,7 +311,7 @@ def paper_ttf(as_json: Json = False) -> None:
 
 def main() -> None:
     """The entry point: every expected error is one line, exit code 2 for bad input and 1 for a failed run."""
-    warnings.formatwarning = lambda message, *_: f"fortifai: {message}\n"  # type: ignore[assignment]
+    warnings.formatwarning = lambda message, *_: f"fortifai: {message}\n"
     started = time.monotonic()
     try:
         app()

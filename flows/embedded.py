@@ -55,7 +55,12 @@ def prefect_api(log: Path) -> Iterator[str]:
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
+            env={
+                **os.environ,
+                "PREFECT_UI_ENABLED": "0",
+                "PREFECT__SERVER_EPHEMERAL": "1",
+                "PREFECT__SERVER_FINAL": "1",
+            },
             start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the server in order
         )
     try:
@@ -76,13 +81,17 @@ def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) ->
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise StageFailed(f"the embedded Prefect server ended with code {server.returncode}; its log: {log}")
+            raise StageFailed(
+                f"the embedded Prefect server ended with code {server.returncode}; its log: {log}"
+            )
         with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
             with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
                 if answer.status == 200:
                     return
         time.sleep(0.1)
-    raise StageFailed(f"the embedded Prefect server did not answer within {START_SECONDS:.0f} s; its log: {log}")
+    raise StageFailed(
+        f"the embedded Prefect server did not answer within {START_SECONDS:.0f} s; its log: {log}"
+    )
 
 
 def _exit_when_orphaned() -> None:

@@ -43,7 +43,9 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
                 "kind": stage.kind,
                 "key": stage.key,
                 "found": found,
-                "why": f"{stage.kind} {stage.key[:12]}" if found else _why(stage, earlier.get(_place(stage)), missing),
+                "why": f"{stage.kind} {stage.key[:12]}"
+                if found
+                else _why(stage, earlier.get(_place(stage)), missing),
             }
         )
     return rows
@@ -54,9 +56,7 @@ def _why(stage: Stage, before: Manifest | None, missing: set[tuple[str, str]]) -
         return "never computed"
     if before.stage_version != VERSIONS[stage.role]:
         return f"the stage's code is version {VERSIONS[stage.role]}, found is {before.stage_version}"
-    changed = [
-        f"{path}: {old!r} → {new!r}" for path, old, new in differences(before.content, stage.content)
-    ]
+    changed = [f"{path}: {old!r} → {new!r}" for path, old, new in differences(before.content, stage.content)]
     if changed:
         return "; ".join(changed[:4])
     parents = [name for name, (_, key) in stage.parents.items() if before.parents.get(name) != key]
@@ -94,7 +94,9 @@ def _by_prefix(store: ArtifactStore, prefix: str) -> Manifest:
     matches = [a for a in store.ls() if a.key.startswith(prefix)] if len(prefix) >= 4 else []
     if len(matches) != 1:
         problem = "is no experiment and no artifact" if not matches else f"fits {len(matches)} artifacts"
-        raise InputError("key", prefix, f"{problem}; `fortifai ls` and `fortifai sql 'select * from stages'` list them")
+        raise InputError(
+            "key", prefix, f"{problem}; `fortifai ls` and `fortifai sql 'select * from stages'` list them"
+        )
     return matches[0]
 
 

@@ -41,13 +41,18 @@ def run_here(
     command = resume.format(name=prepared.record_id)
     logging.getLogger("prefect").setLevel(logging.ERROR)
     try:
-        with prefect_api(prepared.store.logs / "prefect-server.log"), TerminalReporter(plan, console) as reporter:
+        with (
+            prefect_api(prepared.store.logs / "prefect-server.log"),
+            TerminalReporter(plan, console) as reporter,
+        ):
             from flows.recursive import run_experiment
 
             ready = time.monotonic()
             outcome = asyncio.run(run_experiment(prepared, reporter))
     except FortifaiError as error:
-        console.print(f"[red]failed:[/] {escape(str(error))}\nwhat was finished is kept; go on with: {command}")
+        console.print(
+            f"[red]failed:[/] {escape(str(error))}\nwhat was finished is kept; go on with: {command}"
+        )
         raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print(f"stopped; what was finished is kept; go on with: {command}")
@@ -79,7 +84,9 @@ def results_table(store: ArtifactStore, record: Experiment) -> tuple[list[str], 
 
     folder = report_folder(store, record)
     if folder is None:
-        raise InputError("experiment", record.label, f"has no report yet; `fortifai resume {record['id']}` finishes it")
+        raise InputError(
+            "experiment", record.label, f"has no report yet; `fortifai resume {record.label}` finishes it"
+        )
     table = json.loads((folder / "table.json").read_text())
     return table["headers"], table["rows"], folder / "report.html"
 

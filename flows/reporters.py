@@ -91,7 +91,10 @@ class TerminalReporter:
         elapsed = time.monotonic() - self.begun.get(stage.reference, time.monotonic())
         left = f", {elapsed / done * (total - done):.0f} s left" if done and elapsed > 1 else ""
         self.bars.update(
-            self.active[stage.reference], completed=done, total=total, text=f"{done:,} / {total:,} {unit}{left}"
+            self.active[stage.reference],
+            completed=done,
+            total=total,
+            text=f"{done:,} / {total:,} {unit}{left}",
         )
 
     def finished(self, stage: Stage, *, found: bool, seconds: float) -> None:
@@ -101,7 +104,9 @@ class TerminalReporter:
         if self.whole is not None:
             self.bars.update(self.whole, completed=self.done, text=f"{self.done} / {self.expected}")
         if not found and (stage.role in ("train", "base", "evaluate") or seconds > 10):
-            self.console.print(f"  [dim]{self.done:>3}/{self.expected}[/]  {full_label(stage)}  [dim]{seconds:.1f} s[/]")
+            self.console.print(
+                f"  [dim]{self.done:>3}/{self.expected}[/]  {full_label(stage)}  [dim]{seconds:.1f} s[/]"
+            )
 
     def noted(self, message: str) -> None:
         self.console.print(f"  {message}")

@@ -143,8 +143,10 @@ def train_model(
         raise ValueError("train_model needs at least one row")
     if config.checkpoint == "best" and validation is None:
         raise ValueError("checkpoint = 'best' needs validation rows")
-    steps_per_epoch = math.ceil(math.ceil(len(rows) / (config.batch_size // config.gradient_accumulation))
-                                / config.gradient_accumulation)
+    steps_per_epoch = math.ceil(
+        math.ceil(len(rows) / (config.batch_size // config.gradient_accumulation))
+        / config.gradient_accumulation
+    )
     total_steps = max(1, math.ceil(steps_per_epoch * config.epochs))
     best = config.checkpoint == "best"
     arguments = TrainingArguments(

@@ -79,9 +79,11 @@ class Manifest:
         """
         try:
             body = json.loads(text)
+            if not isinstance(body, dict):
+                raise ValueError(f"a JSON {type(body).__name__}")
             seal = body.pop(_SEAL)
             schema = body.pop("manifest_schema")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError) as error:
             raise ArtifactDamaged(f"{where}: not a manifest ({type(error).__name__}: {error})") from error
         if schema != MANIFEST_SCHEMA:
             raise ArtifactDamaged(

@@ -15,7 +15,11 @@ ADAPTER = "adapter"
 
 def is_local(path: str) -> bool:
     """Whether a model's `path` means a folder rather than a hub id (`owner/name`)."""
-    return Path(path).exists() or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
+    return (
+        Path(path).exists()
+        or path.startswith((".", "/", "~"))
+        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
+    )
 
 
 def model_identity(path: str, revision: str | None) -> str:
@@ -47,7 +51,9 @@ def fetch_model(path: str, revision: str | None, *, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(_place(path), revision=revision, dtype=dtype, use_safetensors=True)
+        return AutoModelForCausalLM.from_pretrained(
+            _place(path), revision=revision, dtype=dtype, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         raise DataError("model.path", path, f"cannot be loaded: {_first_line(error)}") from error
 
@@ -63,7 +69,9 @@ def fetch_tokenizer(path: str, revision: str | None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(_place(path), revision=revision)
     except (OSError, ValueError) as error:
-        raise DataError("model.path", path, f"its tokenizer cannot be loaded: {_first_line(error)}") from error
+        raise DataError(
+            "model.path", path, f"its tokenizer cannot be loaded: {_first_line(error)}"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise DataError("model.path", path, "its tokenizer has no end-of-text token, which divides documents")
     if tokenizer.pad_token_id is None:
@@ -99,7 +107,7 @@ def load_model(folder: Path, *, base: Path | None = None, trainable: bool = Fals
     place = base if adapter.is_dir() else folder
     if place is None:
         raise ValueError(f"{folder} holds a LoRA adapter: its base model is needed as well")
-    model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", use_safetensors=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(place, dtype="auto", use_safetensors=True)
     if adapter.is_dir():
         from peft import PeftModel
 

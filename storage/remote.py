@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import time
 import uuid
@@ -147,6 +148,18 @@ class Remote:
         names = [f"artifacts/{found}/{key}/{MANIFEST_NAME}" for found, key in self.addresses(kind)]
         for name, text in sorted(self.read_many(names).items()):
             yield self.address(name), text
+
+    def sizes(self) -> dict[str, int]:
+        """As `Tree.sizes`."""
+        return self.listing("artifacts")
+
+    def fingerprint(self) -> str:
+        """As `Tree.fingerprint`; experiment records by their content, for sizes may stay the same."""
+        records = [f"experiments/{name}" for name in sorted(self.names("experiments"))]
+        digest = hashlib.sha256(json.dumps(sorted(self.listing("artifacts").items())).encode())
+        for name, data in sorted(self.read_many(records).items()):
+            digest.update(name.encode() + b"\0" + data)
+        return digest.hexdigest()
 
     def download(self, manifest: Manifest, tree: Tree) -> Artifact:
         """Bring an artifact into the local copy; every digest is checked on the way.

@@ -176,18 +176,19 @@ def iter_batches(
 def write_packed(path: str | Path, rows: Iterable[Sequence[int]], *, sequence_length: int) -> int:
     """Write token sequences for `datasets.Dataset.from_file`, which maps them into memory unread.
 
-    One column `input_ids`, a fixed-size list of `sequence_length` int32, as an Arrow stream.
+    One column `input_ids`, lists of at most `sequence_length` int32 (the last of a text may be shorter), as an
+    Arrow stream.
 
     Returns:
         The number of rows.
 
     Raises:
-        DataError: no rows, or a row of another length.
+        DataError: no rows, or an empty or longer one.
     """
     import pyarrow as pa
 
     path = Path(path)
-    arrow = pa.schema([pa.field("input_ids", pa.list_(pa.int32(), sequence_length), nullable=False)])
+    arrow = pa.schema([pa.field("input_ids", pa.list_(pa.int32()), nullable=False)])
     source, written = iter(rows), 0
     with (
         durable.naming_full_disk(path),
@@ -197,12 +198,10 @@ def write_packed(path: str | Path, rows: Iterable[Sequence[int]], *, sequence_le
     ):
         while batch := list(islice(source, ROW_GROUP)):
             for number, row in enumerate(batch, start=written):
-                if len(row) != sequence_length:
-                    raise DataError(
-                        f"row {number} of {path}", f"{len(row)} tokens", f"give {sequence_length}"
-                    )
-            flat = pa.array([token for row in batch for token in row], pa.int32())
-            lists = pa.FixedSizeListArray.from_arrays(flat, sequence_length)
+                if not 0 < len(row) <= sequence_length:
+                    remedy = f"give 1 to {sequence_length}"
+                    raise DataError(f"row {number} of {path}", f"{len(row)} tokens", remedy)
+            lists = pa.array([list(row) for row in batch], pa.list_(pa.int32()))
             writer.write_batch(pa.record_batch([lists], schema=arrow))
             written += len(batch)
         if not written:

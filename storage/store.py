@@ -12,12 +12,10 @@ A remote store has artifacts, experiments, damaged and locks; the rest is in its
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,7 @@ from fortifai_core.errors import ArtifactDamaged, StageFailed, StoreError
 from storage import durable
 from storage.draft import Draft
 from storage.locks import Held, LeaseTimes, OnWait, file_lock, lease
-from storage.manifest import MANIFEST_NAME, Manifest
+from storage.manifest import Manifest
 from storage.remote import Remote, cache_directory
 from storage.tree import Artifact, Tree
 
@@ -130,12 +128,21 @@ class ArtifactStore:
             with self._locked(kind, key, None, None):
                 return self._read_or_set_aside(kind, key, verify=verify)
 
-    def ls(self, kind: str | None = None) -> list[Manifest]:
-        """The manifests of all artifacts (of a kind), oldest first; unreadable ones are warned about."""
+    def ls(self, kind: str | None = None, *, check: bool = False) -> list[Manifest]:
+        """The manifests of all artifacts (of a kind), oldest first; unreadable ones are warned about.
+
+        Args:
+            check: leave out, with a warning, those whose files are missing or of another size.
+        """
         found: list[Manifest] = []
-        for where, text in (self.remote or self.tree).manifests(kind):
+        place = self.remote or self.tree
+        sizes = place.sizes() if check else None
+        for where, text in place.manifests(kind):
             try:
-                found.append(Manifest.from_json(text, where=where))
+                manifest = Manifest.from_json(text, where=where)
+                if sizes is not None:
+                    _compare(manifest, sizes)
+                found.append(manifest)
             except ArtifactDamaged as error:
                 warnings.warn(str(error), ArtifactDamagedWarning, stacklevel=2)
         return sorted(found, key=lambda m: (m.created, m.kind, m.key))
@@ -275,20 +282,7 @@ class ArtifactStore:
 
     def fingerprint(self) -> str:
         """A digest that changes when an artifact or an experiment comes, goes or is made anew."""
-        digest = hashlib.sha256(self.url.encode())
-        if self.remote is not None:
-            for directory in ("artifacts", "experiments"):
-                digest.update(json.dumps(sorted(self.remote.listing(directory).items())).encode())
-            for name in self.names("experiments"):
-                digest.update(self.read_bytes(f"experiments/{name}") or b"")
-            return digest.hexdigest()
-        paths = [self.tree.place(*address) / MANIFEST_NAME for address in self.tree.addresses()]
-        paths += [self.root / "experiments" / name for name in self.names("experiments")]
-        for path in paths:
-            if path.exists():
-                state = path.stat()
-                digest.update(f"{path}\0{state.st_mtime_ns}\0{state.st_size}\0".encode())
-        return digest.hexdigest()
+        return f"{self.url}#{(self.remote or self.tree).fingerprint()}"
 
     # --- details ---
 
@@ -355,3 +349,10 @@ class ArtifactStore:
                     )
                 )
             yield held
+
+
+def _compare(manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    for entry in manifest.files:
+        name = f"{manifest.kind}/{manifest.key}/{entry['name']}"
+        if sizes.get(name) != entry["size"]:
+            raise ArtifactDamaged(f"{name} has {sizes.get(name)} bytes, its manifest says {entry['size']}")

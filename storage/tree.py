@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -124,6 +125,28 @@ class Tree:
             path = self.place(*address) / MANIFEST_NAME
             if path.is_file():
                 yield str(path), path.read_bytes()
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below `artifacts`, by its name relative to that."""
+        root = str(self.root / "artifacts")
+        found: dict[str, int] = {}
+        for directory, _, names in os.walk(root):
+            for name in names:
+                path = os.path.join(directory, name)
+                found[path[len(root) + 1 :].replace(os.sep, "/")] = os.stat(path).st_size
+        return found
+
+    def fingerprint(self) -> str:
+        """A digest that changes when an artifact or an experiment comes, goes or is made anew."""
+        paths = [self.place(*address) / MANIFEST_NAME for address in self.addresses()]
+        experiments = self.root / "experiments"
+        paths += sorted(experiments.iterdir()) if experiments.is_dir() else []
+        digest = hashlib.sha256()
+        for path in paths:
+            if path.exists():
+                state = path.stat()
+                digest.update(f"{path}\0{state.st_mtime_ns}\0{state.st_size}\0".encode())
+        return digest.hexdigest()
 
     def describe(self, draft: Path) -> list[FileEntry]:
         """Size and digest of every file below a draft.

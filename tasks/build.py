@@ -18,7 +18,13 @@ class Context:
     """What a builder may use: the stage, its parents' artifacts, where to write, how to compute."""
 
     def __init__(
-        self, stage: Stage, store: ArtifactStore, directory: Path, runtime: Runtime, device: str, progress: Progress
+        self,
+        stage: Stage,
+        store: ArtifactStore,
+        directory: Path,
+        runtime: Runtime,
+        device: str,
+        progress: Progress,
     ) -> None:
         self.stage, self.store, self.directory = stage, store, directory
         self.runtime, self.device, self.progress = runtime, device, progress
@@ -76,4 +82,3 @@ def build(
             provenance=collect(rooms_of(stage.kind)),
         )
         return artifact, False
-

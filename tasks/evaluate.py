@@ -31,10 +31,13 @@ def build_evaluation(context: Context) -> dict[str, Any]:
     metrics: list[dict[str, Any]] = []
     if has_file(corpus, "questions.parquet"):
         asked = [
-            row for row in shards.read_rows(corpus.file("questions.parquet")) if row["split"] in content["splits"]
+            row
+            for row in shards.read_rows(corpus.file("questions.parquet"))
+            if row["split"] in content["splits"]
         ]
         questions = [
-            Question(r["question"], r["document"], r["context"], r["true_answer"], r["false_answer"]) for r in asked
+            Question(r["question"], r["document"], r["context"], r["true_answer"], r["false_answer"])
+            for r in asked
         ]
         scores = score_questions(
             model,
@@ -64,7 +67,10 @@ def build_evaluation(context: Context) -> dict[str, Any]:
     if config.perplexity:
         tokens = shards.read_table_columns(corpus.file("validation.parquet"), ["tokens"])["tokens"]
         value, count = perplexity(
-            model, tokens, batch=max(1, context.runtime.inference_batch // 8), sequence_length=VALIDATION_LENGTH
+            model,
+            tokens,
+            batch=max(1, context.runtime.inference_batch // 8),
+            sequence_length=VALIDATION_LENGTH,
         )
         metrics.append(_metric("perplexity-real", value, None, count))
     if metrics:

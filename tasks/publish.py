@@ -74,7 +74,9 @@ async def publish_generation(
     await asyncio.gather(
         acreate_markdown_artifact(
             "# Retention\n\n"
-            + retention_chart(f"{arm} · seed {seed}", ordered, threshold=running.plan.config.failure.threshold),
+            + retention_chart(
+                f"{arm} · seed {seed}", ordered, threshold=running.plan.config.failure.threshold
+            ),
             key=f"{key}-retention"[:250],
             description=f"{name} · {arm} · seed {seed}: retention of split 0",
         ),

@@ -103,4 +103,3 @@ def build_split(context: Context) -> dict[str, Any]:
         "tokens-changed": changed,
         "unigram-kl": synthetic.kl_from(real),
     }
-

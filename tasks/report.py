@@ -41,7 +41,11 @@ def build_report(context: Context) -> dict[str, Any]:
         baseline=config.losses[0].label,
     )
     write_report(data, context.directory)
-    table = {**asdict(terminal_table(data)), "headline": list(analyse(data).headline), "notes": list(data.notes)}
+    table = {
+        **asdict(terminal_table(data)),
+        "headline": list(analyse(data).headline),
+        "notes": list(data.notes),
+    }
     (context.directory / "table.json").write_text(json.dumps(table, indent=1, ensure_ascii=False))
     return {}
 
@@ -114,4 +118,3 @@ def _notes(context: Context) -> list[str]:
             metrics = context.parent(name).manifest.metrics
             notes += [str(value) for key, value in metrics.items() if key.startswith("note-")]
     return list(dict.fromkeys(notes))
-

@@ -13,7 +13,8 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
 from fortifai_core.errors import FortifaiError
@@ -39,7 +40,9 @@ async def _publish_progress(stage: Stage, latest: dict[str, Any]) -> None:
         if not latest:
             continue
         percent = 100.0 * latest["done"] / max(1, latest["total"])
-        text = f"{stage.label} ({stage.arm or 'shared'}): {latest['done']} of {latest['total']} {latest['unit']}"
+        text = (
+            f"{stage.label} ({stage.arm or 'shared'}): {latest['done']} of {latest['total']} {latest['unit']}"
+        )
         if artifact is None:
             artifact = await acreate_progress_artifact(percent, description=text)
         else:
@@ -85,15 +88,16 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
     return {"kind": stage.kind, "key": stage.key, "metrics": outcome["metrics"]}
 
 
-_outside = {
-    "retries": 3,
-    "retry_delay_seconds": exponential_backoff(backoff_factor=2),
-    "retry_condition_fn": _outside_trouble,
-    "retry_jitter_factor": 0.5,
-}
-
-
-@task(name="prepare", task_run_name="{stage.label}", tags=["prepare"], persist_result=False, **_outside)
+@task(
+    name="prepare",
+    task_run_name="{stage.label}",
+    tags=["prepare"],
+    persist_result=False,
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_outside_trouble,
+)
 async def prepare(stage: Stage) -> Any:
     """Read a corpus, train or fetch the tokenizer and the base model, cut the corpus into splits."""
     return await look_up_or_build(stage)

@@ -154,7 +154,10 @@ class Plan:
                     for one in [g.train, *g.regenerate, g.evaluate]
                 },
             },
-            recipe={"command": f"fortifai resume {self.config.name}", "config": self.config.model_dump(mode="json")},
+            recipe={
+                "command": f"fortifai resume {self.config.name}",
+                "config": self.config.model_dump(mode="json"),
+            },
         )
 
     def stages(self) -> list[Stage]:
@@ -162,7 +165,12 @@ class Plan:
         found: dict[tuple[str, str], Stage] = {s.reference: s for s in self.shared}
         for run in self.runs:
             for generation in run.generations:
-                for one in [generation.train, *generation.regenerate, generation.evaluate, generation.failure]:
+                for one in [
+                    generation.train,
+                    *generation.regenerate,
+                    generation.evaluate,
+                    generation.failure,
+                ]:
                     found.setdefault(one.reference, one)
         report = self.report()
         found[report.reference] = report
@@ -264,7 +272,11 @@ def plan_experiment(
             )
         )
         tokenizer = share(
-            stage("tokenizer", content={"vocabulary": config.model.vocabulary}, parents={"pretraining": pretraining})
+            stage(
+                "tokenizer",
+                content={"vocabulary": config.model.vocabulary},
+                parents={"pretraining": pretraining},
+            )
         )
         base = share(
             stage(
@@ -286,18 +298,26 @@ def plan_experiment(
         world = seed if _has_almanac(config.corpus) else 0
         source = stage(
             "source",
-            content={"corpus": _corpus_content(config.corpus, corpus_digests), "splits": config.splits, "seed": world},
+            content={
+                "corpus": _corpus_content(config.corpus, corpus_digests),
+                "splits": config.splits,
+                "seed": world,
+            },
             parents={},
             recipe={**recipe, "seed": world},
         )
-        cut = stage("corpus", content={"splits": config.splits}, parents={"source": source, "tokenizer": tokenizer})
+        cut = stage(
+            "corpus", content={"splits": config.splits}, parents={"source": source, "tokenizer": tokenizer}
+        )
         for one in (source, cut):
             if one.reference not in {s.reference for s in shared}:
                 share(one)
         corpora[seed] = cut
 
     runs = [
-        _plan_run(config, loss=loss, seed=seed, base=base, corpus=corpora[seed], loss_digests=loss_digests or {})
+        _plan_run(
+            config, loss=loss, seed=seed, base=base, corpus=corpora[seed], loss_digests=loss_digests or {}
+        )
         for seed in config.seeds
         for loss in config.losses
     ]

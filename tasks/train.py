@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from fortifai_core.config import Loss, LoraConfig, ScratchModel, Training
+from fortifai_core.config import LoraConfig, Loss, ScratchModel, Training
 from fortifai_core.seeds import derive_seed
 from storage import shards
 from tasks.prepare import split_file

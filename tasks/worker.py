@@ -89,9 +89,9 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        import transformers
+        from transformers.utils import logging
 
-        transformers.utils.logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     while True:
         _serve(requests.get(), channel)
 

@@ -118,7 +118,9 @@ def test_no_paths_in_keys() -> None:
     elsewhere = {"type": "text", "files": ["/else/b.txt"]}
     base = load_experiment_config("tiny").model_dump()
     one, two = (
-        plan_experiment(ExperimentConfig.model_validate({**base, "corpus": c}), corpus_digests={"files.0": "abc"})
+        plan_experiment(
+            ExperimentConfig.model_validate({**base, "corpus": c}), corpus_digests={"files.0": "abc"}
+        )
         for c in (text, elsewhere)
     )
     assert by_place(one) == by_place(two)
