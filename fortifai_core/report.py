@@ -291,7 +291,7 @@ def _facts(analysis: Analysis) -> list[str]:
     ]
     facts.append(f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed")
     if first.split0:
-        facts.append(f"{first.split0[0].questions:,} questions on split 0")
+        facts.append(f"{first.split0[0].questions:,} answers on split 0")
     return facts
 
 

@@ -102,8 +102,10 @@ def svg(chart: Chart, *, width: int, height: int, standalone: bool = False) -> s
     if standalone:
         parts.append(f'<style>{STYLE}</style><rect class="paper" width="{width}" height="{height}"/>')
     parts += plot.axes()
-    for series in chart.series:
-        parts += plot.curve(series) if chart.style == "curve" else plot.dots(series)
+    # All bands lie beneath all curves, or the last arm's band would dull the others.
+    for draw in (plot.band, plot.curve) if chart.style == "curve" else (plot.dots,):
+        for series in chart.series:
+            parts += draw(series)
     parts += plot.crossings() + plot.names()
     return "".join(parts) + "</svg>"
 
@@ -158,16 +160,18 @@ class _Plot:
             parts.append(_text(label, self.left + 6, self.y(at) + 15, "start"))
         return parts
 
-    def curve(self, series: Series) -> list[str]:
-        parts = []
+    def band(self, series: Series) -> list[str]:
         bands = [(p.x, *p.interval) for p in series.points if p.interval]
-        if len(bands) > 1:
-            edge = [f"{self.x(x)},{self.y(high)}" for x, _, high in bands]
-            edge += [f"{self.x(x)},{self.y(low)}" for x, low, _ in reversed(bands)]
-            parts.append(f'<polygon class="band c{series.colour % 6}" points="{" ".join(edge)}"/>')
+        if len(bands) < 2:
+            return []
+        edge = [f"{self.x(x)},{self.y(high)}" for x, _, high in bands]
+        edge += [f"{self.x(x)},{self.y(low)}" for x, low, _ in reversed(bands)]
+        return [f'<polygon class="band c{series.colour % 6}" points="{" ".join(edge)}"/>']
+
+    def curve(self, series: Series) -> list[str]:
         line = " ".join(f"{self.x(p.x)},{self.y(p.y)}" for p in series.points)
-        parts.append(f'<polyline class="curve c{series.colour % 6}" points="{line}"/>')
-        return parts + [self.mark(series, p, self.x(p.x)) for p in series.points]
+        path = f'<polyline class="curve c{series.colour % 6}" points="{line}"/>'
+        return [path] + [self.mark(series, p, self.x(p.x)) for p in series.points]
 
     def dots(self, series: Series) -> list[str]:
         order = [own.colour for own in self.chart.series].index(series.colour)
