@@ -99,7 +99,7 @@ def file_lock(
                 f"{what}: still held by another process after {timeout:g} s ({path})"
             ) from error
     except OSError as error:
-        remedy = "choose a store where you may write"
+        remedy = "choose a place where you may read and write"
         raise StoreError(str(path), error.strerror or str(error), remedy) from error
     try:
         yield _LocalHold()

@@ -229,7 +229,7 @@ class ArtifactStore:
         Raises:
             StoreError: names the place and the remedy.
         """
-        remedy = "choose a place where you may write"
+        remedy = "choose a place where you may read and write"
         try:
             durable.write_bytes(self.root / "work" / "writable", b"")
         except OSError as error:

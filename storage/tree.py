@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fortifai_core.errors import ArtifactDamaged
+from fortifai_core.errors import ArtifactDamaged, StoreError
 from storage import durable
 from storage.keys import file_digest
 from storage.manifest import MANIFEST_NAME, FileEntry, Manifest, check_address, check_name
@@ -86,13 +86,17 @@ class Tree:
         """The manifest alone; None when there is no artifact.
 
         Raises:
-            ArtifactDamaged: there is one, but it cannot be read or belongs to another artifact.
+            ArtifactDamaged: there is one, but it makes no sense or belongs to another artifact.
+            StoreError: the place cannot be read.
         """
         path = self.place(kind, key) / MANIFEST_NAME
         try:
             text = path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            remedy = "choose a place where you may read and write"
+            raise StoreError(str(path), error.strerror or str(error), remedy) from error
         manifest = Manifest.from_json(text, where=str(path))
         if (manifest.kind, manifest.key) != (kind, key):
             raise ArtifactDamaged(f"{path}: it belongs to {manifest.kind} {manifest.key}")

@@ -1,0 +1,107 @@
+"""The catalog's views as SQL text: Parquet files listed one by one, joined with the stages that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from storage.shards import METRICS, QUESTIONS, SCORES, SPLIT_TEXT, Columns
+
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "float64": "DOUBLE",
+    "bool": "BOOLEAN",
+    "list<int32>": "INTEGER[]",
+}
+
+# Which files of which artifacts a view reads: (kind, glob over the names in it), and their columns.
+READS: dict[str, tuple[tuple[tuple[str, str], ...], Columns]] = {
+    "split_text": ((("corpus", "split-*.parquet"), ("split", "part-*.parquet")), SPLIT_TEXT),
+    "questions": ((("corpus", "questions.parquet"),), QUESTIONS),
+    "scores": ((("evaluation", "scores.parquet"),), SCORES),
+    "metrics": ((("evaluation", "metrics.parquet"),), METRICS),
+}
+
+_RUN = "s.experiment, s.arm, s.seed, s.generation"
+
+# A view over `{source}` (the Parquet files, with `filename`), `files` and `stages`.
+_PARQUET_VIEWS = {
+    "metrics": f"""
+        SELECT {_RUN}, r.split, r.metric, r.value, r.count, f.key
+        FROM {{source}} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    "scores": f"""
+        SELECT {_RUN}, r.question, r.document, r.split, r.logp_true, r.logp_false, r.correct, f.key
+        FROM {{source}} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    "questions": """
+        SELECT s.experiment, r.question, r.document, r.split, r.context, r.true_answer, r.false_answer, f.key
+        FROM {source} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    # One row a document of a split version, with its token ids: what `documents` and `tokens` are made of.
+    "split_text": f"""
+        SELECT {_RUN},
+            CASE WHEN f.kind = 'corpus' THEN CAST(regexp_extract(f.name, '(\\d+)', 1) AS INTEGER)
+                 ELSE s.split END AS split,
+            CASE WHEN f.kind = 'corpus' THEN 0 ELSE s.version END AS version,
+            r.document, r.position, r.text, r.tokens, r.kept, f.key
+        FROM {{source}} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+}
+
+# Views over tables and other views.
+DERIVED_VIEWS = {
+    "documents": """
+        SELECT experiment, arm, seed, generation, split, version, document, position, text,
+            len(tokens) AS tokens, kept, key
+        FROM split_text""",
+    "tokens": """
+        SELECT experiment, arm, seed, generation, split, version, document, position,
+            unnest(range(len(tokens))) AS index, unnest(tokens) AS token, key
+        FROM split_text""",
+    "runs": """
+        SELECT experiment, arm, seed, count(*) AS stages, count(*) FILTER (present) AS present,
+            max(generation) FILTER (present AND role = 'train') AS newest_generation,
+            sum(seconds) AS seconds, max(created) AS updated
+        FROM stages WHERE arm IS NOT NULL GROUP BY experiment, arm, seed""",
+    "generations": """
+        SELECT experiment, arm, seed, generation, count(*) AS stages, count(*) FILTER (present) AS present,
+            sum(seconds) AS seconds, max(created) AS updated
+        FROM stages WHERE arm IS NOT NULL AND generation IS NOT NULL
+        GROUP BY experiment, arm, seed, generation""",
+    # One row a parent of an artifact; where a parent has several places in an experiment, one of them.
+    "lineage": """
+        SELECT s.experiment, e.kind, e.key, s.arm, s.seed, s.generation, s.split, s.version,
+            e.role, coalesce(p.kind, a.kind) AS parent_kind, e.parent AS parent_key,
+            p.generation AS parent_generation, p.split AS parent_split, p.version AS parent_version
+        FROM edges e
+        LEFT JOIN stages s ON s.kind = e.kind AND s.key = e.key
+        LEFT JOIN (
+            SELECT experiment, key, any_value(kind) AS kind, min(generation) AS generation,
+                min(split) AS split, min(version) AS version
+            FROM stages GROUP BY experiment, key
+        ) p ON p.key = e.parent AND p.experiment IS NOT DISTINCT FROM s.experiment
+        LEFT JOIN (SELECT key, any_value(kind) AS kind FROM artifacts GROUP BY key) a ON a.key = e.parent""",
+}
+
+
+def quote(text: str) -> str:
+    """A SQL string."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def parquet_view(name: str, addresses: Sequence[str]) -> str:
+    """SQL that creates the view `name` over files; without any it has the same columns and no rows."""
+    if addresses:
+        source = f"read_parquet([{', '.join(quote(literal_glob(a)) for a in addresses)}], filename = true)"
+    else:
+        columns = {**{c: _SQL_TYPES[t] for c, (t, _) in READS[name][1].items()}, "filename": "VARCHAR"}
+        nulls = ", ".join(f"CAST(NULL AS {kind}) AS {column}" for column, kind in columns.items())
+        source = f"(SELECT {nulls} WHERE false)"
+    return f"CREATE VIEW {name} AS {_PARQUET_VIEWS[name].format(source=source)}"
+
+
+def literal_glob(path: str) -> str:
+    """A pattern that matches `path` alone: DuckDB reads `*`, `?` and `[` in file names as wildcards."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
