@@ -48,13 +48,9 @@ def canonical_json(value: object, *, path: str = "content") -> str:
     if type(value) is dict:
         for name in value:
             if not (type(name) is str or isinstance(name, StrEnum)):
-                raise EncodingError(
-                    f"{path}: the name {name!r} is a {type(name).__name__}; names must be strings"
-                )
+                raise EncodingError(f"{path}: the name {name!r} is a {type(name).__name__}; names must be strings")
         items = sorted(((str(name), v) for name, v in value.items()), key=lambda item: item[0])
-        return (
-            "{" + ",".join(f"{json.dumps(k)}:{canonical_json(v, path=f'{path}.{k}')}" for k, v in items) + "}"
-        )
+        return "{" + ",".join(f"{json.dumps(k)}:{canonical_json(v, path=f'{path}.{k}')}" for k, v in items) + "}"
     found = f"{type(value).__module__}.{type(value).__qualname__}"
     raise EncodingError(
         f"{path} is a {found}, which has no exact encoding: use None, bool, int, finite float, str, list, "

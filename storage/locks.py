@@ -69,9 +69,7 @@ class _LocalHold:
 
 
 @contextmanager
-def file_lock(
-    path: Path, *, what: str, on_wait: OnWait | None = None, timeout: float | None = None
-) -> Iterator[Held]:
+def file_lock(path: Path, *, what: str, on_wait: OnWait | None = None, timeout: float | None = None) -> Iterator[Held]:
     """Hold the lock file `path`; the system releases it when this process dies.
 
     Args:
@@ -95,9 +93,7 @@ def file_lock(
         try:
             lock.acquire(timeout=-1 if timeout is None else timeout, poll_interval=0.1)
         except filelock.Timeout as error:
-            raise StageFailed(
-                f"{what}: still held by another process after {timeout:g} s ({path})"
-            ) from error
+            raise StageFailed(f"{what}: still held by another process after {timeout:g} s ({path})") from error
     except OSError as error:
         remedy = "choose a place where you may read and write"
         raise StoreError(str(path), error.strerror or str(error), remedy) from error

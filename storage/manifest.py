@@ -86,9 +86,7 @@ class Manifest:
         except (ValueError, KeyError) as error:
             raise ArtifactDamaged(f"{where}: not a manifest ({type(error).__name__}: {error})") from error
         if schema != MANIFEST_SCHEMA:
-            raise ArtifactDamaged(
-                f"{where}: manifest_schema = {schema!r}, this release reads {MANIFEST_SCHEMA}"
-            )
+            raise ArtifactDamaged(f"{where}: manifest_schema = {schema!r}, this release reads {MANIFEST_SCHEMA}")
         if seal != _digest({"manifest_schema": schema, **body}):
             raise ArtifactDamaged(f"{where}: its text does not match its own digest")
         try:
@@ -115,9 +113,7 @@ def check_address(kind: str, key: str) -> None:
     if not _KIND.fullmatch(kind):
         raise ValueError(f"kind = {kind!r}: lower case letters, digits and dashes")
     if not _KEY.fullmatch(key):
-        raise ValueError(
-            f"key = {key!r}: letters, digits, dashes and underscores, as storage.keys makes them"
-        )
+        raise ValueError(f"key = {key!r}: letters, digits, dashes and underscores, as storage.keys makes them")
 
 
 def check_name(name: str) -> None:

@@ -40,9 +40,7 @@ class Remote:
         try:
             self.fs, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
-            raise StoreError(
-                "store", url, f"use a directory, or a URL that fsspec can open ({error})"
-            ) from error
+            raise StoreError("store", url, f"use a directory, or a URL that fsspec can open ({error})") from error
         self.root = str(root).rstrip("/")
 
     # --- objects (what storage.locks asks for) ---
@@ -132,9 +130,7 @@ class Remote:
             except FileNotFoundError as error:
                 raise ArtifactDamaged(f"{self.address(name)} is missing") from error
             if size != entry["size"]:
-                raise ArtifactDamaged(
-                    f"{self.address(name)} has {size} bytes, its manifest says {entry['size']}"
-                )
+                raise ArtifactDamaged(f"{self.address(name)} has {size} bytes, its manifest says {entry['size']}")
 
     def addresses(self, kind: str | None = None) -> Iterator[tuple[str, str]]:
         """(kind, key) of every artifact, whether finished or not."""

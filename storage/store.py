@@ -56,16 +56,12 @@ class ArtifactStore:
         lease_times: heartbeat and expiry of the lease on a remote store.
     """
 
-    def __init__(
-        self, url: str | Path, *, cache: Path | None = None, lease_times: LeaseTimes | None = None
-    ) -> None:
+    def __init__(self, url: str | Path, *, cache: Path | None = None, lease_times: LeaseTimes | None = None) -> None:
         text = str(url)
         if text.startswith("file://"):
             text = unquote(urlsplit(text).path)
         self.remote = Remote(text) if "://" in text else None
-        self.tree = Tree(
-            (cache or cache_directory(text)) if self.remote else Path(text).expanduser().absolute()
-        )
+        self.tree = Tree((cache or cache_directory(text)) if self.remote else Path(text).expanduser().absolute())
         self.lease_times = lease_times
 
     def __repr__(self) -> str:
@@ -323,9 +319,7 @@ class ArtifactStore:
             try:
                 where = (self.remote or self.tree).set_aside(kind, key)
             except OSError as blocked:
-                raise StoreError(
-                    self.url, str(blocked), f"make it writable; damage was found: {error}"
-                ) from error
+                raise StoreError(self.url, str(blocked), f"make it writable; damage was found: {error}") from error
             message = f"{kind} {key[:12]} is damaged and will be rebuilt: {error}; set aside in {where}"
             warnings.warn(message, ArtifactDamagedWarning, stacklevel=4)
             return None

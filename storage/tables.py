@@ -122,9 +122,7 @@ def _type_of(part: Any) -> str | None:
 
 def stages(store: ArtifactStore, manifests: list[Manifest], experiments: list[Experiment]) -> pa.Table:
     present = {(m.kind, m.key): m for m in manifests}
-    named: list[tuple[str | None, StageRecord]] = [
-        (e.label, stage) for e in experiments for stage in e.stages
-    ]
+    named: list[tuple[str | None, StageRecord]] = [(e.label, stage) for e in experiments for stage in e.stages]
     known = {(stage.kind, stage.key) for _, stage in named}
     # What no experiment names (made by hand, or its record was deleted) is listed without one.
     loose = [StageRecord(kind, key, kind) for kind, key in present if (kind, key) not in known]

@@ -34,9 +34,7 @@ class Artifact:
         """
         names = [entry["name"] for entry in self.manifest.files]
         if name not in names:
-            raise ArtifactDamaged(
-                f"{self.kind} {self.key[:12]} has no file {name!r}, only {', '.join(names)}"
-            )
+            raise ArtifactDamaged(f"{self.kind} {self.key[:12]} has no file {name!r}, only {', '.join(names)}")
         path = self.path / name
         if not path.is_file():
             raise ArtifactDamaged(f"{path} is gone: run again to have it rebuilt")
