@@ -31,15 +31,9 @@ out = Console()
 err = Console(stderr=True)
 
 Source = Annotated[str, typer.Argument(help="A preset (see `fortifai init`) or a YAML file.")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a field: path=value. May be repeated.")
-]
-Store = Annotated[
-    str | None, typer.Option("--store", help="Artifact store: a folder or URL. [FORTIFAI_STORE]")
-]
-Refresh = Annotated[
-    list[str] | None, typer.Option("--refresh", help="Build this stage anew, and all after it.")
-]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field: path=value. May be repeated.")]
+Store = Annotated[str | None, typer.Option("--store", help="Artifact store: a folder or URL. [FORTIFAI_STORE]")]
+Refresh = Annotated[list[str] | None, typer.Option("--refresh", help="Build this stage anew, and all after it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Which = Annotated[str, typer.Argument(help="An experiment's name or id.")]
 
@@ -88,9 +82,7 @@ def _resume(store: str | None) -> str:
 
 
 @app.command()
-def resume(
-    experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False
-) -> None:
+def resume(experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False) -> None:
     """Go on with an experiment that was stopped: finished stages are found, the rest is computed."""
     from flows.load import validate
     from flows.local import run_here
@@ -99,9 +91,7 @@ def resume(
 
     record = load_experiment(open_store(store), experiment)
     config = validate(record.config)
-    outcome = run_here(
-        config, store=store, refresh=[], console=err if as_json else out, resume=_resume(store)
-    )
+    outcome = run_here(config, store=store, refresh=[], console=err if as_json else out, resume=_resume(store))
     if as_json:
         show_json(outcome)
 
@@ -142,9 +132,7 @@ def serve(
 
 
 @app.command()
-def report(
-    experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False
-) -> None:
+def report(experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False) -> None:
     """Print the table of a finished experiment and where its HTML report lies."""
     from flows.local import print_outcome
     from flows.prepare import open_store
@@ -212,9 +200,7 @@ def sql(query: Annotated[str, typer.Argument()], store: Store = None, as_json: J
 
 @app.command()
 def path(
-    what: Annotated[
-        str, typer.Argument(help="catalog, store, report, or the first digits of a key.")
-    ] = "store",
+    what: Annotated[str, typer.Argument(help="catalog, store, report, or the first digits of a key.")] = "store",
     store: Store = None,
 ) -> None:
     """Print where something lies: `duckdb $(fortifai path catalog)`."""
@@ -269,9 +255,7 @@ def export(
     out.print(f"{what} of {arm} · seed {seed} · g{generation} → {made}")
 
 
-paper = typer.Typer(
-    help="What the paper reports, recomputed from its own tables (quoted data, not measured here)."
-)
+paper = typer.Typer(help="What the paper reports, recomputed from its own tables (quoted data, not measured here).")
 app.add_typer(paper, name="paper")
 
 
@@ -284,9 +268,7 @@ def paper_ttf(as_json: Json = False) -> None:
     if as_json:
         show_json(rows)
         return
-    out.print(
-        "[dim]Quoted: computed from the paper's own tables; nothing here was measured by this software.[/]"
-    )
+    out.print("[dim]Quoted: computed from the paper's own tables; nothing here was measured by this software.[/]")
     out.print("Retention of split 0 falls below 75% after … (in brackets: ratio to cross entropy)\n")
     units = {"generations": "generations", "training_splits": "training", "retraining_splits": "re-training"}
     units["synthetic_splits"] = "synthetic"
@@ -297,10 +279,7 @@ def paper_ttf(as_json: Json = False) -> None:
             ratios = [row.get(f"{unit}_ratio_to_ce") for unit in units]
             table.add_row(
                 row["arm"],
-                *[
-                    row[unit] + (f" ({ratio})" if ratio else "")
-                    for unit, ratio in zip(units, ratios, strict=True)
-                ],
+                *[row[unit] + (f" ({ratio})" if ratio else "") for unit, ratio in zip(units, ratios, strict=True)],
             )
         out.print(f"[bold]{name}[/]: {arms[0]['dataset']}, {arms[0]['model']}", highlight=False)
         out.print(table)

@@ -81,17 +81,15 @@ def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) ->
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise StageFailed(
-                f"the embedded Prefect server ended with code {server.returncode}; its log: {log}"
-            )
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
+            raise StageFailed(f"the embedded Prefect server ended with code {server.returncode}; its log: {log}")
+        with (
+            contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
+            urllib.request.urlopen(f"{url}/health", timeout=2) as answer,
+        ):
+            if answer.status == 200:
+                return
         time.sleep(0.1)
-    raise StageFailed(
-        f"the embedded Prefect server did not answer within {START_SECONDS:.0f} s; its log: {log}"
-    )
+    raise StageFailed(f"the embedded Prefect server did not answer within {START_SECONDS:.0f} s; its log: {log}")
 
 
 def _exit_when_orphaned() -> None:

@@ -43,9 +43,7 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
                 "kind": stage.kind,
                 "key": stage.key,
                 "found": found,
-                "why": f"{stage.kind} {stage.key[:12]}"
-                if found
-                else _why(stage, earlier.get(_place(stage)), missing),
+                "why": f"{stage.kind} {stage.key[:12]}" if found else _why(stage, earlier.get(_place(stage)), missing),
             }
         )
     return rows
@@ -94,9 +92,7 @@ def _by_prefix(store: ArtifactStore, prefix: str) -> Manifest:
     matches = [a for a in store.ls() if a.key.startswith(prefix)] if len(prefix) >= 4 else []
     if len(matches) != 1:
         problem = "is no experiment and no artifact" if not matches else f"fits {len(matches)} artifacts"
-        raise InputError(
-            "key", prefix, f"{problem}; `fortifai ls` and `fortifai sql 'select * from stages'` list them"
-        )
+        raise InputError("key", prefix, f"{problem}; `fortifai ls` and `fortifai sql 'select * from stages'` list them")
     return matches[0]
 
 

@@ -49,9 +49,7 @@ def load_experiment_config(source: str, overrides: Sequence[str] = ()) -> Experi
     if source.endswith((".yaml", ".yml")) or "/" in source:
         path = Path(source)
         if not path.is_file():
-            raise ConfigError(
-                "file", source, "there is no such file; `fortifai init tiny > mine.yaml` makes one"
-            )
+            raise ConfigError("file", source, "there is no such file; `fortifai init tiny > mine.yaml` makes one")
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -63,9 +61,7 @@ def load_experiment_config(source: str, overrides: Sequence[str] = ()) -> Experi
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else "the file"
-        raise ConfigError(
-            "file", source, f"is not valid YAML ({where}: {getattr(error, 'problem', error)})"
-        ) from error
+        raise ConfigError("file", source, f"is not valid YAML ({where}: {getattr(error, 'problem', error)})") from error
     if not isinstance(data, dict):
         raise ConfigError("file", source, "holds no mapping of fields; see `fortifai init tiny`")
     for override in overrides:
@@ -88,9 +84,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         name: Any = part
         if isinstance(here, list):
             if not part.isdigit() or int(part) >= len(here):
-                raise ConfigError(
-                    "--set", override, f"`{'.'.join(parts[:depth])}` has entries 0 to {len(here) - 1}"
-                )
+                raise ConfigError("--set", override, f"`{'.'.join(parts[:depth])}` has entries 0 to {len(here) - 1}")
             name = int(part)
         elif not isinstance(here, dict):
             raise ConfigError("--set", override, f"`{'.'.join(parts[:depth])}` has no fields of its own")

@@ -50,9 +50,7 @@ def run_here(
             ready = time.monotonic()
             outcome = asyncio.run(run_experiment(prepared, reporter))
     except FortifaiError as error:
-        console.print(
-            f"[red]failed:[/] {escape(str(error))}\nwhat was finished is kept; go on with: {command}"
-        )
+        console.print(f"[red]failed:[/] {escape(str(error))}\nwhat was finished is kept; go on with: {command}")
         raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print(f"stopped; what was finished is kept; go on with: {command}")
@@ -84,9 +82,7 @@ def results_table(store: ArtifactStore, record: Experiment) -> tuple[list[str], 
 
     folder = report_folder(store, record)
     if folder is None:
-        raise InputError(
-            "experiment", record.label, f"has no report yet; `fortifai resume {record.label}` finishes it"
-        )
+        raise InputError("experiment", record.label, f"has no report yet; `fortifai resume {record.label}` finishes it")
     table = json.loads((folder / "table.json").read_text())
     return table["headers"], table["rows"], folder / "report.html"
 

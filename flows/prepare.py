@@ -70,9 +70,7 @@ def _loss_digest(index: int, loss: CustomLoss) -> str:
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
 
 
-def prepare_experiment(
-    config: ExperimentConfig, *, store: str | None = None, refresh: Sequence[str] = ()
-) -> Prepared:
+def prepare_experiment(config: ExperimentConfig, *, store: str | None = None, refresh: Sequence[str] = ()) -> Prepared:
     """Check everything, then record the experiment in the store.
 
     Raises:

@@ -30,25 +30,17 @@ async def recursive_training(
     experiment: ExperimentConfig,
     generations: int | None = Field(None, ge=1, description="Overrides `experiment.generations`."),
     seeds: list[int] | None = Field(None, description="Overrides `experiment.seeds`."),
-    store: str | None = Field(
-        None, description="The artifact store; by default FORTIFAI_STORE or the user's own."
-    ),
-    refresh: list[str] | None = Field(
-        None, description="Stages to build anew, with all that follows from them."
-    ),
+    store: str | None = Field(None, description="The artifact store; by default FORTIFAI_STORE or the user's own."),
+    refresh: list[str] | None = Field(None, description="Stages to build anew, with all that follows from them."),
 ) -> dict[str, Any]:
     """Run one experiment. Whatever was computed before, by this run or another, is found and not computed again."""
     changes = {"generations": generations, "seeds": seeds}
     wanted = {name: value for name, value in changes.items() if value is not None}
     experiment = ExperimentConfig.model_validate({**experiment.model_dump(), **wanted})
-    return await run_prepared(
-        prepare_experiment(experiment, store=store, refresh=refresh or []), LogReporter()
-    )
+    return await run_prepared(prepare_experiment(experiment, store=store, refresh=refresh or []), LogReporter())
 
 
-@flow(
-    name="recursive-training", flow_run_name="{experiment}", persist_result=False, validate_parameters=False
-)
+@flow(name="recursive-training", flow_run_name="{experiment}", persist_result=False, validate_parameters=False)
 async def _here(experiment: str) -> dict[str, Any]:
     """The same flow for `fortifai run`, which has checked and planned before Prefect is started."""
     return await run_prepared(*_handed_over.pop(experiment))
@@ -122,17 +114,13 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
                 before = group.create_task(_measure(step, measured, after=before))
                 if stop_arm and await before:
                     running.stopped[(arm, seed)] = step.generation
-                    running.reporter.noted(
-                        f"{arm} · seed {seed}: failed in generation {step.generation}, stopped"
-                    )
+                    running.reporter.noted(f"{arm} · seed {seed}: failed in generation {step.generation}, stopped")
                     return f"{experiment}: {arm} · seed {seed} failed in generation {step.generation}"
                 await _together(*(stage_tasks.regenerate(one) for one in step.regenerate))
     return f"{experiment}: {arm} · seed {seed} finished"
 
 
-async def _measure(
-    step: GenerationPlan, measured: list[dict[str, Any]], after: asyncio.Task[bool] | None
-) -> bool:
+async def _measure(step: GenerationPlan, measured: list[dict[str, Any]], after: asyncio.Task[bool] | None) -> bool:
     """Evaluate one generation and check for failure; True when the arm has failed by now."""
     evaluation = await stage_tasks.evaluate(step.evaluate)
     if after is not None:

@@ -30,14 +30,9 @@ def build_evaluation(context: Context) -> dict[str, Any]:
     model = load_model(artifact.path, base=base_folder(context)).to(context.device)
     metrics: list[dict[str, Any]] = []
     if has_file(corpus, "questions.parquet"):
-        asked = [
-            row
-            for row in shards.read_rows(corpus.file("questions.parquet"))
-            if row["split"] in content["splits"]
-        ]
+        asked = [row for row in shards.read_rows(corpus.file("questions.parquet")) if row["split"] in content["splits"]]
         questions = [
-            Question(r["question"], r["document"], r["context"], r["true_answer"], r["false_answer"])
-            for r in asked
+            Question(r["question"], r["document"], r["context"], r["true_answer"], r["false_answer"]) for r in asked
         ]
         scores = score_questions(
             model,

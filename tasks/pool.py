@@ -30,9 +30,7 @@ class WorkerError(StageFailed):
 class Worker:
     """One child process. Started when first used; killed when the stage it builds is cancelled."""
 
-    def __init__(
-        self, index: int, *, store_url: str, runtime: Runtime, threads: int, device: str, log: Path
-    ) -> None:
+    def __init__(self, index: int, *, store_url: str, runtime: Runtime, threads: int, device: str, log: Path) -> None:
         self.index, self.store_url, self.runtime, self.log = index, store_url, runtime, log
         self.threads, self.device = threads, device
         self.process: asyncio.subprocess.Process | None = None
@@ -48,9 +46,7 @@ class Worker:
                 "TOKENIZERS_PARALLELISM": "false",
                 "FORTIFAI_WORKER_WARM": "1",
                 "PYTHONUNBUFFERED": "1",
-                "PYTHONPATH": os.pathsep.join(
-                    p for p in [os.getcwd(), os.environ.get("PYTHONPATH", "")] if p
-                ),
+                "PYTHONPATH": os.pathsep.join(p for p in [os.getcwd(), os.environ.get("PYTHONPATH", "")] if p),
             }
             # the log is the child's own file: a child that held the terminal's or a server's pipe open would
             # make a dead run look alive
@@ -111,8 +107,7 @@ class Worker:
     def _failure(self, stage: Stage, message: dict[str, Any]) -> WorkerError:
         text = message["message"] if message["expected"] else f"{message['type']}: {message['message']}"
         return WorkerError(
-            f"{stage.label} ({stage.arm or 'shared'}): {text}"
-            + ("" if message["expected"] else f"; log: {self.log}"),
+            f"{stage.label} ({stage.arm or 'shared'}): {text}" + ("" if message["expected"] else f"; log: {self.log}"),
             log=self.log,
             cause=message["type"],
             exit_code=message["exit_code"],
@@ -187,9 +182,7 @@ def pool_size(config: ExperimentConfig) -> tuple[int, int]:
 async def worker_pool(config: ExperimentConfig, *, store_url: str, logs: Path) -> AsyncIterator[WorkerPool]:
     """A pool sized for an experiment; its processes are gone when the block ends, however it ends."""
     workers, threads = pool_size(config)
-    pool = WorkerPool(
-        store_url=store_url, runtime=config.runtime, workers=workers, threads=threads, logs=logs
-    )
+    pool = WorkerPool(store_url=store_url, runtime=config.runtime, workers=workers, threads=threads, logs=logs)
     try:
         yield pool
     finally:

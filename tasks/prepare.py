@@ -47,12 +47,8 @@ def build_source(context: Context) -> dict[str, Any]:
 
     corpus = _CORPUS.validate_python(context.stage.recipe["corpus"])
     source = load_source(corpus, splits=context.stage.content["splits"], seed=context.stage.recipe["seed"])
-    shards.write_table(
-        context.directory / "documents.parquet", _text_rows(source.documents), schema="documents"
-    )
-    shards.write_table(
-        context.directory / "validation.parquet", _text_rows(source.validation), schema="documents"
-    )
+    shards.write_table(context.directory / "documents.parquet", _text_rows(source.documents), schema="documents")
+    shards.write_table(context.directory / "validation.parquet", _text_rows(source.validation), schema="documents")
     if source.questions:
         rows = [
             {

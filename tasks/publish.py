@@ -41,9 +41,7 @@ def retention_chart(title: str, measured: Sequence[dict[str, Any]], *, threshold
 
 
 @task(name="publish", task_run_name="publish · g{step.generation}", tags=["publish"], persist_result=False)
-async def publish_generation(
-    step: GenerationPlan, measured: list[dict[str, Any]], failure: dict[str, Any]
-) -> None:
+async def publish_generation(step: GenerationPlan, measured: list[dict[str, Any]], failure: dict[str, Any]) -> None:
     """The artifacts and events of one generation, from the measurements so far."""
     running = current_session()
     name, arm, seed = running.plan.config.name, step.train.arm, step.train.seed
@@ -74,9 +72,7 @@ async def publish_generation(
     await asyncio.gather(
         acreate_markdown_artifact(
             "# Retention\n\n"
-            + retention_chart(
-                f"{arm} · seed {seed}", ordered, threshold=running.plan.config.failure.threshold
-            ),
+            + retention_chart(f"{arm} · seed {seed}", ordered, threshold=running.plan.config.failure.threshold),
             key=f"{key}-retention"[:250],
             description=f"{name} · {arm} · seed {seed}: retention of split 0",
         ),

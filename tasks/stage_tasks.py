@@ -40,9 +40,7 @@ async def _publish_progress(stage: Stage, latest: dict[str, Any]) -> None:
         if not latest:
             continue
         percent = 100.0 * latest["done"] / max(1, latest["total"])
-        text = (
-            f"{stage.label} ({stage.arm or 'shared'}): {latest['done']} of {latest['total']} {latest['unit']}"
-        )
+        text = f"{stage.label} ({stage.arm or 'shared'}): {latest['done']} of {latest['total']} {latest['unit']}"
         if artifact is None:
             artifact = await acreate_progress_artifact(percent, description=text)
         else:

@@ -306,18 +306,14 @@ def plan_experiment(
             parents={},
             recipe={**recipe, "seed": world},
         )
-        cut = stage(
-            "corpus", content={"splits": config.splits}, parents={"source": source, "tokenizer": tokenizer}
-        )
+        cut = stage("corpus", content={"splits": config.splits}, parents={"source": source, "tokenizer": tokenizer})
         for one in (source, cut):
             if one.reference not in {s.reference for s in shared}:
                 share(one)
         corpora[seed] = cut
 
     runs = [
-        _plan_run(
-            config, loss=loss, seed=seed, base=base, corpus=corpora[seed], loss_digests=loss_digests or {}
-        )
+        _plan_run(config, loss=loss, seed=seed, base=base, corpus=corpora[seed], loss_digests=loss_digests or {})
         for seed in config.seeds
         for loss in config.losses
     ]

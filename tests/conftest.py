@@ -1,0 +1,32 @@
+"""What several test files share: a store of their own, and the smallest experiment that has every stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SMOKE_OVERRIDES = ["runtime.workers=1", "runtime.threads=1"]
+
+
+@pytest.fixture
+def store_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty store, which is also the default one for the length of the test."""
+    url = str(tmp_path / "store")
+    monkeypatch.setenv("FORTIFAI_STORE", url)
+    return url
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """One Prefect server with a database of its own for all tests that run flows."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

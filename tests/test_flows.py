@@ -1,0 +1,203 @@
+"""An experiment from end to end: what is found is not computed, what is missing is, and nothing else changes."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.load import load_experiment_config
+from flows.prepare import Prepared, prepare_experiment
+from fortifai_core.errors import ConfigError, DataError, StoreError
+from storage.store import ArtifactStore
+from tasks.session import Reporter
+from tasks.stages import Stage
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+OVERRIDES = ["runtime.workers=1", "runtime.threads=1"]
+
+
+class Recorder:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.built: list[Stage] = []
+        self.found: list[Stage] = []
+        self.notes: list[str] = []
+
+    def started(self, stage: Stage) -> None:
+        """Only what was finished counts."""
+
+    def progressed(self, stage: Stage, done: int, total: int, unit: str) -> None:
+        assert 0 <= done <= total, stage
+
+    def finished(self, stage: Stage, *, found: bool, seconds: float) -> None:
+        (self.found if found else self.built).append(stage)
+
+    def noted(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def run(store: Path | str, *overrides: str, preset: str = "smoke") -> tuple[Recorder, Prepared, dict[str, Any]]:
+    from flows.recursive import run_experiment
+
+    prepared = prepare_experiment(load_experiment_config(preset, [*OVERRIDES, *overrides]), store=str(store))
+    recorder: Reporter = (remembered := Recorder())
+    outcome = asyncio.run(run_experiment(prepared, recorder))
+    return remembered, prepared, outcome
+
+
+def digests(prepared: Prepared) -> dict[str, dict[str, str]]:
+    """sha256 of every file of every artifact but the report, which shows seconds."""
+    result = {}
+    for stage in prepared.plan.stages():
+        artifact = prepared.store.find(stage.kind, stage.key)
+        if artifact is not None and stage.kind != "report":
+            result[f"{stage.kind}/{stage.key}"] = {e["name"]: e["sha256"] for e in artifact.manifest.files}
+    return result
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> tuple[Path, Prepared, Recorder]:
+    """A store with one finished smoke experiment. Tests that change it work on a copy."""
+    store = tmp_path_factory.mktemp("finished") / "store"
+    recorder, prepared, _ = run(store)
+    return store, prepared, recorder
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, Prepared, Recorder], tmp_path: Path) -> Path:
+    target = tmp_path / "store"
+    shutil.copytree(finished[0], target)
+    return target
+
+
+def test_every_stage_is_built_once(finished: tuple[Path, Prepared, Recorder]) -> None:
+    _, prepared, recorder = finished
+    counts = Counter(stage.reference for stage in recorder.built)
+    assert set(counts.values()) == {1}
+    assert {s.reference for s in prepared.plan.stages()} == set(counts)
+    assert not recorder.notes
+
+
+def test_every_artifact_is_sound(finished: tuple[Path, Prepared, Recorder]) -> None:
+    assert ArtifactStore(finished[0]).verify() == []
+
+
+def test_a_second_run_computes_nothing(copied: Path) -> None:
+    recorder, prepared, outcome = run(copied)
+    assert recorder.built == []
+    assert outcome["built"] == 0
+    assert {s.reference for s in recorder.found} == {s.reference for s in prepared.plan.stages()}
+
+
+def test_two_stores_hold_the_same_results(finished: tuple[Path, Prepared, Recorder], tmp_path: Path) -> None:
+    _, other, _ = run(tmp_path / "other", "runtime.workers=2")
+    assert digests(other) == digests(finished[1])
+
+
+def test_changing_one_loss_reruns_only_that_arm(copied: Path) -> None:
+    recorder, _, _ = run(copied, "losses.1.gamma=0.7")
+    assert {stage.arm for stage in recorder.built if stage.role != "report"} == {"tce-0.7"}
+
+
+def test_another_generation_computes_only_that_one(copied: Path) -> None:
+    recorder, _, _ = run(copied, "generations=3")
+    assert {s.generation for s in recorder.built if s.role != "report"} == {2}
+
+
+@pytest.mark.parametrize("role", ["train", "regenerate", "evaluate", "corpus"])
+def test_an_artifact_that_is_gone_or_damaged_is_rebuilt_as_it_was(
+    finished: tuple[Path, Prepared, Recorder], copied: Path, role: str
+) -> None:
+    stage = next(s for s in finished[1].plan.stages() if s.role == role)
+    store = ArtifactStore(copied)
+    artifact = store.find(stage.kind, stage.key)
+    assert artifact is not None
+    damaged = artifact.path / artifact.manifest.files[0]["name"]
+    damaged.write_bytes(b"x")
+    with pytest.warns(UserWarning, match="set aside"):
+        recorder, prepared, _ = run(copied)
+    assert [s.reference for s in recorder.built] == [stage.reference]
+    assert digests(prepared) == digests(finished[1])
+
+
+def test_refresh_rebuilds_what_follows_from_the_stage_and_nothing_else(copied: Path) -> None:
+    from flows.recursive import run_experiment
+
+    config = load_experiment_config("smoke", OVERRIDES)
+    prepared = prepare_experiment(config, store=str(copied), refresh=["evaluate"])
+    recorder = Recorder()
+    asyncio.run(run_experiment(prepared, recorder))
+    assert {s.role for s in recorder.built} == {"evaluate", "failure", "report"}
+
+
+def test_what_was_found_is_shown_as_cached(copied: Path) -> None:
+    from prefect import get_client
+
+    _, prepared, _ = run(copied)
+
+    async def names() -> Counter[tuple[str, str]]:
+        async with get_client() as client:
+            runs = await client.read_task_runs(limit=200)
+            return Counter((r.name.split(" · ")[0], r.state.name if r.state else "") for r in runs)
+
+    states = asyncio.run(names())
+    for role in ("train", "regenerate", "evaluate", "failure"):
+        used = sum(s.role == role for s in prepared.plan.uses())
+        assert states[(role, "Cached")] >= used
+
+
+def test_an_arm_stops_when_it_has_failed_and_goes_on_when_it_may(tmp_path: Path) -> None:
+    # so small a model learns nothing: it is below any threshold from M_0 on, which is not failure
+    recorder, _, _ = run(tmp_path, "failure.stop_arm=true", "failure.threshold=0.99")
+    assert {s.generation for s in recorder.built if s.role == "train"} == {0, 1}
+    # nothing that was computed before is lost to the change of the option
+    again, _, _ = run(tmp_path, "failure.threshold=0.99")
+    assert {s.role for s in again.built} <= {"report"}
+
+
+@pytest.mark.parametrize("regime", ["replace", "accumulate", "accumulate-subsample", "fresh-mix"])
+def test_every_regime_runs(copied: Path, regime: str) -> None:
+    recorder, prepared, _ = run(copied, f"regime={regime}", "generations=3", "losses=[{type: cross-entropy}]")
+    assert {s.role for s in recorder.built} >= {"train", "regenerate", "evaluate"}
+    sizes = []
+    for step in prepared.plan.runs[0].generations:
+        artifact = prepared.store.find(*step.train.reference)
+        assert artifact is not None
+        sizes.append(int(artifact.manifest.metrics["tokens-read"]))
+    grows = sizes[2] > 1.5 * sizes[0]
+    assert grows == (regime in ("accumulate", "fresh-mix"))
+
+
+def test_a_failing_stage_says_which_and_keeps_the_rest(tmp_path: Path) -> None:
+    from tasks.pool import WorkerError
+
+    with pytest.raises(WorkerError, match=r"train · g0 \(ce\).*training\.learning_rate"):
+        run(tmp_path, "training.learning_rate=0.99", "training.epochs=60", "training.max_grad_norm=1e30",
+            "training.optimizer=sgd", "losses=[{type: cross-entropy}]")  # fmt: skip
+    roles = {m.kind for m in ArtifactStore(tmp_path).ls()}
+    assert {"tokenizer", "corpus", "model"} <= roles
+
+
+def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    missing = {"type": "text", "files": [str(tmp_path / "nowhere.txt")]}
+    config = load_experiment_config("smoke").model_dump() | {"corpus": missing}
+    from flows.load import validate
+
+    with pytest.raises(DataError, match=r"corpus\.files\.0"):
+        prepare_experiment(validate(config), store=str(store))
+    with pytest.raises(ConfigError, match="--refresh"):
+        prepare_experiment(load_experiment_config("smoke"), store=str(store), refresh=["trian"])
+    assert not list(store.rglob("manifest.json"))
+
+
+def test_an_experiment_larger_than_the_disk_is_refused(tmp_path: Path) -> None:
+    huge = ["model.hidden_size=65536", "model.layers=200", "model.intermediate_size=200000"]
+    with pytest.raises(StoreError, match="GB are free"):
+        prepare_experiment(load_experiment_config("tiny", huge), store=str(tmp_path))
