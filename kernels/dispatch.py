@@ -1,0 +1,278 @@
+"""The public functions: check the arguments, choose an implementation, reduce in one place.
+
+from kernels import linear_cross_entropy, losses
+output = linear_cross_entropy(hidden, model.lm_head.weight, targets, loss=losses.truncated(0.9))
+output.loss.backward()
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels import chunked, losses, reference
+from kernels.losses import LossFunctions
+from kernels.reference import Options, Terms
+
+Reduction = Literal["mean", "sum", "none"]
+Implementation = Literal["auto", "torch", "chunked"]
+
+_IMPLEMENTATIONS: dict[str, Callable[..., Terms]] = {
+    "torch": reference.linear_terms,
+    "chunked": chunked.linear_terms,
+}
+_ELSEWHERE = ("triton",)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class LossStatistics(NamedTuple):
+    """Scalars on the device of the input, detached; reading one waits for the device, making them does not.
+
+    live_fraction: share of target tokens with f' != 0. mean_confidence: mean probability of the target.
+    token_accuracy: share of targets that no other token beats. tokens: target tokens, int64. All over the tokens
+    that are not ignored, unweighted; 0 where there are none.
+    """
+
+    live_fraction: Tensor
+    mean_confidence: Tensor
+    token_accuracy: Tensor
+    tokens: Tensor
+
+
+class LossOutput(NamedTuple):
+    """loss: a scalar, or of the targets' shape for reduction = "none"; float32 (float64 for float64)."""
+
+    loss: Tensor
+    statistics: LossStatistics
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    loss: LossFunctions | None = None,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    token_weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+    denominator: float | Tensor | None = None,
+    impl: Implementation = "auto",
+    chunk_rows: int = 4096,
+    logit_scale: float = 1.0,
+) -> LossOutput:
+    """The loss of a language model's head, sum_i w_i f(-log softmax(z_i)[t_i]) / denominator, z = hidden weight^T.
+
+    Args:
+        hidden: (..., width), float16, bfloat16, float32 or float64. Never written to, like every argument.
+        weight: (vocabulary, width), of the same type (any under autocast). May be tied to the embedding.
+        targets: (...), int32 or int64: already shifted, so that hidden[i] predicts targets[i].
+        loss: f and f', see `kernels.losses`; cross entropy by default.
+        bias: (vocabulary,), or none.
+        ignore_index: rows with this target count nowhere.
+        softcap: z becomes softcap * tanh(z / softcap), as in Gemma 2; after the scale.
+        token_weights: (...), constants w; they do not enter the denominator.
+        reduction: "mean" divides by the denominator; "sum"; "none" keeps a loss for each token, 0 where ignored.
+        denominator: for "mean". None: the number of tokens that are not ignored, or of live ones if the loss says
+            so, and at least 1. Or a positive number or scalar tensor, such as Trainer's `num_items_in_batch`.
+        impl: "torch" is the plain reference with all logits at once; "chunked" never has more than
+            `chunk_rows` rows of them and does gradients for live rows only, but has no second derivative.
+        logit_scale: z is multiplied by it.
+
+    A batch in which all is ignored or masked gives 0, with gradients of 0.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, by name.
+        RuntimeError: an implementation that is not available here.
+    """
+    _check_loss(loss)
+    _check_options(softcap, logit_scale, chunk_rows, reduction, denominator)
+    if weight.ndim != 2:
+        raise ValueError(f"weight: expected (vocabulary, width), got shape {tuple(weight.shape)}")
+    vocabulary, width = weight.shape
+    if hidden.ndim < 1 or hidden.shape[-1] != width:
+        raise ValueError(f"hidden: expected (..., {width}) as weight has it, got {tuple(hidden.shape)}")
+    if bias is not None and bias.shape != (vocabulary,):
+        raise ValueError(f"bias: expected ({vocabulary},) as weight has it, got {tuple(bias.shape)}")
+    _check_float("hidden", hidden)
+    mixed = torch.is_autocast_enabled(hidden.device.type)
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            _check_float(name, tensor)
+            if tensor.dtype != hidden.dtype and not mixed:
+                raise TypeError(f"{name}: {tensor.dtype}, but hidden is {hidden.dtype}")
+    _check_targets(targets, hidden.shape[:-1], vocabulary, ignore_index)
+    _check_token_weights(token_weights, targets)
+    for name, tensor in (
+        ("weight", weight),
+        ("bias", bias),
+        ("targets", targets),
+        ("token_weights", token_weights),
+    ):
+        _check_device(name, tensor, hidden, "hidden")
+
+    options = Options(
+        loss=loss if loss is not None else losses.cross_entropy(),
+        ignore_index=ignore_index,
+        softcap=softcap,
+        logit_scale=float(logit_scale),
+        chunk_rows=chunk_rows,
+        reduce=reduction != "none",
+    )
+    flat = targets.reshape(-1).long()
+    weights = None if token_weights is None else token_weights.reshape(-1)
+    by = _denominator(flat, options, reduction, denominator)
+    terms = _implementation(impl)(hidden.reshape(-1, width), weight, bias, flat, weights, by, options)
+    return _finish(terms, flat, targets.shape, options, live_mean=reduction == "mean" and by is None)
+
+
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    loss: LossFunctions | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    token_weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+    denominator: float | Tensor | None = None,
+    logit_scale: float = 1.0,
+) -> LossOutput:
+    """The same loss, from logits (..., vocabulary) that are there already. Plain autograd.
+
+    The arguments are those of `linear_cross_entropy`, which needs far less memory.
+    """
+    _check_loss(loss)
+    _check_options(softcap, logit_scale, 1, reduction, denominator)
+    if logits.ndim < 1:
+        raise ValueError("logits: expected (..., vocabulary), got a scalar")
+    _check_float("logits", logits)
+    _check_targets(targets, logits.shape[:-1], logits.shape[-1], ignore_index)
+    _check_token_weights(token_weights, targets)
+    for name, tensor in (("targets", targets), ("token_weights", token_weights)):
+        _check_device(name, tensor, logits, "logits")
+    options = Options(
+        loss=loss if loss is not None else losses.cross_entropy(),
+        ignore_index=ignore_index,
+        softcap=softcap,
+        logit_scale=float(logit_scale),
+        reduce=reduction != "none",
+    )
+    flat = targets.reshape(-1).long()
+    weights = None if token_weights is None else token_weights.reshape(-1)
+    by = _denominator(flat, options, reduction, denominator)
+    terms = reference.logits_terms(logits.reshape(-1, logits.shape[-1]), flat, weights, by, options)
+    return _finish(terms, flat, targets.shape, options, live_mean=reduction == "mean" and by is None)
+
+
+def _implementation(impl: str) -> Callable[..., Terms]:
+    if impl == "auto":
+        impl = "chunked"
+    if impl in _IMPLEMENTATIONS:
+        return _IMPLEMENTATIONS[impl]
+    available = ", ".join(["auto", *_IMPLEMENTATIONS])
+    if impl in _ELSEWHERE:
+        raise RuntimeError(f"impl = {impl!r} is not available here; available: {available}")
+    raise ValueError(f"impl = {impl!r} is unknown; available: {available}")
+
+
+def _denominator(
+    targets: Tensor, options: Options, reduction: Reduction, denominator: float | Tensor | None
+) -> Tensor | None:
+    """What a mean divides by, a scalar on the device; None if that is nothing, or known only afterwards."""
+    if reduction != "mean" or (denominator is None and options.loss.denominator == "live"):
+        return None
+    if denominator is None:
+        return (targets != options.ignore_index).sum().clamp(min=1)
+    return torch.as_tensor(denominator, device=targets.device).detach().reshape(())
+
+
+def _finish(terms: Terms, targets: Tensor, shape: torch.Size, options: Options, *, live_mean: bool) -> LossOutput:
+    with torch.no_grad():
+        valid = targets != options.ignore_index
+        tokens, live = valid.sum(), terms.live.sum()
+        share = 1 / tokens.clamp(min=1).to(terms.nll.dtype)
+        statistics = LossStatistics(
+            live_fraction=live * share,
+            mean_confidence=(-terms.nll).exp().masked_fill(~valid, 0).sum() * share,
+            token_accuracy=terms.hits.sum() * share,
+            tokens=tokens,
+        )
+    if not options.reduce:
+        return LossOutput(terms.loss.reshape(shape), statistics)
+    return LossOutput(terms.loss / live.clamp(min=1) if live_mean else terms.loss, statistics)
+
+
+def _check_loss(loss: LossFunctions | None) -> None:
+    if loss is None:
+        return
+    for name in ("value", "derivative", "denominator"):
+        if not hasattr(loss, name):
+            raise TypeError(f"loss: {type(loss).__name__} has no attribute {name!r}; see kernels.losses.TokenLoss")
+    if loss.denominator not in ("all", "live"):
+        raise ValueError(f"loss.denominator = {loss.denominator!r}: must be 'all' or 'live'")
+
+
+def _check_options(
+    softcap: float | None,
+    logit_scale: float,
+    chunk_rows: int,
+    reduction: str,
+    denominator: float | Tensor | None,
+) -> None:
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap = {softcap}: must be positive and finite, or None")
+    if not math.isfinite(logit_scale):
+        raise ValueError(f"logit_scale = {logit_scale}: must be finite")
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows = {chunk_rows}: must be at least 1")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction = {reduction!r}: must be 'mean', 'sum' or 'none'")
+    if denominator is None:
+        return
+    if reduction != "mean":
+        raise ValueError(f"denominator: has no meaning for reduction = {reduction!r}")
+    if isinstance(denominator, Tensor):
+        if denominator.numel() != 1:
+            raise ValueError(f"denominator: expected one number, got shape {tuple(denominator.shape)}")
+    elif not 0 < denominator < math.inf:
+        raise ValueError(f"denominator = {denominator}: must be positive and finite")
+
+
+def _check_float(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(f"{name}: {tensor.dtype}, expected float16, bfloat16, float32 or float64")
+
+
+def _check_targets(targets: Tensor, shape: torch.Size, vocabulary: int, ignore_index: int) -> None:
+    if targets.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"targets: {targets.dtype}, expected int32 or int64")
+    if targets.shape != shape:
+        raise ValueError(f"targets: expected shape {tuple(shape)}, got {tuple(targets.shape)}")
+    # The one wait for the device: an index out of range would otherwise end in a device-side assertion.
+    outside = (targets != ignore_index) & ((targets < 0) | (targets >= vocabulary))
+    if bool(outside.any()):
+        example = targets[outside].reshape(-1)[0].item()
+        raise ValueError(
+            f"targets: {example} lies outside 0..{vocabulary - 1} and is not ignore_index = {ignore_index}"
+        )
+
+
+def _check_token_weights(token_weights: Tensor | None, targets: Tensor) -> None:
+    if token_weights is None:
+        return
+    if token_weights.shape != targets.shape:
+        raise ValueError(f"token_weights: expected shape {tuple(targets.shape)}, got {tuple(token_weights.shape)}")
+    _check_float("token_weights", token_weights)
+    if token_weights.requires_grad:
+        raise ValueError("token_weights: are constants and get no gradient; detach them")
+
+
+def _check_device(name: str, tensor: Tensor | None, other: Tensor, other_name: str) -> None:
+    if tensor is not None and tensor.device != other.device:
+        raise ValueError(f"{name}: on {tensor.device}, but {other_name} is on {other.device}")

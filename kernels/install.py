@@ -1,0 +1,250 @@
+"""Put the fused loss into one Hugging Face causal language model, and take it out again.
+
+    head = install_loss_head(model, loss=losses.truncated(0.9))
+    Trainer(model=model, ...).train()         # never makes all logits; counts tokens as Trainer does
+    head.remove()
+
+Only this instance's `forward` is patched, and only calls with labels are served by it: generation, saving,
+loading and the state dict do not notice. The class, and transformers' own loss functions, stay as they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernels.dispatch import Implementation, LossStatistics, _implementation, linear_cross_entropy
+from kernels.losses import LossFunctions
+
+_PROBE_TOKENS = 4
+
+
+class Handle:
+    """What `install_loss_head` returns. `statistics`: of the last batch with labels, detached; None before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.active = True
+        self.statistics: LossStatistics | None = None
+        self._before: Any = model.__dict__.get("forward")
+
+    def remove(self) -> None:
+        """Bring back the model's own forward. Doing it twice does no harm."""
+        forward = self.model.__dict__.get("forward")
+        # Somebody (accelerate's mixed precision) may have wrapped our forward: it stays there, as a passage.
+        if self.active and _handle_of(forward) is self and not hasattr(forward, "__wrapped__"):
+            del self.model.__dict__["forward"]
+            if self._before is not None:
+                self.model.__dict__["forward"] = self._before
+        self.active = False
+
+
+def install_loss_head(
+    model: nn.Module,
+    *,
+    loss: LossFunctions | None = None,
+    chunk_rows: int = 4096,
+    impl: Implementation = "auto",
+) -> Handle:
+    """Patch `model.forward` so that calls with labels return this loss, and no logits.
+
+    Works for any transformers `*ForCausalLM` whose logits are a plain linear layer over the last hidden state, then
+    at most a scale (Granite, Cohere) and a soft cap (Gemma): that is tried out here on a few made-up hidden states,
+    against the model's own forward. Also for a peft model around one. Install before wrapping (DDP, torch.compile).
+
+    With `num_items_in_batch` (Trainer passes it) that is the denominator: target tokens of the whole accumulated
+    batch, live or not. A loss with denominator "live" is averaged over the live tokens of each call, and calls are
+    averaged by their share of `num_items_in_batch`.
+
+    Args:
+        model: a PreTrainedModel or PeftModel; patched in place.
+        loss: f and f', see `kernels.losses`; cross entropy by default.
+        chunk_rows, impl: as in `linear_cross_entropy`.
+
+    Raises:
+        TypeError: the model is not of that kind. ValueError: its logits are computed in another way.
+        RuntimeError: it has a loss head already.
+    """
+    _implementation(impl)
+    unwrap: Any = getattr(model, "get_base_model", None)  # peft
+    inner: Any = unwrap() if unwrap is not None else model
+    if isinstance(getattr(inner, "module", None), nn.Module) or hasattr(inner, "_orig_mod"):
+        raise TypeError(f"model: {type(inner).__name__} is a wrapper; install the loss head before wrapping")
+    body, head = _parts(inner)
+    installed = _handle_of(inner.__dict__.get("forward"))
+    if installed is not None and installed.active:
+        raise RuntimeError("model: has a loss head already; call remove() on its handle first")
+    softcap, scale = _after_head(inner)
+    if not any(p.is_meta for p in inner.parameters()):
+        _probe(inner, body, head, softcap=softcap, scale=scale)
+
+    handle = Handle(inner)
+    original = inner.forward  # the class's, or what an earlier patch made of it
+    signature = inspect.signature(original)
+    own = getattr(original, "__func__", None) or (lambda self, *args, **kwargs: original(*args, **kwargs))
+    variadic = _variadic(signature)
+    accepting = signature
+    if variadic.name not in signature.parameters:
+        accepting = signature.replace(parameters=[*signature.parameters.values(), variadic])
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not handle.active:
+            return own(self, *args, **kwargs)
+        given = accepting.bind_partial(*args, **kwargs).arguments
+        if given.get("labels") is None:
+            return own(self, *args, **kwargs)
+        given.update(given.pop(variadic.name, {}))
+        body, head = _parts(self)  # `self` may be a copy of the model this was installed on
+        return _forward(self, body, head, given, handle, call)
+
+    def call(hidden: Tensor, head: nn.Linear, targets: Tensor, items: Any) -> tuple[Tensor, LossStatistics]:
+        live = loss is not None and loss.denominator == "live"
+        value, statistics = linear_cross_entropy(
+            hidden,
+            head.weight,
+            targets,
+            loss=loss,
+            bias=head.bias,
+            softcap=softcap,
+            logit_scale=scale,
+            denominator=None if live else items,
+            impl=impl,
+            chunk_rows=chunk_rows,
+        )
+        if live and items is not None:
+            value = value * (statistics.tokens / torch.as_tensor(items, device=value.device))
+        return value, statistics
+
+    # No `__wrapped__`: accelerate would follow it past this patch when it unwraps mixed precision.
+    forward.__doc__ = original.__doc__
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = accepting.replace(  # type: ignore[attr-defined]
+        parameters=[first, *accepting.parameters.values()]
+    )
+    forward.loss_head = handle  # type: ignore[attr-defined]
+    inner.forward = MethodType(forward, inner)  # bound, so that a deep copy runs the copy's own weights
+    return handle
+
+
+def _handle_of(forward: Any) -> Handle | None:
+    return getattr(forward, "loss_head", None)
+
+
+def _variadic(signature: inspect.Signature) -> inspect.Parameter:
+    """The forward's **kwargs, or one to be added: Trainer passes `num_items_in_batch` only where there is one."""
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            return parameter
+    return inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
+
+
+def _parts(model: Any) -> tuple[nn.Module, nn.Linear]:
+    """The model without its head, and the head."""
+    name = type(model).__name__
+    body = getattr(model, "base_model", None)
+    if not isinstance(body, nn.Module) or body is model or not hasattr(model, "get_output_embeddings"):
+        raise TypeError(f"model: {name} is no causal language model of transformers, nor a peft model around one")
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
+        raise TypeError(
+            f"model: the output head of {name} is {type(head).__name__}, not a plain linear layer; with LoRA, leave "
+            "it out of `target_modules` and `modules_to_save`"
+        )
+    return body, head
+
+
+def _after_head(model: Any) -> tuple[float | None, float]:
+    """Soft cap and scale that the model's forward puts on its logits, as far as configurations tell."""
+    config = model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(model, "logit_scale", None)  # Cohere multiplies
+    if scale is None:
+        scale = 1 / (getattr(config, "logits_scaling", None) or 1)  # Granite divides
+    return (float(softcap) if softcap else None), float(scale)
+
+
+def _probe(model: Any, body: nn.Module, head: nn.Linear, *, softcap: float | None, scale: float) -> None:
+    """Refuse a model whose logits are not cap(scale * head(hidden)); no model is trained on a slightly wrong loss."""
+    if hasattr(head.weight, "full_tensor"):
+        raise TypeError("model: its head is sharded already; install the loss head before sharding")
+    device = model.get_input_embeddings().weight.device
+    width = head.weight.shape[1]
+    wave = torch.arange(_PROBE_TOKENS * width, dtype=torch.float32).mul_(0.7).sin_().reshape(1, -1, width)
+    seen: list[Tensor] = []
+
+    def replace(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        made = wave.to(head.weight)
+        # strong enough for a soft cap to show: a fresh model's own logits are all near 0
+        made = made * (20 / (abs(scale) * head(made).float().std()).clamp(min=1e-6)).to(made.dtype)
+        seen.append(made)
+        if isinstance(outputs, tuple):
+            return (made, *outputs[1:])
+        outputs.last_hidden_state = made
+        return outputs
+
+    modes = {module: module.training for module in model.modules()}
+    hook = body.register_forward_hook(replace)
+    try:
+        model.eval()
+        with torch.no_grad():
+            ids = torch.arange(1, _PROBE_TOKENS + 1, device=device) % head.weight.shape[0]
+            logits = model(input_ids=ids[None], use_cache=False, return_dict=True).logits.float()
+            expected = head(seen[0]).float() * scale if len(seen) == 1 else None
+    finally:
+        hook.remove()
+        for module, training in modes.items():
+            module.training = training
+    if expected is not None and softcap is not None:
+        expected = softcap * torch.tanh(expected / softcap)
+    tolerance = 1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 0.05
+    if (
+        expected is None
+        or expected.shape != logits.shape
+        or not torch.allclose(logits, expected.to(logits.device), rtol=tolerance, atol=tolerance * 20)
+    ):
+        raise ValueError(
+            f"model: {type(model).__name__} does not compute its logits as a linear layer over its last hidden state "
+            f"(found: scale {scale:g}, soft cap {softcap}), so its loss cannot be fused; train it with its own forward"
+        )
+
+
+def _forward(
+    model: Any,
+    body: nn.Module,
+    head: nn.Linear,
+    given: dict[str, Any],
+    handle: Handle,
+    call: Callable[..., tuple[Tensor, LossStatistics]],
+) -> Any:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    labels = given.pop("labels")
+    items = given.pop("num_items_in_batch", None)
+    shifted = given.pop("shift_labels", None)
+    keep = given.pop("logits_to_keep", 0)
+    return_dict = given.pop("return_dict", None)
+    if not (keep is None or (isinstance(keep, int) and keep == 0)):
+        raise ValueError(f"logits_to_keep = {keep}: cannot be given together with labels")
+    if given.get("output_router_logits", getattr(model.config, "output_router_logits", False)):
+        raise ValueError("output_router_logits: the loss head knows no auxiliary loss; set it to False")
+    if hasattr(head.weight, "full_tensor"):
+        raise TypeError("lm_head: its weight is sharded on its own here; shard the model as a whole instead")
+    outputs = body(**given)
+    hidden = outputs[0] if isinstance(outputs, tuple) else outputs.last_hidden_state
+    if shifted is None:
+        # the same rows as hidden, the last one without a target: no copy of hidden is needed
+        shifted = nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
+    value, handle.statistics = call(hidden.to(head.weight.device), head, shifted.to(head.weight.device), items)
+    result = CausalLMOutputWithPast(
+        loss=value,
+        past_key_values=getattr(outputs, "past_key_values", None),
+        hidden_states=getattr(outputs, "hidden_states", None),
+        attentions=getattr(outputs, "attentions", None),
+    )
+    wants_dict = getattr(model.config, "return_dict", True) if return_dict is None else return_dict
+    return result if wants_dict else result.to_tuple()

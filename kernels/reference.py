@@ -1,0 +1,108 @@
+"""`impl="torch"`: the oracle every other implementation is tested against. Plain autograd, all logits at once.
+
+Also the few definitions all implementations share: what they are given, and what they give back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.losses import LossFunctions, derivative_of
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that is not a tensor. `reduce`: the caller needs only the sum over rows."""
+
+    loss: LossFunctions
+    ignore_index: int = -100
+    softcap: float | None = None
+    logit_scale: float = 1.0
+    chunk_rows: int = 4096
+    reduce: bool = True
+
+
+class Terms(NamedTuple):
+    """What an implementation returns. Ignored rows are 0 or False throughout.
+
+    loss: weight * f(nll), summed over rows to a scalar or of shape (rows,); the only differentiable part.
+    nll: (rows,) -log p of the target. live: (rows,) f' is not 0. hits: (rows,) no logit above the target's.
+    """
+
+    loss: Tensor
+    nll: Tensor
+    live: Tensor
+    hits: Tensor
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type of log-sum-exp, losses and sums: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def linear_terms(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    token_weights: Tensor | None,
+    denominator: Tensor | None,
+    options: Options,
+) -> Terms:
+    """hidden (rows, width), weight (vocabulary, width), targets (rows,): checked by the caller.
+
+    `denominator`: of the sum over rows, a scalar; none with `options.reduce` off.
+    """
+    keep = (targets != options.ignore_index).nonzero().squeeze(1)
+    return _terms(F.linear(hidden[keep], weight, bias), keep, targets, token_weights, denominator, options)
+
+
+def logits_terms(
+    logits: Tensor,
+    targets: Tensor,
+    token_weights: Tensor | None,
+    denominator: Tensor | None,
+    options: Options,
+) -> Terms:
+    """The same, from logits (rows, vocabulary)."""
+    keep = (targets != options.ignore_index).nonzero().squeeze(1)
+    return _terms(logits[keep], keep, targets, token_weights, denominator, options)
+
+
+def _terms(
+    logits: Tensor,
+    keep: Tensor,
+    targets: Tensor,
+    token_weights: Tensor | None,
+    denominator: Tensor | None,
+    options: Options,
+) -> Terms:
+    logits = logits.to(wide(logits.dtype)) * options.logit_scale
+    if options.softcap is not None:
+        logits = options.softcap * torch.tanh(logits / options.softcap)
+    chosen = targets[keep]
+    nll = F.cross_entropy(logits, chosen, reduction="none")
+    value = options.loss.value(nll)
+    if value.shape != nll.shape:
+        raise ValueError(f"loss.value: expected shape {tuple(nll.shape)}, got {tuple(value.shape)}")
+    if token_weights is not None:
+        value = value * token_weights[keep].to(value.dtype)
+    rows = value.new_zeros(targets.shape).index_put((keep,), value)
+    loss = rows.sum() if options.reduce else rows
+    if denominator is not None:
+        loss = loss / denominator
+    with torch.no_grad():
+        hits = logits.gather(1, chosen[:, None]).squeeze(1) >= logits.amax(1)
+        live = derivative_of(options.loss, nll) != 0
+        flags = torch.zeros_like(targets, dtype=torch.bool)
+        return Terms(
+            loss=loss,
+            nll=nll.new_zeros(targets.shape).index_put((keep,), nll.detach()),
+            live=flags.index_put((keep,), live),
+            hits=flags.index_put((keep,), hits),
+        )
