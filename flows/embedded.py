@@ -23,7 +23,7 @@ FLUSH_SECONDS = 1.0  # the server writes task-run events to its database in batc
 def quiet_environment() -> None:
     """Settings for a run without a server of its own; they must be set before Prefect is imported."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
     os.environ.setdefault("PREFECT_CLI_COLORS", "true")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,6 @@ def run_here(
         f"{config.generations} generations · {len(plan.stages())} stages, {there} found · store {prepared.store.url}"
     )
     command = resume.format(name=prepared.record_id)
-    logging.getLogger("prefect").setLevel(logging.ERROR)
     try:
         with (
             prefect_api(prepared.store.logs / "prefect-server.log"),

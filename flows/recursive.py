@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from prefect import flow, tags
+from prefect import flow, tags  # noqa
 from pydantic import Field
 
 from flows.prepare import Prepared, prepare_experiment
@@ -65,7 +65,8 @@ async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]
             try:
                 await _shared(plan)
                 await _together(*(run_arm(plan.config.name, run.arm, run.seed) for run in plan.runs))
-                report = await stage_tasks.write_report(plan.report(running.stopped))
+                final = plan.report(running.stopped)
+                report = await stage_tasks.reference(stage_tasks.write_report(final), final)
             except BaseException:
                 record_experiment(store, config=config, status="failed")
                 raise
@@ -108,7 +109,7 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
     async with _task_group() as group:
         before: asyncio.Task[bool] | None = None
         for step in run.generations:
-            with tags(f"generation-{step.generation}", arm):
+            with tags(f"g{step.generation}"):
                 await stage_tasks.train(step.train)
                 # the next generation needs the regenerations, not the measurements: these may overlap it
                 before = group.create_task(_measure(step, measured, after=before))
@@ -122,10 +123,10 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
 
 async def _measure(step: GenerationPlan, measured: list[dict[str, Any]], after: asyncio.Task[bool] | None) -> bool:
     """Evaluate one generation and check for failure; True when the arm has failed by now."""
-    evaluation = await stage_tasks.evaluate(step.evaluate)
+    evaluation = await stage_tasks.reference(stage_tasks.evaluate(step.evaluate), step.evaluate)
     if after is not None:
         await after
-    check = await stage_tasks.check_failure(step.failure)
+    check = await stage_tasks.reference(stage_tasks.check_failure(step.failure), step.failure)
     measured.append({"generation": step.generation, **evaluation["metrics"]})
     await publish.publish_generation(step, measured, check["metrics"])
     return bool(check["metrics"]["status"] == "failed")

@@ -40,7 +40,7 @@ def retention_chart(title: str, measured: Sequence[dict[str, Any]], *, threshold
     )
 
 
-@task(name="publish", task_run_name="publish · g{step.generation}", tags=["publish"], persist_result=False)
+@task(name="publish", task_run_name="publish · g{step.generation}", persist_result=False)
 async def publish_generation(step: GenerationPlan, measured: list[dict[str, Any]], failure: dict[str, Any]) -> None:
     """The artifacts and events of one generation, from the measurements so far."""
     running = current_session()

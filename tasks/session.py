@@ -39,8 +39,14 @@ class Session:
     found: list[Stage] = field(default_factory=list)
     stage_seconds: float = 0.0
     stopped: dict[tuple[str, int], int] = field(default_factory=dict)
+    references: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     drifted: dict[str, int] = field(default_factory=dict)
     _here: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def remember(self, stage: Stage, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The reference of a stage's artifact, which is all that stages exchange."""
+        self.references[stage.reference] = {"kind": stage.kind, "key": stage.key, "metrics": metrics}
+        return self.references[stage.reference]
 
     def note_drift(self, manifest: Manifest) -> None:
         """Count a found artifact that other code, packages or hardware made, by what differs."""

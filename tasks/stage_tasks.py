@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 from prefect import task
@@ -17,7 +18,6 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
-from fortifai_core.errors import FortifaiError
 from tasks.pool import WorkerError
 from tasks.session import Session, current_session
 from tasks.stages import Stage
@@ -30,6 +30,12 @@ def _outside_trouble(_task: Any, _run: Any, state: State[Any]) -> bool:
     """Retry only what an outside resource may have caused: never bad input, never a failed computation."""
     error = state.data if isinstance(state.data, BaseException) else None
     return isinstance(error, WorkerError) and error.cause in TRANSIENT
+
+
+async def reference(task_run: Awaitable[Any], stage: Stage) -> dict[str, Any]:
+    """Wait for a stage's task; its reference, whether the artifact was built or found."""
+    await task_run
+    return current_session().references[stage.reference]
 
 
 async def _publish_progress(stage: Stage, latest: dict[str, Any]) -> None:
@@ -72,24 +78,22 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
         session.note_drift(artifact.manifest)
         session.found.append(stage)
         session.reporter.finished(stage, found=True, seconds=0.0)
-        return Completed(
-            name="Cached",
-            message=f"Found in the store: {stage.kind} {stage.key[:12]}",
-            data={"kind": stage.kind, "key": stage.key, "metrics": artifact.manifest.metrics},
-        )
+        reference = session.remember(stage, artifact.manifest.metrics)
+        message = f"Found in the store: {stage.kind} {stage.key[:12]}"
+        return Completed(name="Cached", message=message, data=reference)
     started = time.monotonic()
     outcome = await _build(stage, session)
     seconds = time.monotonic() - started
     (session.found if outcome["found"] else session.built).append(stage)
     session.stage_seconds += 0.0 if outcome["found"] else float(outcome["seconds"])
     session.reporter.finished(stage, found=outcome["found"], seconds=seconds)
-    return {"kind": stage.kind, "key": stage.key, "metrics": outcome["metrics"]}
+    return session.remember(stage, outcome["metrics"])
 
 
 @task(
     name="prepare",
     task_run_name="{stage.label}",
-    tags=["prepare"],
+
     persist_result=False,
     retries=3,
     retry_delay_seconds=exponential_backoff(backoff_factor=2),
@@ -101,42 +105,42 @@ async def prepare(stage: Stage) -> Any:
     return await look_up_or_build(stage)
 
 
-@task(name="train", task_run_name="{stage.label}", tags=["train"], persist_result=False)
+@task(name="train", task_run_name="{stage.label}", persist_result=False)
 async def train(stage: Stage) -> Any:
     """Train M_i from M_(i-1) on the newest version of every split."""
     return await look_up_or_build(stage)
 
 
-@task(name="regenerate", task_run_name="{stage.label}", tags=["regenerate"], persist_result=False)
+@task(name="regenerate", task_run_name="{stage.label}", persist_result=False)
 async def regenerate(stage: Stage) -> Any:
     """Rewrite one split with M_i."""
     return await look_up_or_build(stage)
 
 
-@task(name="evaluate", task_run_name="{stage.label}", tags=["evaluate"], persist_result=False)
+@task(name="evaluate", task_run_name="{stage.label}", persist_result=False)
 async def evaluate(stage: Stage) -> Any:
     """Ask M_i the questions of all splits seen so far, and measure its perplexity on real text."""
     return await look_up_or_build(stage)
 
 
-@task(name="time-to-failure", task_run_name="{stage.label}", tags=["failure"], persist_result=False)
+@task(name="time-to-failure", task_run_name="{stage.label}", persist_result=False)
 async def check_failure(stage: Stage) -> Any:
     """Has the retention of split 0 fallen below the threshold by this generation?"""
     return await look_up_or_build(stage)
 
 
-@task(name="report", task_run_name="report", tags=["report"], persist_result=False)
+@task(name="report", task_run_name="report", persist_result=False)
 async def write_report(stage: Stage) -> Any:
     """One HTML file: the table, the curves, the intervals."""
     return await look_up_or_build(stage)
 
 
 __all__ = [
-    "FortifaiError",
     "check_failure",
     "evaluate",
     "look_up_or_build",
     "prepare",
+    "reference",
     "regenerate",
     "train",
     "write_report",
