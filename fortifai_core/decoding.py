@@ -69,9 +69,9 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         int64 [rows].
     """
     cumulative = torch.softmax(logits, dim=-1).double().cumsum(dim=-1)
-    total = cumulative[:, -1:].contiguous()
-    # rounding may carry u · total up to total, above which there is no token
-    target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    # the total is 1 but for rounding; in float64 u · total stays below it for every u < 1, so that a token is found.
+    # right=True: the first token whose interval ends above the target; one of no probability has no interval
+    target = uniforms[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
 
 
