@@ -37,6 +37,8 @@ def run_here(
         f"[bold]{config.name}[/]  {len(config.losses)} losses × {len(config.seeds)} seeds × "
         f"{config.generations} generations · {len(plan.stages())} stages, {there} found · store {prepared.store.url}"
     )
+    from prefect.exceptions import TerminationSignal
+
     command = resume.format(name=prepared.record_id)
     try:
         with (
@@ -50,7 +52,7 @@ def run_here(
     except FortifaiError as error:
         console.print(f"[red]failed:[/] {escape(str(error))}\nwhat was finished is kept; go on with: {command}")
         raise SystemExit(error.exit_code) from None
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except (KeyboardInterrupt, asyncio.CancelledError, TerminationSignal):
         console.print(f"stopped; what was finished is kept; go on with: {command}")
         raise SystemExit(130) from None
     record = load_experiment(prepared.store, prepared.record_id)

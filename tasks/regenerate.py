@@ -55,6 +55,9 @@ def build_split(context: Context) -> dict[str, Any]:
         paths = context.parent("text").files("part-*.parquet")
     else:
         paths = [context.parent("corpus").file(split_file(split))]
+    # never generated: special tokens, and the entries by which some models' vocabularies are padded
+    entries = range(len(tokenizer), model.config.get_text_config().vocab_size)
+    unwanted = sorted({*tokenizer.all_special_ids, *entries})
     # part-files are cut by a fixed number of tokens, never by what a machine can hold: they are the resumable
     # unit, and with contexts that run across documents everything is one part
     limit = context.runtime.shard_blocks * config.block_tokens
@@ -75,7 +78,7 @@ def build_split(context: Context) -> dict[str, Any]:
                 config,
                 seed_parts=("regenerate", content["seed"], content["generation"], split, version),
                 batch_blocks=context.runtime.inference_batch,
-                suppress=sorted(set(tokenizer.all_special_ids)),
+                suppress=unwanted,
                 pad_id=tokenizer.pad_token_id,
                 on_progress=lambda done, of, offset=offset, group=group: context.progress(
                     offset + sum(len(r["tokens"]) for r in group) * done // max(1, of), total, "tokens"
