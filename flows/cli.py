@@ -255,6 +255,22 @@ def export(
     out.print(f"{what} of {arm} · seed {seed} · g{generation} → {made}")
 
 
+@app.command()
+def bench(as_json: Json = False) -> None:
+    """Speed of the loss heads on this machine, as ratios to torch's own linear + cross_entropy."""
+    from flows.bench import HIDDEN, ROWS, VOCABULARY, bench_heads
+
+    rows = bench_heads()
+    if as_json:
+        show_json(rows)
+        return
+    out.print(f"forward and backward, fp32, {ROWS} rows × {HIDDEN} hidden × {VOCABULARY} vocabulary\n")
+    table = Table("head", "live rows", "seconds", "× torch", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row["head"], f"{row['live']:.0%}", f"{row['seconds']:.3f}", f"{row['speed']:.2f}")
+    out.print(table)
+
+
 paper = typer.Typer(help="What the paper reports, recomputed from its own tables (quoted data, not measured here).")
 app.add_typer(paper, name="paper")
 

@@ -47,7 +47,6 @@ def run_here(
         ):
             from flows.recursive import run_experiment
 
-            ready = time.monotonic()
             outcome = asyncio.run(run_experiment(prepared, reporter))
     except FortifaiError as error:
         console.print(f"[red]failed:[/] {escape(str(error))}\nwhat was finished is kept; go on with: {command}")
@@ -58,9 +57,11 @@ def run_here(
     record = load_experiment(prepared.store, prepared.record_id)
     print_outcome(prepared.store, record, console)
     wall = time.monotonic() - started
+    other = wall - outcome["computing_seconds"]
+    share = f" ({other / wall:.1%})" if outcome["built"] else ""
     console.print(
-        f"\n{outcome['built']} stages computed, {outcome['found']} found · {wall:.0f} s "
-        f"(of which {ready - started:.0f} s to start)"
+        f"\n{outcome['built']} stages computed, {outcome['found']} found · {wall:.0f} s, "
+        f"{other:.0f} s of them{share} not computing: start, orchestration, storage"
     )
     return {**outcome, "seconds": round(wall, 2)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, tags  # noqa
 from pydantic import Field
@@ -28,8 +28,9 @@ from tasks.stages import GenerationPlan, Plan, Stage
 )
 async def recursive_training(
     experiment: ExperimentConfig,
-    generations: int | None = Field(None, ge=1, description="Overrides `experiment.generations`."),
-    seeds: list[int] | None = Field(None, description="Overrides `experiment.seeds`."),
+    # the bound stands on the type, because the form in the UI would not show one in the default
+    generations: Annotated[int, Field(ge=1)] | None = Field(None, description="Overrides `experiment.generations`."),
+    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(None, description="Overrides `experiment.seeds`."),
     store: str | None = Field(None, description="The artifact store; by default FORTIFAI_STORE or the user's own."),
     refresh: list[str] | None = Field(None, description="Stages to build anew, with all that follows from them."),
 ) -> dict[str, Any]:
@@ -78,6 +79,7 @@ async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]
                 "built": len(running.built),
                 "found": len(running.found),
                 "stage_seconds": round(running.stage_seconds, 3),
+                "computing_seconds": round(running.computing_seconds, 3),
             }
 
 

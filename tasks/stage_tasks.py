@@ -63,7 +63,8 @@ async def _build(stage: Stage, session: Session) -> dict[str, Any]:
     session.reporter.started(stage)
     publisher = asyncio.create_task(_publish_progress(stage, latest))
     try:
-        return await session.pool.build(stage, on_progress)
+        with session.computing():
+            return await session.pool.build(stage, on_progress)
     finally:
         publisher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
