@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import socket
 import subprocess
@@ -20,12 +21,23 @@ START_SECONDS = 90.0
 FLUSH_SECONDS = 1.0  # the server writes task-run events to its database in batches
 
 
+_quieted: set[str] = set()
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know this machine's ports
+
+
 def quiet_environment() -> None:
     """Settings for a run without a server of its own; they must be set before Prefect is imported."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
     os.environ.setdefault("PREFECT_CLI_COLORS", "true")
+    for name, value in (("PREFECT_LOGGING_LEVEL", "CRITICAL"), ("PREFECT_LOGGING_TO_API_ENABLED", "false")):
+        if name not in os.environ:
+            os.environ[name] = value
+            _quieted.add(name)
+
+
+def talkative_environment() -> dict[str, str]:
+    """The environment for processes whose log is kept: as the user made it, before `quiet_environment`."""
+    return {name: value for name, value in os.environ.items() if name not in _quieted}
 
 
 def _free_port() -> int:
@@ -48,65 +60,104 @@ def prefect_api(log: Path) -> Iterator[str]:
         return
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "flows.embedded", str(port)],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            env={
-                **os.environ,
-                "PREFECT_UI_ENABLED": "0",
-                "PREFECT__SERVER_EPHEMERAL": "1",
-                "PREFECT__SERVER_FINAL": "1",
-            },
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the server in order
-        )
-    try:
-        _wait_until_healthy(url, server, log)
+    environment = {
+        **os.environ,
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+    }
+    with child_process("flows.embedded", "127.0.0.1", str(port), log=log, environment=environment) as server:
+        wait_until_healthy(url, server, log)
         with temporary_settings({PREFECT_API_URL: url}):
             yield url
         time.sleep(FLUSH_SECONDS)
+
+
+@contextlib.contextmanager
+def child_process(
+    module: str,
+    *arguments: str,
+    log: Path,
+    environment: dict[str, str],
+    stdout: int | None = None,
+    patience: float = 10.0,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m module …` for the length of the block; what it prints goes to `log`.
+
+    The child is one that ends when its standard input closes, so that it never outlives this process.
+
+    Args:
+        patience: seconds it has to end in order, before it is killed.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=output if stdout is None else stdout,
+            stderr=output,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the child in order
+        )
+    try:
+        yield child
     finally:
-        server.terminate()
-        try:
-            server.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
+                child.wait(timeout=patience)
+            finally:  # also after a second Ctrl-C: no child is left behind
+                if child.poll() is None:
+                    child.kill()
+                    child.wait()
 
 
-def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+def is_healthy(url: str) -> bool:
+    """Whether a Prefect server answers at this API URL."""
+    with (
+        contextlib.suppress(urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError),
+        _direct.open(f"{url}/health", timeout=2) as answer,
+    ):
+        return bool(answer.status == 200 and answer.read(16).strip() == b"true")
+    return False
+
+
+def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the server that was started at `url` answers.
+
+    Raises:
+        StageFailed: it ended, or does not answer in time; its log is named.
+    """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise StageFailed(f"the embedded Prefect server ended with code {server.returncode}; its log: {log}")
-        with (
-            contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
-            urllib.request.urlopen(f"{url}/health", timeout=2) as answer,
-        ):
-            if answer.status == 200:
-                return
+            raise StageFailed(f"the Prefect server ended with code {server.returncode}; its log: {log}")
+        if is_healthy(url):
+            return
         time.sleep(0.1)
-    raise StageFailed(f"the embedded Prefect server did not answer within {START_SECONDS:.0f} s; its log: {log}")
+    raise StageFailed(f"the Prefect server did not answer within {START_SECONDS:.0f} s; its log: {log}")
 
 
-def _exit_when_orphaned() -> None:
+def _exit_when_orphaned(linger: float) -> None:
     sys.stdin.buffer.read()  # returns when the parent has gone, however it went
+    time.sleep(linger)
     os._exit(0)
 
 
 def main() -> None:
-    """The server process: `python -m flows.embedded PORT`; ends when its standard input closes."""
+    """The server process: `python -m flows.embedded HOST PORT [LINGER]`.
+
+    It ends when its standard input closes, LINGER seconds later: so long may others still report to it.
+    """
     import uvicorn
 
-    threading.Thread(target=_exit_when_orphaned, daemon=True).start()
+    linger = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+    threading.Thread(target=_exit_when_orphaned, args=[linger], daemon=True).start()
     uvicorn.run(
         "prefect.server.api.server:create_app",
         factory=True,
-        host="127.0.0.1",
-        port=int(sys.argv[1]),
+        host=sys.argv[1],
+        port=int(sys.argv[2]),
         log_level="error",
         lifespan="on",
     )
