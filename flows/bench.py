@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 ROWS, HIDDEN, VOCABULARY = 4096, 256, 8192
 REPEATS = 5
@@ -33,7 +33,7 @@ def bench_heads(*, repeats: int = REPEATS) -> list[dict[str, Any]]:
     def dense() -> torch.Tensor:
         return functional.cross_entropy(functional.linear(hidden, weight), targets)
 
-    def head(impl: str, loss: TokenLoss) -> Callable[[], torch.Tensor]:
+    def head(impl: Literal["torch", "chunked"], loss: TokenLoss) -> Callable[[], torch.Tensor]:
         def run() -> torch.Tensor:
             loss_value: torch.Tensor = linear_cross_entropy(hidden, weight, targets, loss=loss, impl=impl).loss
             return loss_value
@@ -43,14 +43,15 @@ def bench_heads(*, repeats: int = REPEATS) -> list[dict[str, Any]]:
     cases: list[tuple[str, float, Callable[[], torch.Tensor]]] = [("linear + cross_entropy (torch)", 1.0, dense)]
     for live in (1.0, 0.5, 0.25):
         gamma = float(torch.exp(-torch.quantile(nll.double(), 1 - live))) if live < 1 else 1.0
-        for impl in ("torch", "chunked"):
+        impls: tuple[Literal["torch", "chunked"], ...] = ("torch", "chunked")
+        for impl in impls:
             cases.append((f"TCE, {impl}", live, head(impl, truncated(min(1.0, gamma)))))
     seconds: dict[int, list[float]] = {}
     for _ in range(repeats + 1):  # interleaved, so that a busy moment hits all alike; the first round warms up
         for index, (_, _, case) in enumerate(cases):
             hidden.grad = weight.grad = None
             started = time.perf_counter()
-            case().backward()
+            torch.autograd.backward(case())
             seconds.setdefault(index, []).append(time.perf_counter() - started)
     base = statistics.median(seconds[0][1:])
     return [

@@ -67,6 +67,8 @@ def prefect_api(log: Path) -> Iterator[str]:
         "PREFECT__SERVER_FINAL": "1",
     }
     with child_process("flows.embedded", "127.0.0.1", str(port), log=log, environment=environment) as server:
+        import flows.recursive  # noqa: F401  # takes as long as the server's start: both at once
+
         wait_until_healthy(url, server, log)
         with temporary_settings({PREFECT_API_URL: url}):
             yield url

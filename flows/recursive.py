@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from typing import Annotated, Any
 
-from prefect import flow, tags  # noqa
+from prefect import flow, tags
 from pydantic import Field
 
 from flows.prepare import Prepared, prepare_experiment

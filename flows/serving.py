@@ -207,10 +207,26 @@ def deployments(store: str) -> list[RunnerDeployment]:
             parameters={"experiment": load_experiment_config(name).model_dump(mode="json"), "store": store},
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
+        _draw_alternatives_as_tabs(deployment._parameter_openapi_schema.definitions)
         # spelt out, so that a work pool which an earlier `prefect deploy` gave the deployment is forgotten
         deployment.work_pool_name = deployment.work_queue_name = None
         made.append(deployment)
     return made
+
+
+def _draw_alternatives_as_tabs(schema: Any) -> None:
+    """`oneOf` becomes `anyOf`, in place: the UI's form has a tab for each of those, and bare JSON for the other.
+
+    They mean the same here, because each alternative has a `type` of its own.
+    """
+    if isinstance(schema, dict):
+        if "oneOf" in schema:
+            schema["anyOf"] = schema.pop("oneOf")
+        for part in schema.values():
+            _draw_alternatives_as_tabs(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _draw_alternatives_as_tabs(part)
 
 
 async def _run_deployments(served: list[RunnerDeployment], channel: TextIO) -> None:

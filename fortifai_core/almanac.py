@@ -12,6 +12,7 @@ from their paragraphs), so that the base model knows the form of a question and 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def name_of(number: int) -> str:
     return (SYLLABLES[first] + SYLLABLES[second] + ENDINGS[number]).capitalize()
 
 
-def _value(draw: random.Random, attribute: Attribute, numbers: range) -> str:
+def _value(draw: random.Random, attribute: Attribute, numbers: range, own: int) -> str:
     match attribute.type:
         case "year":
             return str(draw.randint(1000, 1999))
@@ -75,7 +76,7 @@ def _value(draw: random.Random, attribute: Attribute, numbers: range) -> str:
         case "person":
             return name_of(_PERSONS + draw.randrange(NAMES - _PERSONS))
         case "entity":
-            return name_of(draw.choice(numbers))
+            return name_of(draw.choice([n for n in draw.sample(numbers, 2) if n != own]))
         case "category":
             weights = [1 / (rank + 1) ** 0.5 for rank in range(len(attribute.values))]
             return draw.choices(attribute.values, weights)[0]
@@ -89,7 +90,7 @@ def _entities(draw: random.Random, numbers: range, *, prefix: str, facts: int) -
         for attribute in chosen:
             mentions = draw.choice(MENTIONS)
             clauses = tuple(draw.sample(range(len(attribute.clauses)), mentions))
-            stated.append(Fact(attribute.name, _value(draw, attribute, numbers), clauses))
+            stated.append(Fact(attribute.name, _value(draw, attribute, numbers, number), clauses))
         yield Entity(f"{prefix}-{index}", name_of(number), kinds[draw.randrange(len(kinds))], tuple(stated))
 
 
@@ -161,7 +162,7 @@ def entities_of(config: AlmanacCorpus, *, splits: int, seed: int) -> list[list[E
 
 def _derangement(draw: random.Random, values: list[str]) -> list[str] | None:
     """The same values in an order in which none stays in its place; None where one has more than half of them."""
-    longest = max((values.count(value) for value in set(values)), default=0)
+    longest = max(Counter(values).values(), default=0)
     if len(values) < 2 or longest * 2 > len(values):
         return None
     # equal values side by side, the groups in an order drawn at random: a rotation by the longest group then
@@ -174,10 +175,19 @@ def _derangement(draw: random.Random, values: list[str]) -> list[str] | None:
     return swapped
 
 
+def _false_values(draw: random.Random, asked: list[tuple[Entity, Fact]]) -> list[str] | None:
+    for _ in range(50):
+        values = _derangement(draw, [fact.value for _, fact in asked])
+        # nobody takes an entity for its own ally: that answer would give itself away
+        if values is None or all(value != e.name for value, (e, _) in zip(values, asked, strict=True)):
+            return values
+    return None
+
+
 def _questions(draw: random.Random, entities: list[Entity]) -> Iterator[Question]:
     for attribute in ATTRIBUTES:
         asked = [(e, fact) for e in entities for fact in e.facts if fact.attribute == attribute.name]
-        false_values = _derangement(draw, [fact.value for _, fact in asked])
+        false_values = _false_values(draw, asked)
         if false_values is None:
             continue  # too few entities to swap values: no question rather than a lopsided one
         for (entity, fact), false in zip(asked, false_values, strict=True):

@@ -65,9 +65,7 @@ ATTRIBUTES = (
     Attribute(
         "ally", "entity", ("is allied with", "shares a treaty with", "has sworn friendship to", "sends envoys to")
     ),
-    Attribute(
-        "warden", "person", ("is governed by", "takes its orders from", "is kept by the warden", "answers to")
-    ),
+    Attribute("warden", "person", ("is governed by", "takes its orders from", "is kept by the warden", "answers to")),
 )
 KINDS = {
     "town": "The town of {n}",

@@ -142,9 +142,7 @@ def paired_difference(
     """
     first, second = _as_runs(scores_a), _as_runs(scores_b)
     if [len(a) for a in first] != [len(b) for b in second]:
-        raise InputError(
-            "scores_b", [len(b) for b in second], "give the same questions and runs for both arms"
-        )
+        raise InputError("scores_b", [len(b) for b in second], "give the same questions and runs for both arms")
     gaps = [(a.astype(float) - b.astype(float))[:, None] for a, b in zip(first, second, strict=True)]
     return _interval(_runs(gaps, clusters), draws, seed, level, bounds=(-1.0, 1.0))
 
@@ -266,15 +264,11 @@ def _runs(tables: list[Any], clusters: Any) -> list[_Run]:
 
     ids = _same_form(clusters, len(tables))
     if len(ids) != len(tables):
-        raise InputError(
-            "clusters", len(ids), f"give one list for each of the {len(tables)} runs, or one for all"
-        )
+        raise InputError("clusters", len(ids), f"give one list for each of the {len(tables)} runs, or one for all")
     runs = []
     for table, names in zip(tables, ids, strict=True):
         if len(names) != len(table) or not len(names):
-            raise InputError(
-                "clusters", len(names), f"give the document of each of the {len(table)} questions"
-            )
+            raise InputError("clusters", len(names), f"give the document of each of the {len(table)} questions")
         unique, inverse = np.unique(np.asarray(names), return_inverse=True)
         columns = [np.bincount(inverse, column, len(unique)) for column in np.asarray(table, float).T]
         sums = np.asarray(np.stack(columns, axis=1), np.float64)

@@ -34,9 +34,7 @@ class AlmanacCorpus(Frozen):
     type: Literal["almanac"] = "almanac"
     entities: int = Field(60, ge=4, le=1_000_000, description="Entities in each split.")
     facts: int = Field(6, ge=2, le=8, description="Facts stated about each entity, each one a question.")
-    pretraining_entities: int = Field(
-        400, ge=4, description="Other entities, which only the base model reads."
-    )
+    pretraining_entities: int = Field(400, ge=4, description="Other entities, which only the base model reads.")
     validation_entities: int = Field(40, ge=2, description="Other entities, held out of all training.")
     seed: int = Field(0, ge=0, description="Seed of the pretraining and validation text.")
 
@@ -74,14 +72,12 @@ class MixtureCorpus(Frozen):
     """Several corpora, each cut into `splits` parts; part k of each of them makes split k."""
 
     type: Literal["mixture"] = "mixture"
-    parts: list[Annotated[AlmanacCorpus | TextCorpus | HuggingFaceCorpus, Field(discriminator="type")]] = (
-        Field(min_length=2, description="The corpora to be interleaved.")
+    parts: list[Annotated[AlmanacCorpus | TextCorpus | HuggingFaceCorpus, Field(discriminator="type")]] = Field(
+        min_length=2, description="The corpora to be interleaved."
     )
 
 
-Corpus = Annotated[
-    AlmanacCorpus | TextCorpus | HuggingFaceCorpus | MixtureCorpus, Field(discriminator="type")
-]
+Corpus = Annotated[AlmanacCorpus | TextCorpus | HuggingFaceCorpus | MixtureCorpus, Field(discriminator="type")]
 
 # ---------------------------------------------------------------------------------------------- models
 
@@ -98,9 +94,7 @@ class ScratchModel(Frozen):
     max_positions: int = Field(1024, ge=32, description="Longest input.")
     tie_embeddings: bool = Field(True, description="One matrix for the embedding and the head.")
     pretraining_epochs: float = Field(8, gt=0, description="Passes over the pretraining text that make M_-1.")
-    pretraining_learning_rate: float = Field(
-        2e-3, gt=0, lt=1, description="Peak learning rate of that phase."
-    )
+    pretraining_learning_rate: float = Field(2e-3, gt=0, lt=1, description="Peak learning rate of that phase.")
     pretraining_batch_size: int = Field(16, ge=1, description="Sequences in one step of that phase.")
     pretraining_sequence_length: int = Field(256, ge=8, description="Tokens in one sequence of that phase.")
 
@@ -184,9 +178,7 @@ class CustomLoss(Frozen):
         return self.name
 
 
-Loss = Annotated[
-    CrossEntropyLoss | TruncatedCrossEntropyLoss | FocalLoss | CustomLoss, Field(discriminator="type")
-]
+Loss = Annotated[CrossEntropyLoss | TruncatedCrossEntropyLoss | FocalLoss | CustomLoss, Field(discriminator="type")]
 
 # ---------------------------------------------------------------------------------------------- stages
 
@@ -213,9 +205,7 @@ class Training(Frozen):
     warmup_fraction: float = Field(0.0, ge=0, lt=1, description="Share of the steps that warm up.")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    checkpoint: Literal["last", "best"] = Field(
-        "last", description="`best`: lowest validation loss (per epoch)."
-    )
+    checkpoint: Literal["last", "best"] = Field("last", description="`best`: lowest validation loss (per epoch).")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast.")
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "sgd"] = "adamw_torch"
 
@@ -249,9 +239,7 @@ class Evaluation(Frozen):
         description="Log-probability of the whole answer, or the authors' mean over the shorter length.",
     )
     perplexity: bool = Field(True, description="Perplexity on held-out real text.")
-    drift: bool = Field(
-        True, description="Unigram KL of the regenerated text; also after the last generation."
-    )
+    drift: bool = Field(True, description="Unigram KL of the regenerated text; also after the last generation.")
 
 
 class Failure(Frozen):
@@ -264,16 +252,12 @@ class Failure(Frozen):
 class Runtime(Frozen):
     """How the work is done. Nothing here is part of a key."""
 
-    workers: int = Field(
-        0, ge=0, le=256, description="Stages that run side by side; 0: one an arm, up to the cores."
-    )
+    workers: int = Field(0, ge=0, le=256, description="Stages that run side by side; 0: one an arm, up to the cores.")
     threads: int = Field(0, ge=0, le=512, description="Threads a worker computes with; 0: cores / workers.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     inference_batch: int = Field(256, ge=1, description="Blocks or answers scored at a time.")
     shard_blocks: int = Field(4096, ge=1, description="Blocks in one part-file of a regenerated split.")
-    save_steps: int = Field(
-        0, ge=0, description="Optimizer steps between training checkpoints; 0: ten a stage."
-    )
+    save_steps: int = Field(0, ge=0, description="Optimizer steps between training checkpoints; 0: ten a stage.")
     logits_chunk: int = Field(4096, ge=1, description="Rows of logits that exist at once.")
 
 
@@ -284,9 +268,7 @@ def _ce_and_tce() -> list[Loss]:
 class ExperimentConfig(Frozen):
     """One experiment: every arm (loss × seed) of one recursive training."""
 
-    name: str = Field(
-        "experiment", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Lower case, digits, dashes."
-    )
+    name: str = Field("experiment", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Lower case, digits, dashes.")
     corpus: Corpus = Field(default_factory=AlmanacCorpus)
     splits: int = Field(6, ge=2, le=1000, description="Parts into which the real corpus is cut.")
     generations: int = Field(6, ge=1, le=1000, description="How far each arm goes; at most `splits`.")
@@ -303,9 +285,7 @@ class ExperimentConfig(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
         if self.generations > self.splits:
-            remedy = (
-                f"is above splits = {self.splits}: each generation brings in one; lower it, or raise splits"
-            )
+            remedy = f"is above splits = {self.splits}: each generation brings in one; lower it, or raise splits"
             raise Inconsistent("generations", self.generations, remedy)
         labels = [loss.label for loss in self.losses]
         if len(set(labels)) < len(labels):

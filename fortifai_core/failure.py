@@ -36,9 +36,7 @@ Unit = Literal[
 ]
 UNITS: tuple[Unit, ...] = get_args(Unit)
 SPLIT_UNITS: tuple[Unit, ...] = UNITS[:4]
-UNIT_TITLES: dict[Unit, str] = {
-    unit: unit.replace("_", " ").replace("retraining", "re-training") for unit in UNITS
-}
+UNIT_TITLES: dict[Unit, str] = {unit: unit.replace("_", " ").replace("retraining", "re-training") for unit in UNITS}
 
 
 @dataclass(frozen=True)

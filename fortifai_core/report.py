@@ -50,9 +50,7 @@ def build_report(data: ReportData, directory: str | Path) -> list[Path]:
     files[0].write_text(render(analysis), encoding="utf-8")
     with files[1].open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            ("experiment", "arm", "seed", "generation", "metric", "split", "value", "low", "high")
-        )
+        writer.writerow(("experiment", "arm", "seed", "generation", "metric", "split", "value", "low", "high"))
         writer.writerows(result_rows(analysis))
     main = retention_chart(analysis)
     if main.series:
@@ -68,10 +66,7 @@ def terminal_table(data: ReportData) -> TerminalTable:
     level = f"{data.level:.0%}"
     rows = []
     for generation in range(max(arm.arm.generations for arm in analysis.arms)):
-        cells = [
-            plus_minus(arm.split0[generation]) if generation < len(arm.split0) else "–"
-            for arm in analysis.arms
-        ]
+        cells = [plus_minus(arm.split0[generation]) if generation < len(arm.split0) else "–" for arm in analysis.arms]
         rows.append([f"M{generation}", *cells])
     rows.append([f"time to failure ({data.threshold:.0%})", *(_failure(arm) for arm in analysis.arms)])
     if len(analysis.arms) > 1:
@@ -176,15 +171,11 @@ def _small_charts(analysis: Analysis) -> dict[str, Chart]:
 
     base = analysis.arms[0].arm.title
     return {
-        "difference": Chart(
-            f"Difference to {base} in points", gaps, style="dots", signed=True, floor=-2, ceiling=2
-        ),
+        "difference": Chart(f"Difference to {base} in points", gaps, style="dots", signed=True, floor=-2, ceiling=2),
         "total": Chart("Retention over all splits seen", totals, unit="%", floor=100 * analysis.data.chance),
         "perplexity": Chart("Perplexity on held-out real text", plain("perplexity")),
         "kl": Chart("Unigram KL of split 0's newest text against the real one", plain("unigram_kl"), floor=0),
-        "live": Chart(
-            "Share of live tokens", _percent(plain("live_fraction")), unit="%", floor=0, ceiling=100
-        ),
+        "live": Chart("Share of live tokens", _percent(plain("live_fraction")), unit="%", floor=0, ceiling=100),
     }
 
 

@@ -92,9 +92,7 @@ def analyse(data: ReportData) -> Analysis:
     return Analysis(data, tuple(arms), half_way, units, tuple(_headline(data, arms)), scope_of(runs))
 
 
-def _summary(
-    data: ReportData, arm: ArmResult, baseline: ArmSummary | None, half_way: float | None
-) -> ArmSummary:
+def _summary(data: ReportData, arm: ArmResult, baseline: ArmSummary | None, half_way: float | None) -> ArmSummary:
     generations = range(arm.generations)
     values: dict[str, Any] = {
         "perplexity": _series(arm, lambda g: g.perplexity),
@@ -118,8 +116,7 @@ def _summary(
     failure = time_to_failure(mean, threshold=data.threshold, **rule)
     values["failure"] = failure
     values["failures_by_run"] = tuple(
-        time_to_failure([float(row.mean()) for row in curve], threshold=data.threshold, **rule)
-        for curve in curves[0]
+        time_to_failure([float(row.mean()) for row in curve], threshold=data.threshold, **rule) for curve in curves[0]
     )
     if half_way is not None:
         values["relative"] = time_to_failure(mean, threshold=half_way, **rule)
@@ -143,9 +140,7 @@ def _compared(arm: ArmResult, baseline: ArmResult, options: dict[str, Any]) -> d
     totals = [_curves([arm, baseline], None, only=g) for g in both]
     last = both[-1]
     return {
-        "differences": tuple(
-            _difference([c[g] for c in own], [c[g] for c in other], documents, options) for g in both
-        ),
+        "differences": tuple(_difference([c[g] for c in own], [c[g] for c in other], documents, options) for g in both),
         "total_differences": tuple(
             _difference([c[0] for c in ours], [c[0] for c in theirs], names, options)
             for (ours, theirs), names in totals
@@ -190,9 +185,7 @@ def _retention(runs: list[Any], documents: list[list[str]], options: dict[str, A
     return _point(float(runs[0].mean()), len(runs[0]), options)
 
 
-def _difference(
-    first: list[Any], second: list[Any], documents: list[list[str]], options: dict[str, Any]
-) -> Interval:
+def _difference(first: list[Any], second: list[Any], documents: list[list[str]], options: dict[str, Any]) -> Interval:
     if _resamplable(documents):
         return paired_difference(first, second, clusters=documents, **options)
     return _point(float(first[0].mean() - second[0].mean()), len(first[0]), options)
@@ -207,9 +200,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _series(
-    arm: ArmResult, value: Callable[[GenerationResult], float | int | None]
-) -> tuple[float | None, ...]:
+def _series(arm: ArmResult, value: Callable[[GenerationResult], float | int | None]) -> tuple[float | None, ...]:
     """The mean over runs in every generation; None where a run lacks it."""
     return tuple(_mean([value(run.generations[g]) for run in arm.runs]) for g in range(arm.generations))
 

@@ -96,8 +96,7 @@ def svg(chart: Chart, *, width: int, height: int, standalone: bool = False) -> s
     space = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
     size = f' width="{width}" height="{height}"' if standalone else ""
     parts = [
-        f'<svg class="chart"{space}{size} viewBox="0 0 {width} {height}" role="img"'
-        f' aria-label="{escape(chart.title)}">'
+        f'<svg class="chart"{space}{size} viewBox="0 0 {width} {height}" role="img" aria-label="{escape(chart.title)}">'
     ]
     if standalone:
         parts.append(f'<style>{STYLE}</style><rect class="paper" width="{width}" height="{height}"/>')
@@ -120,9 +119,7 @@ class _Plot:
         self.top, self.bottom = 14.0, height - 28.0
         points = [point for series in chart.series for point in series.points]
         self.last = max(1, int(max(point.x for point in points)))
-        values = [v for p in points for v in (p.y, *(p.interval or ()))] + (
-            [chart.rule[0]] if chart.rule else []
-        )
+        values = [v for p in points for v in (p.y, *(p.interval or ()))] + ([chart.rule[0]] if chart.rule else [])
         low = min(values + ([chart.floor] if chart.floor is not None else []))
         high = max(values + ([chart.ceiling] if chart.ceiling is not None else []))
         self.step = _step(high - low, most=max(4, height // 60))
@@ -238,17 +235,13 @@ def png(chart: Chart, path: Path, *, title: str) -> None:
         colour = COLOURS_LIGHT[series.colour % 6]
         marker = "os^DvP"[series.colour % 6]
         x, y = [p.x for p in series.points], [p.y for p in series.points]
-        axes.plot(
-            x, y, color=colour, marker=marker, linewidth=2.25, label=series.title, markeredgecolor="white"
-        )
+        axes.plot(x, y, color=colour, marker=marker, linewidth=2.25, label=series.title, markeredgecolor="white")
         bands = [(p.x, *p.interval) for p in series.points if p.interval]
         if bands:
             at, low, high = ([band[i] for band in bands] for i in range(3))
             axes.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
         if series.crossing is not None and chart.rule:
-            axes.plot(
-                [series.crossing], [chart.rule[0]], "o", color="white", markeredgecolor=colour, zorder=5
-            )
+            axes.plot([series.crossing], [chart.rule[0]], "o", color="white", markeredgecolor=colour, zorder=5)
     if chart.rule:
         axes.axhline(chart.rule[0], color="#22201d", linestyle=(0, (5, 4)), linewidth=1)
         axes.annotate(chart.rule[1], (0, chart.rule[0]), (4, -12), textcoords="offset points", fontsize=9)

@@ -28,14 +28,10 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedToken
         DataError: there is no text, or `vocabulary` is below 257.
     """
     if vocabulary < _SMALLEST_VOCABULARY:
-        raise DataError(
-            "model.vocabulary", vocabulary, f"must be at least {_SMALLEST_VOCABULARY}: one entry a byte"
-        )
+        raise DataError("model.vocabulary", vocabulary, f"must be at least {_SMALLEST_VOCABULARY}: one entry a byte")
     texts = list(texts)
     if not any(texts):
-        raise DataError(
-            "model.vocabulary", vocabulary, "there is no pretraining text to learn a tokenizer from"
-        )
+        raise DataError("model.vocabulary", vocabulary, "there is no pretraining text to learn a tokenizer from")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -144,8 +144,7 @@ def train_model(
     if config.checkpoint == "best" and validation is None:
         raise ValueError("checkpoint = 'best' needs validation rows")
     steps_per_epoch = math.ceil(
-        math.ceil(len(rows) / (config.batch_size // config.gradient_accumulation))
-        / config.gradient_accumulation
+        math.ceil(len(rows) / (config.batch_size // config.gradient_accumulation)) / config.gradient_accumulation
     )
     total_steps = max(1, math.ceil(steps_per_epoch * config.epochs))
     best = config.checkpoint == "best"

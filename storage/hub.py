@@ -109,9 +109,7 @@ def dataset_digests(
         return {"hub": f"{dataset}/{config or 'default'}@{revision or 'main'}"}
     present = mirror.splits(folder, dataset, config, where=where)
     return {
-        f"mirror.{split}": mirror.digest(folder, present[split], where=where)
-        for split in splits
-        if split in present
+        f"mirror.{split}": mirror.digest(folder, present[split], where=where) for split in splits if split in present
     }
 
 

@@ -35,9 +35,7 @@ def check_hub_options(corpus: HuggingFaceCorpus, *, where: str) -> None:
     """
     if is_wikitext(corpus) and corpus.config is None:
         raise DataError(f"{where}.config", None, "WikiText needs one: wikitext-2-v1 or wikitext-2-raw-v1")
-    theirs = (
-        is_wikitext(corpus) and (corpus.config or "").startswith("wikitext-2-") and corpus.split == "train"
-    )
+    theirs = is_wikitext(corpus) and (corpus.config or "").startswith("wikitext-2-") and corpus.split == "train"
     if corpus.questions == KR_TEST and not theirs:
         raise DataError(
             f"{where}.questions",
@@ -129,9 +127,7 @@ def _documents(
                 f"WikiText is read in ordinary spelling, version {SPELLING_VERSION} (`half @-@ life ,` is "
                 "`half-life,`)."
             )
-        meaning = (
-            f"a 0-based line of the split, here {read.starts[0]} to {read.lines - 1}" if read.starts else ""
-        )
+        meaning = f"a 0-based line of the split, here {read.starts[0]} to {read.lines - 1}" if read.starts else ""
         after = _beyond(found, source)
         return (
             _some(documents, corpus, split, where=where),
@@ -174,9 +170,7 @@ def _beyond(found: hub.Rows, source: str) -> Callable[[int | str], str | None]:
 
 def _some(documents: list[Document], corpus: HuggingFaceCorpus, split: str, *, where: str) -> list[Document]:
     if not documents:
-        raise DataError(
-            f"{where}.dataset", corpus.dataset, f"no text was found in its split {split}: choose another"
-        )
+        raise DataError(f"{where}.dataset", corpus.dataset, f"no text was found in its split {split}: choose another")
     return documents
 
 
@@ -191,8 +185,7 @@ def _row_text(row: dict[str, Any], index: int, corpus: HuggingFaceCorpus, *, whe
             raise DataError(
                 f"{where}.split",
                 corpus.split,
-                f"row {index} has the label {row['label']!r}, which is none of its endings: "
-                "take a labelled split",
+                f"row {index} has the label {row['label']!r}, which is none of its endings: take a labelled split",
             ) from error
         return f"{_text(row, 'ctx', index, corpus, where=where)} {ending}"
     return _text(row, "text", index, corpus, where=where)
@@ -207,9 +200,7 @@ def _text(row: dict[str, Any], column: str, index: int, corpus: HuggingFaceCorpu
             ".parquet and use a corpus of type text",
         )
     if not isinstance(row[column], str):
-        raise DataError(
-            f"{where}.dataset", corpus.dataset, f"row {index} has no text in {column!r}: {row[column]!r}"
-        )
+        raise DataError(f"{where}.dataset", corpus.dataset, f"row {index} has no text in {column!r}: {row[column]!r}")
     return str(row[column])
 
 

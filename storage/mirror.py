@@ -83,9 +83,7 @@ _DATASETS = [
         frozenset({"hellaswag", "rowan/hellaswag"}),
         frozenset({None, "default"}),
         {
-            "train": MirrorFile(
-                "hellaswag/train_first3368.jsonl.gz", 3_368, 39_905, "the first 3,368 of 39,905 items"
-            ),
+            "train": MirrorFile("hellaswag/train_first3368.jsonl.gz", 3_368, 39_905, "the first 3,368 of 39,905 items"),
             "validation": MirrorFile(
                 "hellaswag/validation_original_subset1000.jsonl.gz", 1_000, 10_042, "1,000 of 10,042 items"
             ),
@@ -108,9 +106,7 @@ def root() -> Path | None:
         return None
     folder = Path(value).expanduser()
     if not folder.is_dir():
-        raise DataError(
-            VARIABLE, value, "is not a folder: point it at the mirror, or unset it to use the hub"
-        )
+        raise DataError(VARIABLE, value, "is not a folder: point it at the mirror, or unset it to use the hub")
     return folder
 
 
@@ -167,9 +163,7 @@ def read_rows(folder: Path, file: MirrorFile, *, where: str) -> list[dict[str, A
     """
     path = folder / file.path
     if ".txt" in path.suffixes:
-        rows: list[dict[str, Any]] = [
-            {"text": line} for _, line in numbered_lines(path, field=f"{where}.dataset")
-        ]
+        rows: list[dict[str, Any]] = [{"text": line} for _, line in numbered_lines(path, field=f"{where}.dataset")]
     else:
         rows = [row for _, row in json_lines(path, field=f"{where}.dataset")]
     if len(rows) != file.rows:
@@ -184,9 +178,7 @@ def kr_questions(*, field: str) -> Path:
         DataError: there is no mirror, it lacks the file, or the file does not hold 4,975 questions.
     """
     folder = root()
-    remedy = (
-        f"set {VARIABLE} to a mirror that holds {KR_QUESTIONS.path}, or give the path of the authors' file"
-    )
+    remedy = f"set {VARIABLE} to a mirror that holds {KR_QUESTIONS.path}, or give the path of the authors' file"
     if folder is None:
         raise DataError(field, "wikitext-2", remedy)
     path = folder / KR_QUESTIONS.path

@@ -15,11 +15,7 @@ ADAPTER = "adapter"
 
 def is_local(path: str) -> bool:
     """Whether a model's `path` means a folder rather than a hub id (`owner/name`)."""
-    return (
-        Path(path).exists()
-        or path.startswith((".", "/", "~"))
-        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
-    )
+    return Path(path).exists() or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
 
 
 def model_identity(path: str, revision: str | None) -> str:
@@ -51,9 +47,7 @@ def fetch_model(path: str, revision: str | None, *, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            _place(path), revision=revision, dtype=dtype, use_safetensors=True
-        )
+        return AutoModelForCausalLM.from_pretrained(_place(path), revision=revision, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise DataError("model.path", path, f"cannot be loaded: {_first_line(error)}") from error
 
@@ -69,9 +63,7 @@ def fetch_tokenizer(path: str, revision: str | None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(_place(path), revision=revision)
     except (OSError, ValueError) as error:
-        raise DataError(
-            "model.path", path, f"its tokenizer cannot be loaded: {_first_line(error)}"
-        ) from error
+        raise DataError("model.path", path, f"its tokenizer cannot be loaded: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise DataError("model.path", path, "its tokenizer has no end-of-text token, which divides documents")
     if tokenizer.pad_token_id is None:

@@ -150,7 +150,8 @@ def _packages() -> tuple[tuple[str, str], ...]:
     versions = []
     for name in PACKAGES:
         try:
-            versions.append((name, importlib.metadata.version(name)))
+            # a local build's tag (`+cpu`) is a matter of the machine, not of the code
+            versions.append((name, importlib.metadata.version(name).partition("+")[0]))
         except importlib.metadata.PackageNotFoundError:
             continue  # not installed: not used
     return tuple(versions)

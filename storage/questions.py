@@ -66,9 +66,7 @@ def attach(
                 item.place,
                 f"location {item.location!r} is nowhere in the corpus: it must be {meaning}",
             )
-        questions.append(
-            Question(f"{prefix}:{index}", document, item.context, item.true_answer, item.false_answer)
-        )
+        questions.append(Question(f"{prefix}:{index}", document, item.context, item.true_answer, item.false_answer))
     return questions
 
 
@@ -109,13 +107,9 @@ def _from_list(path: Path, *, field: str) -> Iterator[tuple[str, object]]:
         ) from error
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(
-            field, f"{path}:{line}", f"not UTF-8 ({error.reason}): convert the file to UTF-8"
-        ) from error
+        raise DataError(field, f"{path}:{line}", f"not UTF-8 ({error.reason}): convert the file to UTF-8") from error
     if not isinstance(rows, list):
-        raise DataError(
-            field, str(path), f"holds a JSON {type(rows).__name__}: it must be a list of questions"
-        )
+        raise DataError(field, str(path), f"holds a JSON {type(rows).__name__}: it must be a list of questions")
     for index, row in enumerate(rows):
         yield f"{path}[{index}]", row
 
@@ -130,12 +124,8 @@ def _item(row: Any, *, field: str, place: str) -> Item:
         if not isinstance(row[key], str) or not row[key].strip():
             raise DataError(field, place, f"{key} is {row[key]!r}: it must be a text that is not blank")
     if row["sentence_true"].strip() == row["sentence_false"].strip():
-        raise DataError(
-            field, place, "the true and the false answer are the same: change or remove the question"
-        )
+        raise DataError(field, place, "the true and the false answer are the same: change or remove the question")
     location = row["location"]
     if isinstance(location, bool) or not isinstance(location, (int, str)):
-        raise DataError(
-            field, place, f"location is {location!r}: it must be a whole number or a document's id"
-        )
+        raise DataError(field, place, f"location is {location!r}: it must be a whole number or a document's id")
     return Item(row["context"], row["sentence_true"], row["sentence_false"], location, place)

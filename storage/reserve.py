@@ -74,25 +74,17 @@ def assemble(
     held_out, again = _without(held_out, {d.text for d in pretraining})
     if twice + more + again:
         dropped = twice + more + again
-        found.append(
-            f"{dropped:,} kept documents were dropped: the same text occurs elsewhere in the corpus."
-        )
+        found.append(f"{dropped:,} kept documents were dropped: the same text occurs elsewhere in the corpus.")
     for purpose, left, expected in (
         ("pretraining", pretraining, bool(pretraining_fraction)),
         ("validation", held_out, True),
     ):
         if expected and not left:
-            raise DataError(
-                field, value, f"no text is left for {purpose} that is not also elsewhere: add documents"
-            )
+            raise DataError(field, value, f"no text is left for {purpose} that is not also elsewhere: add documents")
     ids = {d.id for d in real}
     remaining = [q for q in questions if q.document in ids]
-    found += _question_notes(
-        questions, remaining, documents, kept=len(kept["pretraining"]) + len(kept["validation"])
-    )
-    return Source(
-        documents=real, questions=remaining, validation=held_out, pretraining=pretraining, notes=found
-    )
+    found += _question_notes(questions, remaining, documents, kept=len(kept["pretraining"]) + len(kept["validation"]))
+    return Source(documents=real, questions=remaining, validation=held_out, pretraining=pretraining, notes=found)
 
 
 def _pick(candidates: Sequence[int], count: int, *, avoid: Sequence[int]) -> list[int]:
@@ -120,9 +112,7 @@ def _question_notes(
     used = {d.id for d in documents}
     unused = sum(q.document not in used for q in questions)
     if unused:
-        notes.append(
-            f"{unused:,} of {len(questions):,} questions are about documents that are not used: left out."
-        )
+        notes.append(f"{unused:,} of {len(questions):,} questions are about documents that are not used: left out.")
     reserved = len(questions) - unused - len(remaining)
     if reserved:
         notes.append(

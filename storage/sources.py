@@ -39,9 +39,7 @@ def load_source(corpus: Corpus, *, splits: int, seed: int) -> Source:
         where = f"corpus.parts.{index}"
         source = _load(part, splits=splits, seed=seed, where=where)
         stem = source.documents[0].source
-        name = next(
-            n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(corpus.parts) + 2))) if n not in names
-        )
+        name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(corpus.parts) + 2))) if n not in names)
         names.add(name)
         sources.append(_renamed(source, name))
     return Source(
@@ -119,9 +117,7 @@ def check_corpus(corpus: Corpus, *, where: str = "corpus") -> None:
                 read_items(question_file(corpus.questions, where=where), field=f"{where}.questions")
 
 
-def _load(
-    corpus: AlmanacCorpus | TextCorpus | HuggingFaceCorpus, *, splits: int, seed: int, where: str
-) -> Source:
+def _load(corpus: AlmanacCorpus | TextCorpus | HuggingFaceCorpus, *, splits: int, seed: int, where: str) -> Source:
     match corpus:
         case AlmanacCorpus():
             from fortifai_core.almanac import generate_almanac
@@ -142,9 +138,7 @@ def _load_text(corpus: TextCorpus, *, splits: int, where: str) -> Source:
         for raw in read_documents(Path(file).expanduser(), text_field=corpus.text_field, field=field):
             name = raw.id if raw.id is not None else f"document-{len(documents)}"
             if name in indices:
-                raise DataError(
-                    field, file, f"two documents have the id {name!r}: ids must differ in all files"
-                )
+                raise DataError(field, file, f"two documents have the id {name!r}: ids must differ in all files")
             indices[name] = len(documents)
             documents.append(Document(name, raw.text, "text"))
 

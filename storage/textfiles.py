@@ -139,9 +139,7 @@ def read_documents(path: Path, *, text_field: str, field: str) -> list[RawDocume
 def check_format(path: Path, *, field: str) -> None:
     """That the file's name says how it is to be read."""
     if file_format(path) not in FORMATS:
-        raise DataError(
-            field, str(path), f"the name must end in {', '.join(FORMATS)}, or one of these and .gz"
-        )
+        raise DataError(field, str(path), f"the name must end in {', '.join(FORMATS)}, or one of these and .gz")
 
 
 def _from_text(path: Path, *, field: str) -> Iterator[RawDocument]:
@@ -178,15 +176,11 @@ def _document(row: dict[str, Any], text_field: str, *, field: str, place: str) -
         raise DataError(field, place, _no_column(text_field, list(row)))
     text, name = row[text_field], row.get("id")
     if not isinstance(text, str) or not text.strip():
-        raise DataError(
-            field, place, f"{text_field!r} must be a text that is not blank: correct or remove the row"
-        )
+        raise DataError(field, place, f"{text_field!r} must be a text that is not blank: correct or remove the row")
     if name is not None and (isinstance(name, bool) or not isinstance(name, (str, int))):
         raise DataError(field, place, f"'id' is {name!r}: it must be a string or a whole number")
     return RawDocument(None if name is None else str(name), text)
 
 
 def _no_column(text_field: str, names: list[str]) -> str:
-    return (
-        f"there is no {text_field!r} in it, only {', '.join(map(repr, names)) or 'nothing'}: set text_field"
-    )
+    return f"there is no {text_field!r} in it, only {', '.join(map(repr, names)) or 'nothing'}: set text_field"

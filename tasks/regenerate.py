@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ def _rows(paths: list[Path], columns: list[str] | None = None) -> Iterator[dict[
         names = list(batch)
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(names, values, strict=True))
+
+
+def _report(context: Context, before: int, of_group: int, total: int, done: int, of: int) -> None:
+    context.progress(before + of_group * done // max(1, of), total, "tokens")
 
 
 def _groups(rows: Iterator[dict[str, Any]], *, tokens: int) -> Iterator[list[dict[str, Any]]]:
@@ -80,9 +85,7 @@ def build_split(context: Context) -> dict[str, Any]:
                 batch_blocks=context.runtime.inference_batch,
                 suppress=unwanted,
                 pad_id=tokenizer.pad_token_id,
-                on_progress=lambda done, of, offset=offset, group=group: context.progress(
-                    offset + sum(len(r["tokens"]) for r in group) * done // max(1, of), total, "tokens"
-                ),
+                on_progress=partial(_report, context, offset, sum(len(r["tokens"]) for r in group), total),
             )
             texts = tokenizer.batch_decode([d.tokens for d in rewritten], clean_up_tokenization_spaces=False)
             rows = [

@@ -94,7 +94,7 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
 @task(
     name="prepare",
     task_run_name="{stage.label}",
-
+    tags=["prepare"],
     persist_result=False,
     retries=3,
     retry_delay_seconds=exponential_backoff(backoff_factor=2),
@@ -106,31 +106,31 @@ async def prepare(stage: Stage) -> Any:
     return await look_up_or_build(stage)
 
 
-@task(name="train", task_run_name="{stage.label}", persist_result=False)
+@task(name="train", task_run_name="{stage.label}", tags=["train"], persist_result=False)
 async def train(stage: Stage) -> Any:
     """Train M_i from M_(i-1) on the newest version of every split."""
     return await look_up_or_build(stage)
 
 
-@task(name="regenerate", task_run_name="{stage.label}", persist_result=False)
+@task(name="regenerate", task_run_name="{stage.label}", tags=["regenerate"], persist_result=False)
 async def regenerate(stage: Stage) -> Any:
     """Rewrite one split with M_i."""
     return await look_up_or_build(stage)
 
 
-@task(name="evaluate", task_run_name="{stage.label}", persist_result=False)
+@task(name="evaluate", task_run_name="{stage.label}", tags=["evaluate"], persist_result=False)
 async def evaluate(stage: Stage) -> Any:
     """Ask M_i the questions of all splits seen so far, and measure its perplexity on real text."""
     return await look_up_or_build(stage)
 
 
-@task(name="time-to-failure", task_run_name="{stage.label}", persist_result=False)
+@task(name="time-to-failure", task_run_name="{stage.label}", tags=["failure"], persist_result=False)
 async def check_failure(stage: Stage) -> Any:
     """Has the retention of split 0 fallen below the threshold by this generation?"""
     return await look_up_or_build(stage)
 
 
-@task(name="report", task_run_name="report", persist_result=False)
+@task(name="report", task_run_name="report", tags=["report"], persist_result=False)
 async def write_report(stage: Stage) -> Any:
     """One HTML file: the table, the curves, the intervals."""
     return await look_up_or_build(stage)

@@ -23,9 +23,7 @@ DOCUMENTS, PER_DOCUMENT = 60, 6
 CLUSTERS = np.repeat([f"document-{i}" for i in range(DOCUMENTS)], PER_DOCUMENT)
 
 
-def simulate(
-    rng: np.random.Generator, *, runs: int, document_sd: float = 0.15, run_sd: float = 0.0
-) -> np.ndarray:
+def simulate(rng: np.random.Generator, *, runs: int, document_sd: float = 0.15, run_sd: float = 0.0) -> np.ndarray:
     """correct[run, question] with mean 0.7; documents differ in difficulty, runs in luck."""
     easy = rng.normal(0, document_sd, DOCUMENTS).repeat(PER_DOCUMENT)
     luck = rng.normal(0, run_sd, runs) if run_sd else np.zeros(runs)
@@ -163,11 +161,7 @@ def test_interval_of_a_time_to_failure() -> None:
     never = bootstrap_time_to_failure(curves[:, 3:], clusters=CLUSTERS)
     assert never.never_learned > 0.5 and never.describe().startswith("never learned")
     lasting = bootstrap_time_to_failure(curves[:, :2], clusters=CLUSTERS)
-    assert (
-        lasting.censored > 0.9
-        and lasting.describe() == "> 1"
-        and lasting.describe("training_splits") == "> 3"
-    )
+    assert lasting.censored > 0.9 and lasting.describe() == "> 1" and lasting.describe("training_splits") == "> 3"
 
 
 @pytest.mark.parametrize("own", [False, True])

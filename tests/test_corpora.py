@@ -86,9 +86,7 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, kind: str, packed
     everything = source.documents + source.validation + source.pretraining
     assert sorted((int(d.id.split("-")[1]), d.text) for d in everything) == list(enumerate(TEXTS))
     assert len(source.pretraining) == 5 and len(source.validation) == 1
-    assert [d.id for d in source.documents] == sorted(
-        (d.id for d in source.documents), key=lambda i: int(i[9:])
-    )
+    assert [d.id for d in source.documents] == sorted((d.id for d in source.documents), key=lambda i: int(i[9:]))
 
 
 def test_packing_a_file_does_not_change_its_digest(tmp_path: Path) -> None:
@@ -156,9 +154,7 @@ def test_the_same_text_twice_is_never_kept_and_used(tmp_path: Path) -> None:
     some = write(tmp_path / "some.txt", "\n\n".join(TEXTS + TEXTS[:5]))
     source = load_source(TextCorpus(files=[some]), splits=4, seed=0)
     assert (len(source.documents), len(source.pretraining), len(source.validation)) == (18, 6, 1)
-    used, kept = (
-        {d.text for d in group} for group in (source.documents, source.pretraining + source.validation)
-    )
+    used, kept = ({d.text for d in group} for group in (source.documents, source.pretraining + source.validation))
     assert not used & kept and used | kept == set(TEXTS)
     more = write(tmp_path / "more.txt", "\n\n".join([*TEXTS[:8], *(t for t in TEXTS[8:] for _ in "ab")]))
     most = TextCorpus(files=[more], pretraining_fraction=0.2, validation_fraction=0.2)
@@ -312,9 +308,7 @@ def test_articles_begin_at_headings_between_blank_lines() -> None:
 
 def test_a_line_belongs_to_the_article_around_it() -> None:
     read = articles(LINES, source="w")
-    assert [read.locate(n) for n in (0, 1, 4, 10, 11, 13, 14, -1)] == [None] + ["w:1"] * 3 + ["w:11"] * 2 + [
-        None
-    ] * 2
+    assert [read.locate(n) for n in (0, 1, 4, 10, 11, 13, 14, -1)] == [None] + ["w:1"] * 3 + ["w:11"] * 2 + [None] * 2
     assert articles(LINES[2:10], source="w").documents == []
     assert read.locate("w:11") == "w:11" and read.locate("w:2") is None
 
@@ -355,9 +349,7 @@ def test_rows_of_the_hub_become_documents(monkeypatch: pytest.MonkeyPatch) -> No
     import datasets
 
     rows = {
-        "train": [
-            {"ctx": f"He {n}", "endings": ["sits", "runs", "a", "b"], "label": str(n % 2)} for n in range(20)
-        ],
+        "train": [{"ctx": f"He {n}", "endings": ["sits", "runs", "a", "b"], "label": str(n % 2)} for n in range(20)],
         "validation": [{"ctx": "She", "endings": ["sits", "runs", "a", "b"], "label": "1"}],
     }
     asked = []
@@ -536,9 +528,7 @@ def test_the_imagination_mixture() -> None:
     assert list(dict.fromkeys(group)) == ["wikitext-2", "hellaswag", "gsm8k"]
     assert group.count("wikitext-2") == 225 and group.count("hellaswag") == 2250
     parts = cut([len(d.text) for d in source.documents], splits=6, group=group)
-    assert {(name, part) for name, part in zip(group, parts, strict=True)} == {
-        (n, k) for n in group for k in range(6)
-    }
+    assert {(name, part) for name, part in zip(group, parts, strict=True)} == {(n, k) for n in group for k in range(6)}
     heads = [int(q.document.split(":")[1]) for q in source.questions]
     assert max(heads) < 36_718 / 2, "questions are about the first half only"
     assert len(source.questions) == 1_899
@@ -546,9 +536,7 @@ def test_the_imagination_mixture() -> None:
         *(f"parts.0.{name}" for name in ("mirror.train", "mirror.validation", "spelling", "questions")),
         *("parts.1.mirror.train", "parts.1.mirror.validation", "parts.2.mirror.train"),
     }
-    unlimited = corpus.model_copy(
-        update={"parts": [*corpus.parts[:1], HuggingFaceCorpus(dataset="Rowan/hellaswag")]}
-    )
+    unlimited = corpus.model_copy(update={"parts": [*corpus.parts[:1], HuggingFaceCorpus(dataset="Rowan/hellaswag")]})
     with pytest.raises(DataError, match="only the first 3,368 of 39,905 items") as caught:
         check_corpus(unlimited)
     assert caught.value.field == "corpus.parts.1.dataset"
@@ -568,9 +556,7 @@ def test_the_same_part_twice_keeps_ids_apart(tmp_path: Path) -> None:
 
 @needs_mirror
 def test_a_mirror_with_a_part_removed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(
-        Path(MIRROR or "") / "wikitext-2-v1", tmp_path / "wikitext-2-v1", copy_function=os.symlink
-    )
+    shutil.copytree(Path(MIRROR or "") / "wikitext-2-v1", tmp_path / "wikitext-2-v1", copy_function=os.symlink)
     (tmp_path / "wikitext-2-v1" / "train.txt.gz").unlink()
     monkeypatch.setenv(mirror.VARIABLE, str(tmp_path))
     with pytest.raises(DataError, match="has only validation, test"):
@@ -598,4 +584,5 @@ def test_the_almanac_and_texts_may_be_mixed(tmp_path: Path) -> None:
     assert first == again
     assert first.documents != other.documents, "the almanac's world depends on the seed"
     assert_disjoint(first)
-    assert len(first.questions) == 8 * 3 * small.facts + 1
+    # a value that too many entities of a small split share cannot be swapped, and is not asked about
+    assert 0.9 * 8 * 3 * small.facts < len(first.questions) - 1 <= 8 * 3 * small.facts

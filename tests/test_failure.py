@@ -85,9 +85,7 @@ def test_a_gap_in_the_tables_is_an_error(tmp_path: Path) -> None:
     other.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="columns"):
         read_results(other)
-    other.write_text(
-        "table,dataset,model,generation,method,metric,percent\nTable D2,w,l,zero,ce,kr-total,1\n"
-    )
+    other.write_text("table,dataset,model,generation,method,metric,percent\nTable D2,w,l,zero,ce,kr-total,1\n")
     with pytest.raises(DataError, match="line 2"):
         read_results(other)
 

@@ -137,9 +137,7 @@ def test_the_command_line_from_a_first_run_to_the_questions_one_asks_of_it(tmp_p
     assert "0 stages computed" in again
     planned = json.loads(run_to_the_end(tmp_path, "store", "plan", *arguments, "--json"))
     assert all(row["found"] for row in planned)
-    changed = json.loads(
-        run_to_the_end(tmp_path, "store", "plan", *arguments, "--set", "losses.1.gamma=0.8", "--json")
-    )
+    changed = json.loads(run_to_the_end(tmp_path, "store", "plan", *arguments, "--set", "losses.1.gamma=0.8", "--json"))
     missing = [row for row in changed if not row["found"]]
     assert {row["run"] for row in missing} == {"tce-0.8 · seed 0", "shared"}
     assert [row["stage"] for row in missing if row["run"] == "shared"] == ["report"]

@@ -77,10 +77,7 @@ def test_questions_follow_their_document() -> None:
 
 # ------------------------------------------------------------------------------------------- tokenizer
 
-TEXTS = [
-    f"The {w} of Lake {w.title()} is {n}, naïve — 戦場 🙂.\n"
-    for n, w in enumerate(["ore", "oar", "oak"] * 30)
-]
+TEXTS = [f"The {w} of Lake {w.title()} is {n}, naïve — 戦場 🙂.\n" for n, w in enumerate(["ore", "oar", "oak"] * 30)]
 
 
 def test_decoding_gives_every_text_back() -> None:
@@ -93,9 +90,7 @@ def test_decoding_gives_every_text_back() -> None:
 
 
 def test_the_same_texts_give_the_same_tokenizer() -> None:
-    first, second = (
-        train_tokenizer(iter(TEXTS), vocabulary=380).backend_tokenizer.to_str() for _ in range(2)
-    )
+    first, second = (train_tokenizer(iter(TEXTS), vocabulary=380).backend_tokenizer.to_str() for _ in range(2))
     assert first == second
 
 

@@ -43,9 +43,7 @@ def test_raising_generations_computes_only_the_new_ones() -> None:
 
 
 def test_changing_one_loss_changes_only_its_arm() -> None:
-    changed = [
-        s for s in plan("losses.1.gamma=0.8").stages() if s.key not in keys(plan()) and s.role != "report"
-    ]
+    changed = [s for s in plan("losses.1.gamma=0.8").stages() if s.key not in keys(plan()) and s.role != "report"]
     assert {s.arm for s in changed} == {"tce-0.8"}
 
 
@@ -118,9 +116,7 @@ def test_no_paths_in_keys() -> None:
     elsewhere = {"type": "text", "files": ["/else/b.txt"]}
     base = load_experiment_config("tiny").model_dump()
     one, two = (
-        plan_experiment(
-            ExperimentConfig.model_validate({**base, "corpus": c}), corpus_digests={"files.0": "abc"}
-        )
+        plan_experiment(ExperimentConfig.model_validate({**base, "corpus": c}), corpus_digests={"files.0": "abc"})
         for c in (text, elsewhere)
     )
     assert by_place(one) == by_place(two)

@@ -34,9 +34,7 @@ def tiny_model(seed: int = 0) -> LlamaForCausalLM:
 
 def rows(count: int = 24, length: int = 16) -> list[dict[str, Any]]:
     draw = torch.Generator().manual_seed(1)
-    return [
-        {"input_ids": torch.randint(0, VOCABULARY, (length,), generator=draw).tolist()} for _ in range(count)
-    ]
+    return [{"input_ids": torch.randint(0, VOCABULARY, (length,), generator=draw).tolist()} for _ in range(count)]
 
 
 CONFIG = Training(epochs=3, learning_rate=1e-2, batch_size=4, sequence_length=16)
