@@ -1,0 +1,199 @@
+"""Exports: what leaves the store is what is in it, and opens without this software."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.exporting import export_dataset, export_model
+from flows.load import load_experiment_config
+from flows.prepare import Prepared, prepare_experiment
+from fortifai_core.config import ExperimentConfig
+from fortifai_core.errors import InputError
+from storage.shards import read_rows
+from storage.store import ArtifactStore
+from tasks.build import build
+from tasks.prepare import split_file
+
+TINY = [
+    "losses=[{type: tce, gamma: 0.8}]",
+    "training.epochs=1",
+    "model.pretraining_epochs=1",
+    "evaluation.drift=false",
+]
+
+
+def prepared(store: Path, config: ExperimentConfig, *roles: str) -> Prepared:
+    """An experiment in a store of its own, of which the stages of these roles are built; all in this process."""
+    made = prepare_experiment(config, store=str(store))
+    for stage in made.plan.stages():
+        if stage.role in roles:
+            build(stage, made.store, config.runtime, progress=lambda done, total, unit: None)
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """One arm of two generations, everything but the report."""
+    roles = ("pretraining", "source", "tokenizer", "base", "corpus", "train", "regenerate", "evaluate")
+    return prepared(tmp_path_factory.mktemp("exports"), load_experiment_config("smoke", TINY), *roles)
+
+
+def artifact_path(run: Prepared, role: str, generation: int | None = None) -> Path:
+    stage = next(s for s in run.plan.stages() if s.role == role and s.generation == generation)
+    artifact = run.store.find(stage.kind, stage.key)
+    assert artifact is not None
+    return artifact.path
+
+
+def logits(model: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[5, 9, 260, 31, 7]])).logits
+
+
+@pytest.mark.parametrize(("generation", "role"), [(-1, "base"), (0, "train"), (1, "train")])
+def test_an_exported_model_is_the_one_in_the_store(run: Prepared, tmp_path: Path, generation: int, role: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target = tmp_path / "deep" / "model"
+    made = export_model(run.store, "latest", arm="tce-0.8", seed=0, generation=generation, target=target)
+    source = artifact_path(run, role, None if role == "base" else generation)
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(made)),
+        logits(AutoModelForCausalLM.from_pretrained(source)),
+        rtol=0,
+        atol=0,
+    )
+    text = "The mayor of a town.\n"
+    theirs, ours = (AutoTokenizer.from_pretrained(f) for f in (made, source / "tokenizer"))
+    assert theirs(text)["input_ids"] == ours(text)["input_ids"]
+    assert theirs.eos_token_id == ours.eos_token_id is not None
+    assert not (made / "manifest.json").exists()
+    assert list(target.parent.iterdir()) == [target]  # no temporary folder stays
+
+
+def test_the_model_card_says_what_it_is_and_how_it_was_made(run: Prepared, tmp_path: Path) -> None:
+    made = export_model(run.store, "latest", arm="tce-0.8", seed=0, generation=1, target=tmp_path / "model")
+    card = (made / "README.md").read_text()
+    assert artifact_path(run, "train", 1).name in card and run.record_id in card
+    assert "kr-split-0" in card
+    head, body = card.removeprefix("---\n").split("---\n", maxsplit=1)
+    assert yaml.safe_load(head)["library_name"] == "transformers"
+    assert (
+        ExperimentConfig.model_validate(yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])) == run.plan.config
+    )
+
+
+def test_a_lora_adapter_is_merged_into_its_base(run: Prepared, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from storage.models import load_model
+
+    base = export_model(run.store, run.record_id, arm="", seed=0, generation=-1, target=tmp_path / "base")
+    model = f"model={{type: pretrained, path: '{base}', lora: {{rank: 4, alpha: 8}}}}"
+    config = load_experiment_config(
+        "smoke", [*TINY, model, "generations=1", "name=adapted", "training.learning_rate=0.05"]
+    )
+    adapted = prepared(tmp_path / "store", config, "source", "tokenizer", "base", "corpus", "train")
+    made = export_model(adapted.store, "adapted", arm="tce-0.8", seed=0, generation=0, target=tmp_path / "merged")
+    assert not list(made.rglob("adapter*"))
+    merged = logits(AutoModelForCausalLM.from_pretrained(made))
+    original = load_model(artifact_path(adapted, "train", 0), base=artifact_path(adapted, "base"))
+    torch.testing.assert_close(merged, logits(original), rtol=1e-4, atol=1e-4)
+    plain = logits(AutoModelForCausalLM.from_pretrained(artifact_path(adapted, "base")))
+    assert (merged - plain).abs().max() > 1e-2  # the adapter does something
+
+
+def test_an_exported_dataset_is_the_text_that_the_model_read(run: Prepared, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    made = export_dataset(run.store, "smoke", arm="tce-0.8", seed=0, generation=1, target=tmp_path / "data set")
+    rows = load_dataset(str(made), cache_dir=str(tmp_path / "cache"))["train"].to_list()
+    assert set(rows[0]) == {"document", "split", "version", "text", "tokens"}
+    rewritten = read_rows(sorted(artifact_path(run, "regenerate", 0).glob("part-*.parquet")))
+    real = read_rows(artifact_path(run, "corpus") / split_file(1))
+    expected = [(0, 1, r["document"], r["text"], r["tokens"]) for r in rewritten]
+    expected += [(1, 0, r["document"], r["text"], r["tokens"]) for r in real]
+    assert [(r["split"], r["version"], r["document"], r["text"], r["tokens"]) for r in rows] == expected
+    card = (made / "README.md").read_text()
+    assert f"| 0 | 1 | {len(rewritten)} | {sum(len(r['tokens']) for r in rewritten)} |" in card
+
+
+def test_a_generation_that_read_a_sample_says_so(run: Prepared, tmp_path: Path) -> None:
+    config = load_experiment_config("smoke", [*TINY, "regime=accumulate-subsample", "name=sampled"])
+    shared = {"pretraining", "source", "tokenizer", "base", "corpus", "train", "regenerate"}
+    sampled = prepared(run.store.root, config, *shared)
+    made = export_dataset(sampled.store, "sampled", arm="tce-0.8", seed=0, generation=1, target=tmp_path / "data")
+    assert [p.name for p in sorted((made / "data").iterdir())] == [
+        "00000-split-0-version-0.parquet",
+        "00001-split-0-version-1.parquet",
+    ]
+    assert "random sample" in (made / "README.md").read_text()
+
+
+@pytest.mark.parametrize("export", [export_model, export_dataset])
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"experiment": "nothing"}, r"experiment = 'nothing'.*smoke-"),
+        ({"arm": "tce-0.9"}, r"--arm = 'tce-0\.9': smoke-\w+ has tce-0\.8$"),
+        ({"seed": 4}, r"--seed = 4: smoke-\w+ has 0$"),
+        ({"generation": 2}, r"--generation = 2: smoke-\w+ has 0, 1 \(and -1, the base model\)"),
+    ],
+)
+def test_a_wrong_choice_is_answered_with_what_there_is(
+    run: Prepared, tmp_path: Path, export: Callable[..., Path], choice: dict[str, Any], message: str
+) -> None:
+    asked: dict[str, Any] = {"experiment": run.record_id, "arm": "tce-0.8", "seed": 0, "generation": 0} | choice
+    with pytest.raises(InputError, match=message):
+        export(run.store, asked.pop("experiment"), **asked, target=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_base_model_has_no_text_of_its_own(run: Prepared, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--generation"):
+        export_dataset(run.store, run.record_id, arm="tce-0.8", seed=0, generation=-1, target=tmp_path / "x")
+
+
+@pytest.mark.parametrize("export", [export_model, export_dataset])
+def test_nothing_is_overwritten(run: Prepared, tmp_path: Path, export: Callable[..., Path]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("precious")
+    with pytest.raises(InputError, match="is there already"):
+        export(run.store, run.record_id, arm="tce-0.8", seed=0, generation=0, target=tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_a_place_that_cannot_be_written_is_named(run: Prepared, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"target = .*file/model': cannot be written"):
+        export_model(run.store, run.record_id, arm="tce-0.8", seed=0, generation=0, target=tmp_path / "file" / "model")
+
+
+def test_an_artifact_that_is_gone_names_the_command_that_builds_it(run: Prepared, tmp_path: Path) -> None:
+    shutil.copytree(run.store.root, tmp_path / "store")
+    store = ArtifactStore(tmp_path / "store")
+    shutil.rmtree(store.root / "artifacts" / "split")
+    with pytest.raises(InputError, match=rf"`fortifai resume {run.record_id} --store {store.url}` builds it"):
+        export_dataset(store, run.record_id, arm="tce-0.8", seed=0, generation=1, target=tmp_path / "x")
+    # what does not need it can still be exported
+    assert export_dataset(store, run.record_id, arm="tce-0.8", seed=0, generation=0, target=tmp_path / "x").is_dir()
+
+
+def test_a_failure_leaves_nothing_behind(run: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("half way")
+
+    monkeypatch.setattr("flows.exporting._model_card", fail)
+    with pytest.raises(RuntimeError, match="half way"):
+        export_model(run.store, run.record_id, arm="tce-0.8", seed=0, generation=0, target=tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
