@@ -95,6 +95,7 @@ def test_a_second_run_computes_nothing(copied: Path) -> None:
     assert {s.reference for s in recorder.found} == {s.reference for s in prepared.plan.stages()}
 
 
+@pytest.mark.long
 def test_two_stores_hold_the_same_results(finished: tuple[Path, Prepared, Recorder], tmp_path: Path) -> None:
     _, other, _ = run(tmp_path / "other", "runtime.workers=2")
     assert digests(other) == digests(finished[1])
@@ -105,12 +106,16 @@ def test_changing_one_loss_reruns_only_that_arm(copied: Path) -> None:
     assert {stage.arm for stage in recorder.built if stage.role != "report"} == {"tce-0.7"}
 
 
+@pytest.mark.long
 def test_another_generation_computes_only_that_one(copied: Path) -> None:
     recorder, _, _ = run(copied, "generations=3")
     assert {s.generation for s in recorder.built if s.role != "report"} == {2}
 
 
-@pytest.mark.parametrize("role", ["train", "regenerate", "evaluate", "corpus"])
+@pytest.mark.parametrize(
+    "role",
+    ["regenerate", *(pytest.param(role, marks=pytest.mark.long) for role in ("train", "evaluate", "corpus"))],
+)
 def test_an_artifact_that_is_gone_or_damaged_is_rebuilt_as_it_was(
     finished: tuple[Path, Prepared, Recorder], copied: Path, role: str
 ) -> None:
@@ -126,6 +131,7 @@ def test_an_artifact_that_is_gone_or_damaged_is_rebuilt_as_it_was(
     assert digests(prepared) == digests(finished[1])
 
 
+@pytest.mark.long
 def test_refresh_rebuilds_what_follows_from_the_stage_and_nothing_else(copied: Path) -> None:
     from flows.recursive import run_experiment
 
@@ -136,6 +142,7 @@ def test_refresh_rebuilds_what_follows_from_the_stage_and_nothing_else(copied: P
     assert {s.role for s in recorder.built} == {"evaluate", "failure", "report"}
 
 
+@pytest.mark.long
 def test_what_was_found_is_shown_as_cached(copied: Path) -> None:
     from prefect import get_client
 
@@ -152,6 +159,7 @@ def test_what_was_found_is_shown_as_cached(copied: Path) -> None:
         assert states[(role, "Cached")] >= used
 
 
+@pytest.mark.long
 def test_an_arm_stops_when_it_has_failed_and_goes_on_when_it_may(tmp_path: Path) -> None:
     # so small a model learns nothing: it is below any threshold from M_0 on, which is not failure
     recorder, _, _ = run(tmp_path, "failure.stop_arm=true", "failure.threshold=0.99")
@@ -161,6 +169,7 @@ def test_an_arm_stops_when_it_has_failed_and_goes_on_when_it_may(tmp_path: Path)
     assert {s.role for s in again.built} <= {"report"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("regime", ["replace", "accumulate", "accumulate-subsample", "fresh-mix"])
 def test_every_regime_runs(copied: Path, regime: str) -> None:
     recorder, prepared, _ = run(copied, f"regime={regime}", "generations=3", "losses=[{type: cross-entropy}]")
@@ -174,13 +183,19 @@ def test_every_regime_runs(copied: Path, regime: str) -> None:
     assert grows == (regime in ("accumulate", "fresh-mix"))
 
 
-def test_a_failing_stage_says_which_and_keeps_the_rest(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_a_failing_stage_says_which_and_keeps_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks.pool import WorkerError
 
-    with pytest.raises(WorkerError, match=r"train · g0 \(ce\).*training\.learning_rate"):
-        run(tmp_path, "training.learning_rate=0.99", "training.epochs=60", "training.max_grad_norm=1e30",
-            "training.optimizer=sgd", "losses=[{type: cross-entropy}]")  # fmt: skip
-    roles = {m.kind for m in ArtifactStore(tmp_path).ls()}
+    (tmp_path / "broken_loss.py").write_text(
+        "def broken(nll):\n    return nll * (float('nan') if nll.numel() > 64 else 1.0)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    broken = "losses=[{type: cross-entropy}, {type: custom, name: broken, function: 'broken_loss:broken'}]"
+    with pytest.raises(WorkerError, match=r"train · g0 \(broken\).*training\.learning_rate"):
+        run(tmp_path / "store", broken)
+    roles = {m.kind for m in ArtifactStore(tmp_path / "store").ls()}
     assert {"tokenizer", "corpus", "model"} <= roles
 
 
