@@ -20,7 +20,7 @@ READS: dict[str, tuple[tuple[tuple[str, str], ...], Columns]] = {
     "split_text": ((("corpus", "split-*.parquet"), ("split", "part-*.parquet")), SPLIT_TEXT),
     "questions": ((("corpus", "questions.parquet"),), QUESTIONS),
     "scores": ((("evaluation", "scores.parquet"),), SCORES),
-    "metrics": ((("evaluation", "metrics.parquet"),), METRICS),
+    "metrics": ((("evaluation", "metrics.parquet"), ("split", "metrics.parquet")), METRICS),
 }
 
 _RUN = "s.experiment, s.arm, s.seed, s.generation"

@@ -104,8 +104,7 @@ def build_split(context: Context) -> dict[str, Any]:
     del model
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return {
-        "tokens-synthetic": synthetic.total,
-        "tokens-changed": changed,
-        "unigram-kl": synthetic.kl_from(real),
-    }
+    divergence = synthetic.kl_from(real)
+    row = {"metric": "unigram-kl", "split": split, "value": divergence, "count": synthetic.total}
+    shards.write_table(context.directory / "metrics.parquet", [row], schema="metrics")
+    return {"tokens-synthetic": synthetic.total, "tokens-changed": changed, "unigram-kl": divergence}
