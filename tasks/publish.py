@@ -30,7 +30,10 @@ def retention_chart(title: str, measured: Sequence[dict[str, Any]], *, threshold
     names = ", ".join(f"M{m['generation']}" for m in ordered)
     low = min([50.0, *shares])
     return (
-        "```mermaid\nxychart-beta\n"
+        "```mermaid\n"
+        # the default colours are too pale to be seen: retention in red, the threshold in grey
+        '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#b5472a, #6b7280"}}}}%%\n'
+        "xychart-beta\n"
         f'    title "{title}"\n'
         f"    x-axis [{names}]\n"
         f'    y-axis "Retention of split 0 (%)" {low:.0f} --> 100\n'
