@@ -12,12 +12,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from fortifai_core.errors import StageFailed
 
 START_SECONDS = 90.0
+RETRY_SECONDS = b"0.2"
 FLUSH_SECONDS = 1.0  # the server writes task-run events to its database in batches
 
 
@@ -29,6 +31,8 @@ def quiet_environment() -> None:
     """Settings for a run without a server of its own; they must be set before Prefect is imported."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_CLI_COLORS", "true")
+    # many, because our server asks for quick ones (`_server`); against another one they take longer and longer
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "10")
     for name, value in (("PREFECT_LOGGING_LEVEL", "CRITICAL"), ("PREFECT_LOGGING_TO_API_ENABLED", "false")):
         if name not in os.environ:
             os.environ[name] = value
@@ -140,6 +144,27 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> 
     raise StageFailed(f"the Prefect server did not answer within {START_SECONDS:.0f} s; its log: {log}")
 
 
+def _server() -> Callable[..., Awaitable[None]]:
+    """Prefect's server, with a word to its clients on how soon to ask again.
+
+    On SQLite two requests that write at the same moment make one of them fail with 503, at once. Clients repeat
+    it, but left to themselves not before two seconds: an eternity for a run whose stages are all found.
+    """
+    from prefect.server.api.server import create_app
+
+    app = create_app()
+
+    async def hurried(scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_hint(message: Any) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 503:
+                message = {**message, "headers": [*message["headers"], (b"retry-after", RETRY_SECONDS)]}
+            await send(message)
+
+        await app(scope, receive, send_with_hint)
+
+    return hurried
+
+
 def _exit_when_orphaned(linger: float) -> None:
     sys.stdin.buffer.read()  # returns when the parent has gone, however it went
     time.sleep(linger)
@@ -156,7 +181,7 @@ def main() -> None:
     linger = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
     threading.Thread(target=_exit_when_orphaned, args=[linger], daemon=True).start()
     uvicorn.run(
-        "prefect.server.api.server:create_app",
+        _server,
         factory=True,
         host=sys.argv[1],
         port=int(sys.argv[2]),
