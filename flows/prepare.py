@@ -15,7 +15,8 @@ from storage.experiments import StageRecord, record_experiment
 from storage.models import model_identity
 from storage.sources import check_corpus, source_digests
 from storage.store import ArtifactStore
-from tasks.stages import VERSIONS, Plan, Stage, plan_experiment
+from tasks.plan import plan_experiment
+from tasks.stages import VERSIONS, Plan, Stage
 
 BYTES_PER_PARAMETER = 4
 ADAM_CHECKPOINTS = 2 * 3  # two checkpoints, each with the weights and Adam's two moments

@@ -52,9 +52,11 @@ def wait_for_training(store: Path, generation: int, process: subprocess.Popen[st
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
-        trained = sum(m.kind == "model" for m in ArtifactStore(store).ls())
         checkpoints = list(store.glob("work/**/trainer/checkpoint-*/digests.json"))
-        if trained >= generation + 1 and checkpoints:  # the base model is one, too
+        models = {f"model-{m.key}" for m in ArtifactStore(store).ls("model")}
+        # a workspace is removed only after its model was committed: what lies there may be of a finished training
+        unfinished = [path for path in checkpoints if not models & set(path.parts)]
+        if len(models) >= generation + 1 and unfinished:  # the base model is one, too
             return
         time.sleep(0.02)
     raise AssertionError("the training never came to its first checkpoint")

@@ -8,7 +8,8 @@ import pytest
 
 from flows.load import load_experiment_config
 from fortifai_core.config import ExperimentConfig
-from tasks.stages import Plan, Stage, plan_experiment
+from tasks.plan import plan_experiment
+from tasks.stages import Plan, Stage
 
 
 def plan(*overrides: str) -> Plan:
