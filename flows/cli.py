@@ -157,8 +157,8 @@ def list_all(store: Store = None, as_json: Json = False) -> None:
 
     records = list_experiments(open_store(store))
     if as_json:
-        names = ("label", "id", "name", "status", "created", "updated")
-        show_json([{name: getattr(r, name) for name in names} for r in records])
+        names = ("label", "id", "name", "created", "updated")
+        show_json([{**{name: getattr(r, name) for name in names}, "status": r.state} for r in records])
         return
     table = Table(box=None, pad_edge=False)
     for name in ("experiment", "status", "arms", "seeds", "generations", "updated"):
@@ -166,7 +166,7 @@ def list_all(store: Store = None, as_json: Json = False) -> None:
     for r in records:
         arms = ", ".join(dict.fromkeys(s.arm for s in r.stages if s.arm))
         c = r.config
-        table.add_row(r.label, r.status, arms, str(len(c["seeds"])), str(c["generations"]), r.updated)
+        table.add_row(r.label, r.state, arms, str(len(c["seeds"])), str(c["generations"]), r.updated)
     out.print(table if records else "No experiments yet: `fortifai run tiny` makes one.")
 
 

@@ -37,7 +37,7 @@ _STEP = 1_640_531_527  # coprime to NAMES, so that neighbours get names without 
 _PERSONS = NAMES // 2
 _SPLITS_FROM = NAMES // 8
 _VALIDATION_FROM = NAMES // 16
-MENTIONS = (1, 2, 2, 3)
+MENTIONS = (1, 2, 2, 3, 3, 3)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,12 @@ two experiments share is named by both.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from fortifai_core.errors import InputError
@@ -45,7 +48,10 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment. `config`: the full configuration as JSON types; times are ISO, UTC."""
+    """One experiment. `config`: the full configuration as JSON types; times are ISO, UTC.
+
+    `process` is the one that wrote `status`, as host, pid and the tick it was started at.
+    """
 
     id: str
     name: str
@@ -54,11 +60,38 @@ class Experiment:
     updated: str
     status: str
     stages: list[StageRecord] = field(default_factory=list)
+    process: str = ""
+
+    @property
+    def state(self) -> str:
+        """`status`, but `interrupted` where it says `running` and the process that ran it, on this host, is gone."""
+        host, _, rest = self.process.rpartition("/")
+        if self.status != "running" or host != socket.gethostname():
+            return self.status
+        return "running" if rest == _process(int(rest.partition("@")[0])) else "interrupted"
 
     @property
     def label(self) -> str:
         """`<name>-<first eight digits of the id>`: its file, and a name that stays unique."""
         return f"{self.name}-{self.id[:8]}"
+
+
+def _process(pid: int) -> str | None:
+    """A process as `pid@start`, which no later process of the same pid shares; None when it is gone."""
+    try:
+        # the name, in brackets, may itself hold spaces and brackets; the start is field 22
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+        try:  # no /proc: a pid alone
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            return f"{pid}@"
+        return f"{pid}@"
+    return None if after_name[0] == "Z" else f"{pid}@{after_name[19]}"
 
 
 def experiment_id(config: Mapping[str, Any]) -> str:
@@ -82,7 +115,8 @@ def record_experiment(
         stages: all of them; None keeps those recorded before.
     """
     identity, name, moment = experiment_id(config), str(config["name"]), now()
-    fresh = Experiment(identity, name, dict(config), moment, moment, status)
+    process = f"{socket.gethostname()}/{_process(os.getpid())}"
+    fresh = Experiment(identity, name, dict(config), moment, moment, status, process=process)
     before = _read(store, f"{fresh.label}.json")
     if before is not None:
         fresh = replace(fresh, created=before.created, stages=before.stages)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
 from fortifai_core.corpora import Document, Question, Source
 from fortifai_core.errors import DataError
-from storage.questions import unseen_words
+from storage.questions import unigram_share, unseen_words
+
+_FAR = 2.58  # standard errors, of guessing: one in a hundred by chance
 
 
 def assemble(
@@ -126,5 +129,11 @@ def _question_notes(
                 f"Ceiling: in {unseen:,} of {len(remaining):,} questions ({unseen / len(remaining):.1%}) a "
                 "word that separates the true from the false answer never occurs in the corpus "
                 f"(in {of_true:,} a word of the true answer): this text alone cannot teach them all."
+            )
+        share = unigram_share(remaining, (d.text for d in documents))
+        if abs(share - 0.5) > _FAR * 0.5 / math.sqrt(len(remaining)):
+            notes.append(
+                f"Baseline: by word frequencies alone the true answer is the likelier one in {share:.0%} of the "
+                f"{len(remaining):,} questions, not in half of them. A model that has learned nothing else scores that."
             )
     return notes

@@ -87,7 +87,7 @@ def experiments(experiments: list[Experiment]) -> pa.Table:
             "experiment": e.label,
             "id": e.id,
             "name": e.name,
-            "status": e.status,
+            "status": e.state,
             "created": _time(e.created),
             "updated": _time(e.updated),
             "corpus": _type_of(e.config.get("corpus")),

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fortifai_core.config import AlmanacCorpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
-from fortifai_core.corpora import Source
+from fortifai_core.corpora import Question, Source
 from fortifai_core.errors import DataError
 from fortifai_core.splitting import cut
 from storage import hub, mirror
+from storage.questions import unigram_share
 from storage.sources import check_corpus, load_source, source_digests
 from storage.wikitext import articles, ordinary_spelling
 
@@ -141,6 +142,27 @@ def test_the_ceiling_counts_words_that_never_occur(tmp_path: Path) -> None:
     # "a" and "an" never occur in the corpus either, so questions 0 to 2 turn on an unseen word.
     assert "3 of 4 questions (75.0%)" in ceiling
     assert "(in 3 a word of the true answer)" in ceiling
+
+
+def test_the_baseline_of_word_frequencies_is_counted_by_hand() -> None:
+    texts = ["The cat saw a cat.", "a dog"]
+    asked = [
+        Question("0", "d", "", "The CAT", "the dog"),  # cat: 2 + 1 times, dog: 1 + 1
+        Question("1", "d", "", "dog", "a dog"),  # one word is likelier than the same and another
+        Question("2", "d", "", "a bird", "a cat"),
+        Question("3", "d", "", "saw dog", "dog saw"),
+    ]
+    assert unigram_share(asked, texts) == (1 + 1 + 0 + 0.5) / 4
+    assert unigram_share([], texts) == 0.5
+
+
+def test_a_test_that_word_frequencies_answer_is_said_to_be_one(tmp_path: Path) -> None:
+    # "rare" never occurs, "island" is in every document
+    lopsided = [question(i, sentence_true="rare", sentence_false="island") for i in range(20)]
+    even = [question(i, sentence_true="island", sentence_false="rare") if i % 2 else lopsided[i] for i in range(20)]
+    [baseline] = [n for n in load_source(text_corpus(tmp_path, lopsided), splits=2, seed=0).notes if "Baseline" in n]
+    assert "in 0% of the" in baseline
+    assert not any("Baseline" in n for n in load_source(text_corpus(tmp_path, even), splits=2, seed=0).notes)
 
 
 def test_max_documents_leaves_out_questions_and_says_so(tmp_path: Path) -> None:
@@ -458,6 +480,9 @@ def test_wikitext_is_disjoint_and_complete(wikitext: Source) -> None:
     assert any("1,241 of 4,975 questions" in n and "3,734 are asked" in n for n in wikitext.notes)
     [ceiling] = [n for n in wikitext.notes if n.startswith("Ceiling")]
     assert "726 of 3,734 questions (19.4%)" in ceiling
+    # false answers are made of commoner words than true ones
+    [baseline] = [n for n in wikitext.notes if n.startswith("Baseline")]
+    assert "in 46% of the 3,734 questions" in baseline
 
 
 @needs_mirror

@@ -810,3 +810,18 @@ def test_experiments_live_in_a_remote_store_too(tmp_path: Path) -> None:
     config = ExperimentConfig(name="far").model_dump(mode="json")
     made = record_experiment(remote_store(tmp_path, name, "one"), config=config, status="finished", stages=[])
     assert load_experiment(remote_store(tmp_path, name, "two"), "far") == made
+
+
+def test_an_experiment_whose_process_is_gone_does_not_say_that_it_runs(store: ArtifactStore) -> None:
+    code = (
+        "import sys; from storage.experiments import record_experiment; from storage.store import ArtifactStore;"
+        "from fortifai_core.config import ExperimentConfig;"
+        "made = record_experiment(ArtifactStore(sys.argv[1]), status='running',"
+        " config=ExperimentConfig(name='killed').model_dump(mode='json')); print(made.state)"
+    )
+    there = subprocess.run([sys.executable, "-c", code, store.url], capture_output=True, text=True, check=True)
+    assert there.stdout.strip() == "running"  # as long as that process lived
+    assert load_experiment(store, "killed").state == "interrupted"
+    here = record_experiment(store, config=ExperimentConfig(name="alive").model_dump(mode="json"), status="running")
+    assert load_experiment(store, "alive").state == here.state == "running"
+    assert record_experiment(store, config=here.config, status="finished").state == "finished"
