@@ -50,6 +50,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def configured_api() -> str | None:
+    """The URL of the Prefect API that the user has configured, by the environment or a profile; or none."""
+    from prefect.settings import PREFECT_API_URL
+
+    return PREFECT_API_URL.value() or None
+
+
 @contextlib.contextmanager
 def prefect_api(log: Path) -> Iterator[str]:
     """The URL of the Prefect API: the configured server's, or that of one started for the length of the block.
@@ -58,7 +65,7 @@ def prefect_api(log: Path) -> Iterator[str]:
     """
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    configured = PREFECT_API_URL.value()
+    configured = configured_api()
     if configured:
         yield configured
         return

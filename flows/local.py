@@ -12,13 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.embedded import prefect_api
-from flows.prepare import prepare_experiment
+from flows.embedded import configured_api, prefect_api
+from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import TerminalReporter
 from fortifai_core.config import ExperimentConfig
 from fortifai_core.errors import FortifaiError
-from storage.experiments import Experiment, load_experiment
+from storage.experiments import Experiment, load_experiment, record_experiment
 from storage.store import ArtifactStore
+from storage.tree import Artifact
+from tasks.session import Circumstances
 
 
 def run_here(
@@ -32,38 +34,67 @@ def run_here(
     started = time.monotonic()
     prepared = prepare_experiment(config, store=store, refresh=refresh)
     plan = prepared.plan
-    there = sum(prepared.store.find(s.kind, s.key) is not None for s in plan.stages())
+    found = [prepared.store.find(s.kind, s.key) for s in plan.stages()]
+    there = sum(artifact is not None for artifact in found)
     console.print(
         f"[bold]{config.name}[/]  {len(config.losses)} losses × {len(config.seeds)} seeds × "
         f"{config.generations} generations · {len(plan.stages())} stages, {there} found · store {prepared.store.url}"
     )
+    if there == len(found) and not plan.config.failure.stop_arm and configured_api() is None:
+        # no server would keep a record of these runs, so there is no need to start one
+        outcome = _everything_found(prepared, found, TerminalReporter(plan, console))
+    else:
+        outcome = _run(prepared, console, command=resume.format(name=prepared.record_id))
+    record = load_experiment(prepared.store, prepared.record_id)
+    print_outcome(prepared.store, record, console)
+    wall = time.monotonic() - started
+    other = wall - outcome["computing_seconds"]
+    share = f", {other:.0f} s of them ({other / wall:.1%}) not computing: start, orchestration, storage"
+    console.print(
+        f"\n{outcome['built']} stages computed, {outcome['found']} found · {wall:.0f} s"
+        + (share if outcome["built"] else "")
+    )
+    return {**outcome, "seconds": round(wall, 2)}
+
+
+def _everything_found(
+    prepared: Prepared, found: Sequence[Artifact | None], reporter: TerminalReporter
+) -> dict[str, Any]:
+    """What a run would say that finds every stage, without running one."""
+    circumstances = Circumstances()
+    for artifact in found:
+        if artifact is not None:
+            circumstances.note(artifact.manifest)
+    circumstances.tell(reporter)
+    record_experiment(prepared.store, config=prepared.plan.config.model_dump(mode="json"), status="finished")
+    return {
+        "experiment": prepared.record_id,
+        "report": prepared.plan.report().key,
+        "built": 0,
+        "found": len(found),
+        "stage_seconds": 0.0,
+        "computing_seconds": 0.0,
+    }
+
+
+def _run(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any]:
+    """The flow, with a Prefect server for as long as it runs where there is none; `command` goes on with it."""
     from prefect.exceptions import TerminationSignal
 
-    command = resume.format(name=prepared.record_id)
     try:
         with (
             prefect_api(prepared.store.logs / "prefect-server.log"),
-            TerminalReporter(plan, console) as reporter,
+            TerminalReporter(prepared.plan, console) as reporter,
         ):
             from flows.recursive import run_experiment
 
-            outcome = asyncio.run(run_experiment(prepared, reporter))
+            return asyncio.run(run_experiment(prepared, reporter))
     except FortifaiError as error:
         console.print(f"[red]failed:[/] {escape(str(error))}\nwhat was finished is kept; go on with: {command}")
         raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, asyncio.CancelledError, TerminationSignal):
         console.print(f"stopped; what was finished is kept; go on with: {command}")
         raise SystemExit(130) from None
-    record = load_experiment(prepared.store, prepared.record_id)
-    print_outcome(prepared.store, record, console)
-    wall = time.monotonic() - started
-    other = wall - outcome["computing_seconds"]
-    share = f" ({other / wall:.1%})" if outcome["built"] else ""
-    console.print(
-        f"\n{outcome['built']} stages computed, {outcome['found']} found · {wall:.0f} s, "
-        f"{other:.0f} s of them{share} not computing: start, orchestration, storage"
-    )
-    return {**outcome, "seconds": round(wall, 2)}
 
 
 def report_folder(store: ArtifactStore, record: Experiment) -> Path | None:

@@ -72,7 +72,7 @@ async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]
                 record_experiment(store, config=config, status="failed")
                 raise
             record_experiment(store, config=config, status="finished")
-            running.tell_drift()
+            running.circumstances.tell(reporter)
             return {
                 "experiment": prepared.record_id,
                 "report": report["key"],

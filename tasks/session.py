@@ -29,6 +29,31 @@ class Reporter(Protocol):
 
 
 @dataclass
+class Circumstances:
+    """Found artifacts that other code, packages or hardware made, counted by what differs."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    _here: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def note(self, manifest: Manifest) -> None:
+        """Compare what made a found artifact with what would make it here and now."""
+        if manifest.kind not in self._here:
+            self._here[manifest.kind] = collect(rooms_of(manifest.kind))
+        lines = drift(manifest.provenance, self._here[manifest.kind])
+        if lines:
+            difference = "; ".join(lines)
+            self.counts[difference] = self.counts.get(difference, 0) + 1
+
+    def tell(self, reporter: Reporter) -> None:
+        """Say once for every difference how many of the stages found it concerns."""
+        for difference, count in self.counts.items():
+            reporter.noted(
+                f"warning: {count} stages were found that were made under other circumstances and are used as they "
+                f"are ({difference}); --refresh ROLE builds them anew"
+            )
+
+
+@dataclass
 class Session:
     """One experiment in progress."""
 
@@ -44,8 +69,7 @@ class Session:
     _active: int = 0
     _since: float = 0.0
     references: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    drifted: dict[str, int] = field(default_factory=dict)
-    _here: dict[str, dict[str, Any]] = field(default_factory=dict)
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -64,23 +88,6 @@ class Session:
         """The reference of a stage's artifact, which is all that stages exchange."""
         self.references[stage.reference] = {"kind": stage.kind, "key": stage.key, "metrics": metrics}
         return self.references[stage.reference]
-
-    def note_drift(self, manifest: Manifest) -> None:
-        """Count a found artifact that other code, packages or hardware made, by what differs."""
-        if manifest.kind not in self._here:
-            self._here[manifest.kind] = collect(rooms_of(manifest.kind))
-        lines = drift(manifest.provenance, self._here[manifest.kind])
-        if lines:
-            difference = "; ".join(lines)
-            self.drifted[difference] = self.drifted.get(difference, 0) + 1
-
-    def tell_drift(self) -> None:
-        """Say once for every difference how many of the stages found it concerns."""
-        for difference, count in self.drifted.items():
-            self.reporter.noted(
-                f"warning: {count} stages were found that were made under other circumstances and are used as they "
-                f"are ({difference}); --refresh ROLE builds them anew"
-            )
 
 
 _current: ContextVar[Session] = ContextVar("fortifai_session")

@@ -76,7 +76,7 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
     session = current_session()
     artifact = session.store.find(stage.kind, stage.key)
     if artifact is not None:
-        session.note_drift(artifact.manifest)
+        session.circumstances.note(artifact.manifest)
         session.found.append(stage)
         session.reporter.finished(stage, found=True, seconds=0.0)
         reference = session.remember(stage, artifact.manifest.metrics)

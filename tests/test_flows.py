@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, prepare_experiment
@@ -99,6 +101,29 @@ def test_a_second_run_computes_nothing(copied: Path) -> None:
 def test_two_stores_hold_the_same_results(finished: tuple[Path, Prepared, Recorder], tmp_path: Path) -> None:
     _, other, _ = run(tmp_path / "other", "runtime.workers=2")
     assert digests(other) == digests(finished[1])
+
+
+def test_where_all_is_found_and_no_server_keeps_a_record_no_flow_is_run(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import local
+
+    def started(prepared: Prepared, *_: Any, **__: Any) -> dict[str, Any]:
+        raise RuntimeError(prepared.record_id)
+
+    monkeypatch.setattr(local, "configured_api", lambda: None)
+    monkeypatch.setattr(local, "_run", started)
+    output = Console(file=io.StringIO(), width=160)
+    config = load_experiment_config("smoke", OVERRIDES)
+    again = {"store": str(copied), "refresh": [], "console": output, "resume": "{name}"}
+    outcome = local.run_here(config, **again)
+    printed = output.file.getvalue()  # type: ignore[attr-defined]
+    assert (outcome["built"], "retention of split 0" in printed, "0 stages computed" in printed) == (0, True, True)
+    store = ArtifactStore(copied)
+    assert outcome["report"] == store.ls("report")[0].key
+    store.remove("report", outcome["report"])
+    with pytest.raises(RuntimeError, match="smoke-"):
+        local.run_here(config, **again)
 
 
 def test_changing_one_loss_reruns_only_that_arm(copied: Path) -> None:

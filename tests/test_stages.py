@@ -36,11 +36,14 @@ def test_how_the_work_is_done_is_in_no_key(override: str) -> None:
     assert by_place(plan(override)) == by_place(plan())
 
 
-def test_raising_generations_computes_only_the_new_ones() -> None:
-    four, six = plan("generations=4"), plan("generations=6")
+@pytest.mark.parametrize("drift", ["true", "false"])
+def test_raising_generations_computes_only_the_new_ones(drift: str) -> None:
+    four, six = (plan(f"generations={n}", f"evaluation.drift={drift}") for n in (4, 6))
     new = [s for s in six.stages() if s.key not in keys(four) and s.role != "report"]
     assert keys(four) - {four.report().key} <= keys(six)
-    assert {s.generation for s in new} == {4, 5}
+    # without drift, the text of the last generation had not been rewritten
+    assert {s.generation for s in new if s.role != "regenerate"} == {4, 5}
+    assert {s.generation for s in new} == ({4, 5} if drift == "true" else {3, 4, 5})
 
 
 def test_changing_one_loss_changes_only_its_arm() -> None:
@@ -108,7 +111,7 @@ def test_the_last_regenerations_are_made_only_for_drift() -> None:
     def last(p: Plan) -> int:
         return sum(s.role == "regenerate" and s.generation == 5 for s in p.stages())
 
-    assert last(plan()) == 12
+    assert last(plan("evaluation.drift=true")) == 12
     assert last(plan("evaluation.drift=false")) == 0
 
 
