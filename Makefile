@@ -23,7 +23,11 @@ $(VENV)/.dev: $(VENV)/.run
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.run  ## train two tiny models on their own output and see what they still know (about 5 minutes)
+$(VENV)/.database: $(VENV)/.run
+	@$(BIN)/prefect server database upgrade --yes > /dev/null
+	@touch $@
+
+demo: $(VENV)/.run $(VENV)/.database  ## train two tiny models on their own output and see what they still know (about 4 minutes)
 	@$(BIN)/fortifai run tiny
 
 test: $(VENV)/.dev lint  ## lint, types, import contracts, and the tests that need no server (below 15 minutes)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -304,20 +306,35 @@ def paper_ttf(as_json: Json = False) -> None:
     out.print(f"[dim]{legend}[/]")
 
 
-def main() -> None:
-    """The entry point: every expected error is one line, exit code 2 for bad input and 1 for a failed run."""
-    warnings.formatwarning = lambda message, *_: f"fortifai: {message}\n"
+def _exit_code() -> int:
     started = time.monotonic()
     try:
         app()
     except FortifaiError as error:
         err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
         err.print(f"stopped after {time.monotonic() - started:.0f} s; what was finished is kept")
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
-        os._exit(0)
+        return 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:  # noqa: BLE001 - shown in full, as the interpreter would
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main() -> None:
+    """The entry point: every expected error is one line, exit code 2 for bad input and 1 for a failed run."""
+    warnings.formatwarning = lambda message, *_: f"fortifai: {message}\n"
+    code = _exit_code()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Not by returning: threads of Prefect's client would keep a failed run waiting for a server that has gone.
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import os
@@ -32,7 +33,7 @@ def quiet_environment() -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_CLI_COLORS", "true")
     # many, because our server asks for quick ones (`_server`); against another one they take longer and longer
-    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "10")
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "30")
     for name, value in (("PREFECT_LOGGING_LEVEL", "CRITICAL"), ("PREFECT_LOGGING_TO_API_ENABLED", "false")):
         if name not in os.environ:
             os.environ[name] = value
@@ -152,14 +153,16 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> 
 
 
 def _server() -> Callable[..., Awaitable[None]]:
-    """Prefect's server, with a word to its clients on how soon to ask again.
+    """Prefect's server, taking one writing request at a time, with a word to its clients on how soon to ask again.
 
-    On SQLite two requests that write at the same moment make one of them fail with 503, at once. Clients repeat
-    it, but left to themselves not before two seconds: an eternity for a run whose stages are all found.
+    On SQLite two requests that write at the same moment make one of them fail with 503, at once: a dozen arms that
+    start together would use up their clients' retries. What still meets with the server's own services is repeated
+    by the client, but left to itself not before two seconds: an eternity for a run whose stages are all found.
     """
     from prefect.server.api.server import create_app
 
     app = create_app()
+    writing = asyncio.Lock()
 
     async def hurried(scope: Any, receive: Any, send: Any) -> None:
         async def send_with_hint(message: Any) -> None:
@@ -167,7 +170,11 @@ def _server() -> Callable[..., Awaitable[None]]:
                 message = {**message, "headers": [*message["headers"], (b"retry-after", RETRY_SECONDS)]}
             await send(message)
 
-        await app(scope, receive, send_with_hint)
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            async with writing:
+                await app(scope, receive, send_with_hint)
+        else:
+            await app(scope, receive, send_with_hint)
 
     return hurried
 

@@ -95,6 +95,9 @@ def _run(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any
     except (KeyboardInterrupt, asyncio.CancelledError, TerminationSignal):
         console.print(f"stopped; what was finished is kept; go on with: {command}")
         raise SystemExit(130) from None
+    except Exception:
+        console.print(f"[red]failed unexpectedly;[/] what was finished is kept; go on with: {command}")
+        raise
 
 
 def report_folder(store: ArtifactStore, record: Experiment) -> Path | None:

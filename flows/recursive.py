@@ -57,7 +57,7 @@ async def run_experiment(prepared: Prepared, reporter: Reporter) -> dict[str, An
 
 
 async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
-    """Shared stages first, then all runs side by side, then the report."""
+    """Shared stages first, then the runs, then the report."""
     plan, store = prepared.plan, prepared.store
     async with worker_pool(plan.config, store_url=store.url, logs=store.logs) as pool:
         with session(Session(plan=plan, store=store, pool=pool, reporter=reporter)) as running:
@@ -65,7 +65,7 @@ async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]
             record_experiment(store, config=config, status="running")
             try:
                 await _shared(plan)
-                await _together(*(run_arm(plan.config.name, run.arm, run.seed) for run in plan.runs))
+                await _in_turns(plan, at_once=len(pool.workers))
                 final = plan.report(running.stopped)
                 report = await stage_tasks.reference(stage_tasks.write_report(final), final)
             except BaseException:
@@ -81,6 +81,17 @@ async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]
                 "stage_seconds": round(running.stage_seconds, 3),
                 "computing_seconds": round(running.computing_seconds, 3),
             }
+
+
+async def _in_turns(plan: Plan, *, at_once: int) -> None:
+    """All runs, as many at once as there are workers: more would only wait for each other, and flood the server."""
+    turn = asyncio.Semaphore(at_once)
+
+    async def one(arm: str, seed: int) -> None:
+        async with turn:
+            await run_arm(plan.config.name, arm, seed)
+
+    await _together(*(one(run.arm, run.seed) for run in plan.runs))
 
 
 async def _shared(plan: Plan) -> None:

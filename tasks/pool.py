@@ -34,9 +34,14 @@ class Worker:
         self.index, self.store_url, self.runtime, self.log = index, store_url, runtime, log
         self.threads, self.device = threads, device
         self.process: asyncio.subprocess.Process | None = None
+        self._starting = asyncio.Lock()
 
     async def start(self) -> asyncio.subprocess.Process:
         """The running child; started anew if it is not there or has died."""
+        async with self._starting:
+            return await self._started()
+
+    async def _started(self) -> asyncio.subprocess.Process:
         if self.process is None or self.process.returncode is not None:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             environment = {
@@ -138,11 +143,16 @@ class WorkerPool:
             for index in range(workers)
         ]
         self.free: asyncio.Queue[Worker] = asyncio.Queue()
+        self._warm = False
         for worker in self.workers:
             self.free.put_nowait(worker)
 
     async def build(self, stage: Stage, on_progress: OnProgress | None = None) -> dict[str, Any]:
         """Build one stage on the next free worker."""
+        if not self._warm:
+            # the others import their libraries while the first one builds what all wait for
+            self._warm = True
+            await asyncio.gather(*(worker.start() for worker in self.workers))
         worker = await self.free.get()
         try:
             return await worker.build(stage, on_progress)

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from flows.load import load_experiment_config
-from flows.prepare import Prepared, prepare_experiment
+from flows.prepare import Prepared, plan_for, prepare_experiment
 from fortifai_core.errors import ConfigError, DataError, StoreError
 from storage.store import ArtifactStore
 from tasks.session import Reporter
@@ -124,6 +124,27 @@ def test_where_all_is_found_and_no_server_keeps_a_record_no_flow_is_run(
     store.remove("report", outcome["report"])
     with pytest.raises(RuntimeError, match="smoke-"):
         local.run_here(config, **again)
+
+
+def test_no_more_runs_are_at_work_than_there_are_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import recursive
+
+    active: list[tuple[str, int]] = []
+    seen: list[int] = []
+    done: list[tuple[str, int]] = []
+
+    async def run_arm(_: str, arm: str, seed: int) -> None:
+        active.append((arm, seed))
+        seen.append(len(active))
+        await asyncio.sleep(0.01)
+        active.remove((arm, seed))
+        done.append((arm, seed))
+
+    monkeypatch.setattr(recursive, "run_arm", run_arm)
+    plan = plan_for(load_experiment_config("smoke", ["seeds=[0,1,2,3,4]"]))
+    asyncio.run(recursive._in_turns(plan, at_once=3))
+    assert max(seen) == 3
+    assert sorted(done) == sorted((run.arm, run.seed) for run in plan.runs)
 
 
 def test_changing_one_loss_reruns_only_that_arm(copied: Path) -> None:
