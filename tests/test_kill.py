@@ -47,15 +47,27 @@ def results(store: Path) -> dict[str, dict[str, str]]:
     }
 
 
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder; nothing where it has gone, since others work in here meanwhile."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def wait_for_training(store: Path, generation: int, process: subprocess.Popen[str]) -> None:
     """Until the training of that generation has written a checkpoint and goes on."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
-        checkpoints = list(store.glob("work/**/trainer/checkpoint-*/digests.json"))
         models = {f"model-{m.key}" for m in ArtifactStore(store).ls("model")}
         # a workspace is removed only after its model was committed: what lies there may be of a finished training
-        unfinished = [path for path in checkpoints if not models & set(path.parts)]
+        unfinished = [
+            checkpoint
+            for stage in set(names_in(store / "work")) - models
+            for checkpoint in names_in(store / "work" / stage / "trainer")
+            if (store / "work" / stage / "trainer" / checkpoint / "digests.json").is_file()
+        ]
         if len(models) >= generation + 1 and unfinished:  # the base model is one, too
             return
         time.sleep(0.02)
