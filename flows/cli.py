@@ -63,13 +63,16 @@ def run(
     sets: Sets = None,
     store: Store = None,
     refresh: Refresh = None,
+    benchmarks: Annotated[str | None, typer.Option(help="Benchmarks of lm-eval, with commas.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many items of each benchmark task.")] = None,
+    fewshot: Annotated[list[str] | None, typer.Option(help="Examples before an item: gsm8k=2. Repeatable.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run an experiment here and now; no server needed. What was computed before is found."""
-    from flows.load import load_experiment_config
+    from flows.load import benchmark_overrides, load_experiment_config
     from flows.local import run_here
 
-    config = load_experiment_config(source, sets or [])
+    config = load_experiment_config(source, [*(sets or []), *benchmark_overrides(benchmarks, limit, fewshot or [])])
     outcome = run_here(
         config, store=store, refresh=refresh or [], console=err if as_json else out, resume=_resume(store)
     )

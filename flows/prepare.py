@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fortifai_core.config import CustomLoss, ExperimentConfig, PretrainedModel, ScratchModel
 from fortifai_core.errors import ConfigError, StoreError
@@ -56,7 +57,18 @@ def plan_for(config: ExperimentConfig) -> Plan:
             for index, loss in enumerate(config.losses)
             if isinstance(loss, CustomLoss)
         },
+        benchmarks=_benchmarks(config),
     )
+
+
+def _benchmarks(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    from tasks.benchmark_data import describe
+
+    evaluation = config.evaluation
+    unasked = [name for name in evaluation.benchmark_fewshot if name not in evaluation.benchmarks]
+    if unasked and evaluation.benchmarks:
+        raise ConfigError("evaluation.benchmark_fewshot", unasked, f"is not among {', '.join(evaluation.benchmarks)}")
+    return {name: describe(name, fewshot=evaluation.benchmark_fewshot.get(name)) for name in evaluation.benchmarks}
 
 
 def _loss_digest(index: int, loss: CustomLoss) -> str:
