@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.cli_kr import app as kr
 from flows.embedded import quiet_environment
 from fortifai_core.errors import FortifaiError, InputError
 
@@ -274,6 +275,7 @@ def bench(as_json: Json = False) -> None:
     out.print(table)
 
 
+app.add_typer(kr, name="kr")
 paper = typer.Typer(help="What the paper reports, recomputed from its own tables (quoted data, not measured here).")
 app.add_typer(paper, name="paper")
 
