@@ -203,6 +203,29 @@ def sql(query: Annotated[str, typer.Argument()], store: Store = None, as_json: J
 
 
 @app.command()
+def trace(
+    what: Annotated[str, typer.Argument(help="Id of a document or of a question (views documents, questions).")],
+    experiment: Annotated[str, typer.Option(help="An experiment's name or id.")] = "latest",
+    arm: Annotated[str | None, typer.Option(help="The arm; the first one by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The arm's first seed by default.")] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """How one document changed, from the real text to its newest version, and when its questions died."""
+    from flows.prepare import open_store
+    from flows.tracing import show as show_trace
+    from flows.tracing import trace as find
+    from storage.experiments import load_experiment
+
+    opened = open_store(store)
+    found = find(opened, load_experiment(opened, experiment), what, arm=arm, seed=seed)
+    if as_json:
+        show_json(found)
+    else:
+        show_trace(found, out)
+
+
+@app.command()
 def path(
     what: Annotated[str, typer.Argument(help="catalog, store, report, or the first digits of a key.")] = "store",
     store: Store = None,

@@ -241,7 +241,7 @@ class Evaluation(Frozen):
     )
     perplexity: bool = Field(True, description="Perplexity on held-out real text.")
     drift: bool = Field(True, description="Drift of text and model, confidence; also after the last generation.")
-    drift_sample: int = Field(4096, ge=64, description="Tokens of each text on which a model's drift is measured.")
+    drift_sample: int = Field(2048, ge=64, description="Tokens of each text on which a model's drift is measured.")
     benchmarks: list[str] = Field(
         default_factory=list,
         description="blimp, hellaswag, hellaswag_text, gsm8k, or any other task of lm-eval by its name.",

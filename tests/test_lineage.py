@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fortifai_core.errors import InputError
 from storage import shards
 from storage.catalog import query
 from storage.experiments import StageRecord, record_experiment
@@ -77,3 +78,29 @@ def test_a_question_died_in_the_generation_after_its_last_right_answer(store: Ar
         "unknown": ("never learned", None),
         "late": ("died", 2),
     }
+
+
+def test_trace_tells_a_documents_way_and_its_questions_fates(store: ArtifactStore) -> None:
+    from flows.tracing import changes, trace
+    from storage.experiments import load_experiment
+
+    record = load_experiment(store, "mine")
+    runs = [StageRecord("model", f"m-{arm}", "train", arm, 0, 0) for arm in ("ce", "tce")]
+    record = record_experiment(store, config={"name": "mine"}, status="finished", stages=[*record.stages, *runs])
+    found = trace(store, record, "d0", arm=None, seed=None)
+    assert (found["arm"], found["document"]) == ("ce", "d0")
+    assert [(v["version"], v["generation"], v["text"]) for v in found["versions"]] == [
+        (0, None, "real zero"),
+        (1, 0, "ce 1 of d0"),
+        (2, 1, "ce 2 of d0"),
+    ]
+    assert {q["question"]: q["died_in"] for q in found["questions"]}["late"] == 2
+    by_question = trace(store, record, "dying", arm="ce", seed=0)
+    assert by_question["document"] == "d0" and [q["fate"] for q in by_question["questions"]] == ["died"]
+    assert trace(store, record, "d1", arm="tce", seed=0)["versions"][-1]["text"] == "tce 2 of d1"
+    with pytest.raises(InputError, match="there are d0, d1"):
+        trace(store, record, "d7", arm="ce", seed=0)
+    with pytest.raises(InputError, match="ce · seed 0, tce · seed 0"):
+        trace(store, record, "d0", arm="focal", seed=0)
+    pieces = list(changes("founded in 1340 by Ada", "founded in 1512 by Ada"))
+    assert [text for text, new in pieces if new] == ["1512"] and "".join(text for text, _ in pieces).endswith("by Ada")
