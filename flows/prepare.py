@@ -62,12 +62,13 @@ def plan_for(config: ExperimentConfig) -> Plan:
 
 
 def _benchmarks(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
-    from tasks.benchmark_data import describe
+    from tasks.benchmark_data import describe, known
 
     evaluation = config.evaluation
-    unasked = [name for name in evaluation.benchmark_fewshot if name not in evaluation.benchmarks]
-    if unasked and evaluation.benchmarks:
-        raise ConfigError("evaluation.benchmark_fewshot", unasked, f"is not among {', '.join(evaluation.benchmarks)}")
+    for name in evaluation.benchmark_fewshot:
+        # a number may stand ready for a benchmark that is not asked for this time, as in a preset
+        if name not in evaluation.benchmarks and known(name) is None:
+            raise ConfigError("evaluation.benchmark_fewshot", name, "is among no benchmarks; is it spelt as there?")
     return {name: describe(name, fewshot=evaluation.benchmark_fewshot.get(name)) for name in evaluation.benchmarks}
 
 

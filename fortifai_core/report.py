@@ -227,6 +227,14 @@ def result_rows(analysis: Analysis) -> Iterator[tuple[object, ...]]:
             for generation, v in enumerate(intervals):
                 ends = ("", "") if math.isnan(v.low) else (v.low, v.high)
                 yield (name, label, "all", generation, metric, split, v.estimate, *ends)
+        if arm.discordant is not None:
+            last = len(arm.differences) - 1
+            for metric, value in (
+                ("mcnemar-only-this-arm", arm.discordant.only_a),
+                ("mcnemar-only-baseline", arm.discordant.only_b),
+                ("mcnemar-p", arm.discordant.p_value),
+            ):
+                yield (name, label, "all", last, metric, 0, value, "", "")
         if arm.failure is not None:
             for unit in analysis.units:
                 metric = f"time-to-failure-{unit.replace('_', '-')}"

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tasks.build import Context
 
 _CORPUS: TypeAdapter[Corpus] = TypeAdapter(Corpus)
-# n-grams are looked at in the first documents of a split, up to so many tokens: the same ones on both sides
-NGRAM_TOKENS = 50_000
+# lengths and n-grams are looked at in the first documents of a split, up to so many tokens
+SAMPLE_TOKENS = 50_000
 # self-BLEU compares documents by their beginnings
 BLEU_DOCUMENTS, BLEU_TOKENS = 100, 64
 
@@ -56,18 +56,24 @@ def text_measures(documents: Iterator[dict[str, Any]], entities: dict[str, Entit
     """Everything that one text shows by itself: name → (value, over how many things it was taken)."""
     from fortifai_core import drift, drift_text
 
-    texts: list[tuple[str, str]] = []
+    texts: list[str] = []
     tokens: list[list[int]] = []
-    seen = 0
-    for row in documents:
-        texts.append((row["document"], row["text"]))
-        if seen < NGRAM_TOKENS:
-            tokens.append(row["tokens"])
-            seen += len(row["tokens"])
+
+    def read() -> Iterator[tuple[str, str]]:
+        size = 0
+        for row in documents:
+            if size < SAMPLE_TOKENS:
+                texts.append(row["text"])
+                tokens.append(row["tokens"])
+                size += len(row["tokens"])
+            yield row["document"], row["text"]
+
+    # facts are looked for in all of the text, which need not fit into memory
+    facts = drift_text.fact_shares(entities, read())
     long = [one for one in tokens if len(one) > 4]
     measured: dict[str, tuple[float, int]] = {}
-    if any(drift_text.words(text) for _, text in texts):
-        lengths = drift_text.lengths(text for _, text in texts)
+    if any(drift_text.words(text) for text in texts):
+        lengths = drift_text.lengths(texts)
         measured["document-words"] = (lengths.document_words, len(texts))
         measured["sentence-words"] = (lengths.sentence_words, len(texts))
         measured["word-letters"] = (lengths.word_letters, len(texts))
@@ -79,7 +85,6 @@ def text_measures(documents: Iterator[dict[str, Any]], entities: dict[str, Entit
     if len(long) > 1:
         beginnings = [one[:BLEU_TOKENS] for one in long[:BLEU_DOCUMENTS]]
         measured["self-bleu"] = (drift_text.self_bleu(beginnings), len(beginnings))
-    facts = drift_text.fact_shares(entities, texts)
     if facts is not None:
         measured["facts-true"] = (facts.true, facts.facts)
         measured["facts-false"] = (facts.false, facts.facts)

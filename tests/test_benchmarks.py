@@ -300,3 +300,16 @@ def test_all_67_paradigms_are_known() -> None:
     blimp = known("blimp")
     assert blimp is not None and len(blimp.data) == 67
     assert blimp.data["blimp_adjunct_island"].config == "adjunct_island"
+
+
+@needs_mirror
+def test_examples_may_stand_ready_for_a_benchmark_that_is_not_asked_for_but_not_for_one_that_is_none() -> None:
+    from flows.prepare import plan_for
+
+    def planned(*options: str) -> list[Stage]:
+        overrides = [*benchmark_overrides("hellaswag_text", 3, []), *options]
+        return plan_for(load_experiment_config("wikitext-small", overrides)).stages()
+
+    assert {s.content["benchmark"] for s in planned() if s.role == "benchmark"} == {"hellaswag_text"}
+    with pytest.raises(ConfigError, match=r"benchmark_fewshot = 'gms8k'"):
+        planned("evaluation.benchmark_fewshot.gms8k=1")

@@ -404,3 +404,18 @@ def test_drift_confidence_and_benchmarks_are_in_page_and_table(tmp_path: Path) -
     assert ("3", "", pytest.approx(0.3)) in kl
     assert [row["split"] for row in rows if row["metric"] == "self-bleu"] == ["0"] * 8
     assert len([row for row in rows if row["metric"] == "blimp:acc"]) == 8
+
+
+def test_mcnemars_test_of_the_same_questions_is_in_the_table(tmp_path: Path) -> None:
+    from scipy.stats import binomtest
+
+    data = data_of(FALLING, SLOWER)
+    build_report(data, tmp_path)
+    answers = [arm.runs[0].generations[-1].scores.of(0) for arm in data.arms]
+    gaps = [answers[1][q][1] - answers[0][q][1] for q in answers[0]]
+    alone, other = gaps.count(1), gaps.count(-1)
+    with (tmp_path / "results.csv").open() as file:
+        rows = {row["metric"]: row for row in csv.DictReader(file) if row["metric"].startswith("mcnemar")}
+    assert {row["arm"] for row in rows.values()} == {"tce-0.9"} and rows["mcnemar-p"]["generation"] == "3"
+    assert [float(rows[f"mcnemar-only-{who}"]["value"]) for who in ("this-arm", "baseline")] == [alone, other]
+    assert float(rows["mcnemar-p"]["value"]) == pytest.approx(binomtest(alone, alone + other).pvalue)
