@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.cli_kr import app as kr
 from flows.embedded import quiet_environment
 from fortifai_core.errors import FortifaiError, InputError
 
@@ -65,13 +66,16 @@ def run(
     sets: Sets = None,
     store: Store = None,
     refresh: Refresh = None,
+    benchmarks: Annotated[str | None, typer.Option(help="Benchmarks of lm-eval, with commas.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many items of each benchmark task.")] = None,
+    fewshot: Annotated[list[str] | None, typer.Option(help="Examples before an item: gsm8k=2. Repeatable.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run an experiment here and now; no server needed. What was computed before is found."""
-    from flows.load import load_experiment_config
+    from flows.load import benchmark_overrides, load_experiment_config
     from flows.local import run_here
 
-    config = load_experiment_config(source, sets or [])
+    config = load_experiment_config(source, [*(sets or []), *benchmark_overrides(benchmarks, limit, fewshot or [])])
     outcome = run_here(
         config, store=store, refresh=refresh or [], console=err if as_json else out, resume=_resume(store)
     )
@@ -201,6 +205,29 @@ def sql(query: Annotated[str, typer.Argument()], store: Store = None, as_json: J
 
 
 @app.command()
+def trace(
+    what: Annotated[str, typer.Argument(help="Id of a document or of a question (views documents, questions).")],
+    experiment: Annotated[str, typer.Option(help="An experiment's name or id.")] = "latest",
+    arm: Annotated[str | None, typer.Option(help="The arm; the first one by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The arm's first seed by default.")] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """How one document changed, from the real text to its newest version, and when its questions died."""
+    from flows.prepare import open_store
+    from flows.tracing import show as show_trace
+    from flows.tracing import trace as find
+    from storage.experiments import load_experiment
+
+    opened = open_store(store)
+    found = find(opened, load_experiment(opened, experiment), what, arm=arm, seed=seed)
+    if as_json:
+        show_json(found)
+    else:
+        show_trace(found, out)
+
+
+@app.command()
 def path(
     what: Annotated[str, typer.Argument(help="catalog, store, report, or the first digits of a key.")] = "store",
     store: Store = None,
@@ -273,6 +300,7 @@ def bench(as_json: Json = False) -> None:
     out.print(table)
 
 
+app.add_typer(kr, name="kr")
 paper = typer.Typer(help="What the paper reports, recomputed from its own tables (quoted data, not measured here).")
 app.add_typer(paper, name="paper")
 

@@ -69,6 +69,26 @@ def load_experiment_config(source: str, overrides: Sequence[str] = ()) -> Experi
     return validate(data)
 
 
+def benchmark_overrides(benchmarks: str | None, limit: int | None, fewshot: Sequence[str]) -> list[str]:
+    """`--benchmarks blimp,gsm8k --limit 50 --fewshot gsm8k=2` as overrides of `evaluation`.
+
+    Raises:
+        ConfigError: a `--fewshot` that is not benchmark=number.
+    """
+    overrides = []
+    if benchmarks is not None:
+        names = [name.strip() for name in benchmarks.split(",") if name.strip()]
+        overrides.append(f"evaluation.benchmarks=[{', '.join(names)}]")
+    if limit is not None:
+        overrides.append(f"evaluation.benchmark_limit={limit}")
+    for one in fewshot:
+        name, equals, count = one.partition("=")
+        if not equals or not name.strip() or not count.strip().isdigit():
+            raise ConfigError("--fewshot", one, "write it as benchmark=number, e.g. gsm8k=2")
+        overrides.append(f"evaluation.benchmark_fewshot.{name.strip()}={count.strip()}")
+    return overrides
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     path, separator, raw = override.partition("=")
     if not separator or not path:

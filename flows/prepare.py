@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fortifai_core.config import CustomLoss, ExperimentConfig, PretrainedModel, ScratchModel
 from fortifai_core.errors import ConfigError, StoreError
@@ -56,7 +57,19 @@ def plan_for(config: ExperimentConfig) -> Plan:
             for index, loss in enumerate(config.losses)
             if isinstance(loss, CustomLoss)
         },
+        benchmarks=_benchmarks(config),
     )
+
+
+def _benchmarks(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    from tasks.benchmark_data import describe, known
+
+    evaluation = config.evaluation
+    for name in evaluation.benchmark_fewshot:
+        # a number may stand ready for a benchmark that is not asked for this time, as in a preset
+        if name not in evaluation.benchmarks and known(name) is None:
+            raise ConfigError("evaluation.benchmark_fewshot", name, "is among no benchmarks; is it spelt as there?")
+    return {name: describe(name, fewshot=evaluation.benchmark_fewshot.get(name)) for name in evaluation.benchmarks}
 
 
 def _loss_digest(index: int, loss: CustomLoss) -> str:

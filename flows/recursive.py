@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from typing import Annotated, Any
 
 from prefect import flow, tags
@@ -126,11 +126,15 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
                 await stage_tasks.train(step.train)
                 # the next generation needs the regenerations, not the measurements: these may overlap it
                 before = group.create_task(_measure(step, measured, after=before))
+                for one in step.benchmarks:
+                    group.create_task(_wait(stage_tasks.run_benchmark(one)))
                 if stop_arm and await before:
                     running.stopped[(arm, seed)] = step.generation
                     running.reporter.noted(f"{arm} · seed {seed}: failed in generation {step.generation}, stopped")
                     return f"{experiment}: {arm} · seed {seed} failed in generation {step.generation}"
                 await _together(*(stage_tasks.regenerate(one) for one in step.regenerate))
+                if step.drift is not None:
+                    group.create_task(_wait(stage_tasks.measure_drift(step.drift)))
     return f"{experiment}: {arm} · seed {seed} finished"
 
 
@@ -143,6 +147,11 @@ async def _measure(step: GenerationPlan, measured: list[dict[str, Any]], after: 
     measured.append({"generation": step.generation, **evaluation["metrics"]})
     await publish.publish_generation(step, measured, check["metrics"])
     return bool(check["metrics"]["status"] == "failed")
+
+
+async def _wait(work: Awaitable[Any]) -> None:
+    """A task run as the coroutine that a task group takes."""
+    await work
 
 
 @contextlib.asynccontextmanager

@@ -5,6 +5,7 @@ Only `runtime` never changes a result: it is left out of every artifact's key.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -239,7 +240,29 @@ class Evaluation(Frozen):
         description="Log-probability of the whole answer, or the authors' mean over the shorter length.",
     )
     perplexity: bool = Field(True, description="Perplexity on held-out real text.")
-    drift: bool = Field(True, description="Unigram KL of the regenerated text; also after the last generation.")
+    drift: bool = Field(True, description="Drift of text and model, confidence; also after the last generation.")
+    drift_sample: int = Field(2048, ge=64, description="Tokens of each text on which a model's drift is measured.")
+    benchmarks: list[str] = Field(
+        default_factory=list,
+        description="blimp, hellaswag, hellaswag_text, gsm8k, or any other task of lm-eval by its name.",
+    )
+    benchmark_limit: int | None = Field(None, ge=1, description="Only the first so many items of each lm-eval task.")
+    benchmark_fewshot: dict[str, int] = Field(
+        default_factory=dict, description="Worked examples before each item, by benchmark; the task's own by default."
+    )
+
+    @model_validator(mode="after")
+    def _benchmarks_fit(self) -> Evaluation:
+        for name in self.benchmarks:
+            if not re.fullmatch(r"[\w.+-]+", name):
+                raise Inconsistent("evaluation.benchmarks", name, "is no name of an lm-eval task")
+        if len(set(self.benchmarks)) < len(self.benchmarks):
+            raise Inconsistent("evaluation.benchmarks", self.benchmarks, "names one twice; remove it")
+        for name, count in self.benchmark_fewshot.items():
+            field = f"evaluation.benchmark_fewshot.{name}"
+            if count < 0:
+                raise Inconsistent(field, count, "must be 0 or more")
+        return self
 
 
 class Failure(Frozen):

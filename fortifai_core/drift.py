@@ -87,7 +87,7 @@ def unigram_kl(
     return synthetic.kl_from(real, floor=floor)
 
 
-def _windows(token_sequences: Iterable[Sequence[int]], length: int) -> Iterator[Sequence[int]]:
+def windows(token_sequences: Iterable[Sequence[int]], length: int) -> Iterator[Sequence[int]]:
     """Sequences cut into windows of at most `length` tokens; one token alone predicts nothing and is left out."""
     for tokens in token_sequences:
         for start in range(0, len(tokens), length):
@@ -113,8 +113,8 @@ def perplexity(
     if sequence_length < 2:
         raise ValueError(f"a window of {sequence_length} tokens predicts nothing")
     total, count = 0.0, 0
-    windows = _windows(token_sequences, sequence_length)
-    while group := list(islice(windows, batch * SORTED_BATCHES)):
+    pieces = windows(token_sequences, sequence_length)
+    while group := list(islice(pieces, batch * SORTED_BATCHES)):
         scored = [ScoredSequence(window, len(window) - 1) for window in group]
         for logs in sequence_log_probabilities(model, scored, batch=batch):
             total -= float(logs.sum())

@@ -13,6 +13,7 @@ from typing import Any
 from fortifai_core.confidence import Interval
 from fortifai_core.failure import UNIT_TITLES
 from fortifai_core.report_analysis import Analysis, ArmSummary, analyse, points
+from fortifai_core.report_confidence import CONFIDENCE_CSS, confidence_svg
 from fortifai_core.report_data import ArmResult, GenerationResult, ReportData, RunResult, Scores, title_of
 from fortifai_core.report_figures import CHART_CSS, PALETTE, Chart, Point, Series, png, svg
 
@@ -97,6 +98,7 @@ def render(analysis: Analysis) -> str:
     )
     filters: dict[str, Callable[..., object]] = {
         "percent": lambda share: f"{100 * share:.1f}",
+        "score": lambda value: f"{100 * value:.1f}%" if 0 <= value <= 1 else f"{value:.4g}",
         "interval": span,
         "points": points,
         "isnan": math.isnan,
@@ -117,12 +119,14 @@ def render(analysis: Analysis) -> str:
         baseline=analysis.arms[0].arm.title,
         generations=range(max(arm.arm.generations for arm in analysis.arms)),
         facts=_facts(analysis),
-        styles=Markup(PALETTE + CHART_CSS),
+        styles=Markup(PALETTE + CHART_CSS + CONFIDENCE_CSS),
         main={
             "wide": Markup(svg(main, width=820, height=420)),
             "narrow": Markup(svg(main, width=372, height=340)),
         },
         figures=figures,
+        confidence=[(arm.arm, Markup(confidence_svg(arm.arm, i))) for i, arm in enumerate(analysis.arms)],
+        benchmarks=list(dict.fromkeys(name for arm in analysis.arms for name in arm.benchmarks)),
         unit_titles=UNIT_TITLES,
         times=_times(data),
         config=json.dumps(data.config, indent=2, ensure_ascii=False, default=str),
@@ -169,8 +173,21 @@ def _small_charts(analysis: Analysis) -> dict[str, Chart]:
         )
         return tuple(line for line in lines if line.points)
 
+    def drift(name: str) -> tuple[Series, ...]:
+        lines = (
+            Series(arm.arm.title, i, tuple(Point(x, y) for x, y in enumerate(arm.drift.get(name, ())) if y is not None))
+            for i, arm in arms
+        )
+        return tuple(line for line in lines if line.points)
+
     base = analysis.arms[0].arm.title
     return {
+        "model_kl": Chart("Model KL from M0 on held-out real text", drift("model-kl"), floor=0),
+        "facts": Chart("Facts of split 0 still stated truly", _percent(drift("facts-true-0")), unit="%", floor=0),
+        "tail": Chart(
+            "Rare words of split 0 still in use", _percent(drift("tail-types-kept-0")), unit="%", floor=0, ceiling=100
+        ),
+        "self_bleu": Chart("Self-BLEU of split 0's newest text", drift("self-bleu-0")),
         "difference": Chart(f"Difference to {base} in points", gaps, style="dots", signed=True, floor=-2, ceiling=2),
         "total": Chart("Retention over all splits seen", totals, unit="%", floor=100 * analysis.data.chance),
         "perplexity": Chart("Perplexity on held-out real text", plain("perplexity")),
@@ -210,6 +227,14 @@ def result_rows(analysis: Analysis) -> Iterator[tuple[object, ...]]:
             for generation, v in enumerate(intervals):
                 ends = ("", "") if math.isnan(v.low) else (v.low, v.high)
                 yield (name, label, "all", generation, metric, split, v.estimate, *ends)
+        if arm.discordant is not None:
+            last = len(arm.differences) - 1
+            for metric, value in (
+                ("mcnemar-only-this-arm", arm.discordant.only_a),
+                ("mcnemar-only-baseline", arm.discordant.only_b),
+                ("mcnemar-p", arm.discordant.p_value),
+            ):
+                yield (name, label, "all", last, metric, 0, value, "", "")
         if arm.failure is not None:
             for unit in analysis.units:
                 metric = f"time-to-failure-{unit.replace('_', '-')}"
@@ -229,6 +254,11 @@ def _measured(result: GenerationResult) -> Iterator[tuple[str, object, float]]:
         "tokens-synthetic": result.tokens_synthetic,
     }
     yield from ((metric, "", value) for metric, value in plain.items() if value is not None)
+    for name, value in sorted(result.drift.items()):
+        of_split = name.endswith("-0")
+        if name != "live-fraction":
+            yield (name.removesuffix("-0") if of_split else name, 0 if of_split else "", value)
+    yield from ((metric, "", value) for metric, value in sorted(result.benchmarks.items()))
     yield from (("unigram-kl", split, value) for split, value in sorted(result.unigram_kl.items()))
     yield from ((f"seconds-{stage}", "", value) for stage, value in sorted(result.seconds.items()))
 

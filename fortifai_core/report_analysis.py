@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ class ArmSummary:
         failures_by_run: the same at the absolute threshold, one for each seed.
         change: retention of split 0, last generation against M_0, on the same questions.
         differences, total_differences: to the baseline arm, paired; empty for the baseline itself.
+        drift, benchmarks: means over runs, by the name of the measure.
         discordant: of the last compared generation, questions on split 0 that one arm had right alone.
     """
 
@@ -60,6 +61,8 @@ class ArmSummary:
     perplexity: tuple[float | None, ...] = ()
     unigram_kl: tuple[float | None, ...] = ()
     live_fraction: tuple[float | None, ...] = ()
+    drift: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    benchmarks: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ def _summary(data: ReportData, arm: ArmResult, baseline: ArmSummary | None, half
         "perplexity": _series(arm, lambda g: g.perplexity),
         "unigram_kl": _series(arm, lambda g: g.unigram_kl.get(0)),
         "live_fraction": _series(arm, lambda g: g.live_fraction),
+        "drift": _named(arm, lambda g: g.drift),
+        "benchmarks": _named(arm, lambda g: g.benchmarks),
     }
     curves, documents = _curves([arm], 0)
     if not curves:
@@ -203,6 +208,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _series(arm: ArmResult, value: Callable[[GenerationResult], float | int | None]) -> tuple[float | None, ...]:
     """The mean over runs in every generation; None where a run lacks it."""
     return tuple(_mean([value(run.generations[g]) for run in arm.runs]) for g in range(arm.generations))
+
+
+def _named(
+    arm: ArmResult, values: Callable[[GenerationResult], Mapping[str, float]]
+) -> dict[str, tuple[float | None, ...]]:
+    """`_series` of every measure that any generation has."""
+    names = dict.fromkeys(name for run in arm.runs for g in run.generations for name in values(g))
+    return {name: _series(arm, lambda g, name=name: values(g).get(name)) for name in names}  # type: ignore[misc]
 
 
 def _tokens(arm: ArmResult) -> list[tuple[float, float]] | None:

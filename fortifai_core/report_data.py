@@ -46,6 +46,9 @@ class GenerationResult:
         unigram_kl: nats, of split k's newest text against the real one; empty where nothing was regenerated.
         live_fraction: share of target tokens that the loss did not mask in training, at the end.
         tokens_trained, tokens_synthetic: in the training set, epochs not counted twice.
+        drift: measures of the whole generation, by name (`model-kl`), and of split 0's newest text (`self-bleu-0`).
+        confidence: (base or generation, real, seen or self) → counts of p over `drift_model.EDGES`.
+        benchmarks: headline scores, by `task:metric`.
         seconds: by stage name (`train`, `regenerate`, `evaluate`, …), as when the stage was computed.
     """
 
@@ -56,6 +59,9 @@ class GenerationResult:
     live_fraction: float | None = None
     tokens_trained: int | None = None
     tokens_synthetic: int | None = None
+    drift: Mapping[str, float] = field(default_factory=dict)
+    confidence: Mapping[tuple[str, str], Sequence[int]] = field(default_factory=dict)
+    benchmarks: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def retention(self, split: int | None) -> float | None:

@@ -90,6 +90,13 @@ _DATASETS = [
         },
     ),
 ]
+_DATASETS.append(
+    MirrorDataset(
+        frozenset({"hellaswag_text"}),
+        frozenset({None}),
+        {"validation": _whole("hellaswag/validation_from_text.jsonl.gz", 10_042)},
+    )
+)
 _BLIMP = frozenset({"blimp", "nyu-mll/blimp"})
 _BLIMP_PARADIGM = re.compile(r"[A-Za-z0-9_]+")
 KR_QUESTIONS = MirrorFile("kr-test/wikitext-2.json", 4_975, 4_975)

@@ -57,12 +57,33 @@ METRICS: Columns = {
     "value": ("float64", False),
     "count": ("int64", False),
 }
+# A histogram of p, the probability of the token that comes: `count` of them in (low, high].
+CONFIDENCE: Columns = {
+    "model": ("string", False),
+    "text": ("string", False),
+    "low": ("float64", False),
+    "high": ("float64", False),
+    "count": ("int64", False),
+}
+# One item of a benchmark under one metric; `filter` is lm-eval's, which reads the answer out of generated text.
+BENCHMARK_ITEMS: Columns = {
+    "benchmark": ("string", False),
+    "task": ("string", False),
+    "item": ("int64", False),
+    "filter": ("string", False),
+    "metric": ("string", False),
+    "value": ("float64", False),
+    "target": ("string", True),
+    "answer": ("string", True),
+}
 SCHEMAS: dict[str, Columns] = {
     "documents": DOCUMENTS,
     "split-text": SPLIT_TEXT,
     "questions": QUESTIONS,
     "scores": SCORES,
     "metrics": METRICS,
+    "confidence": CONFIDENCE,
+    "benchmark-items": BENCHMARK_ITEMS,
 }
 
 # Rows that are in memory at a time, and in one row group: a reader needs no more either.

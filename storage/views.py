@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from storage.shards import METRICS, QUESTIONS, SCORES, SPLIT_TEXT, Columns
+from storage.shards import BENCHMARK_ITEMS, CONFIDENCE, METRICS, QUESTIONS, SCORES, SPLIT_TEXT, Columns
 
 _SQL_TYPES = {
     "string": "VARCHAR",
@@ -20,7 +20,9 @@ READS: dict[str, tuple[tuple[tuple[str, str], ...], Columns]] = {
     "split_text": ((("corpus", "split-*.parquet"), ("split", "part-*.parquet")), SPLIT_TEXT),
     "questions": ((("corpus", "questions.parquet"),), QUESTIONS),
     "scores": ((("evaluation", "scores.parquet"),), SCORES),
-    "metrics": ((("evaluation", "metrics.parquet"), ("split", "metrics.parquet")), METRICS),
+    "metrics": (tuple((kind, "metrics.parquet") for kind in ("evaluation", "split", "drift", "benchmark")), METRICS),
+    "confidence": ((("drift", "confidence.parquet"),), CONFIDENCE),
+    "benchmark_items": ((("benchmark", "items.parquet"),), BENCHMARK_ITEMS),
 }
 
 _RUN = "s.experiment, s.arm, s.seed, s.generation"
@@ -38,6 +40,14 @@ _PARQUET_VIEWS = {
     "questions": """
         SELECT s.experiment, r.question, r.document, r.split, r.context, r.true_answer, r.false_answer, f.key
         FROM {source} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    "confidence": f"""
+        SELECT {_RUN}, r.model, r.text, r.low, r.high, r.count, f.key
+        FROM {{source}} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    "benchmark_items": f"""
+        SELECT {_RUN}, r.benchmark, r.task, r.item, r.filter, r.metric, r.value, r.target, r.answer, f.key
+        FROM {{source}} r JOIN files f ON f.path = r.filename
         LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
     # One row a document of a split version, with its token ids: what `documents` and `tokens` are made of.
     "split_text": f"""
@@ -70,6 +80,32 @@ DERIVED_VIEWS = {
             sum(seconds) AS seconds, max(created) AS updated
         FROM stages WHERE arm IS NOT NULL AND generation IS NOT NULL
         GROUP BY experiment, arm, seed, generation""",
+    # A synthetic document's way back: one row for each of its versions, itself first, the real text (0) last.
+    "chains": """
+        WITH RECURSIVE before AS (
+            SELECT key, coalesce(max(parent) FILTER (role = 'text'), max(parent) FILTER (role = 'corpus')) AS parent
+            FROM edges WHERE kind = 'split' GROUP BY key
+        ), chain AS (
+            SELECT key, key AS ancestor FROM before
+            UNION
+            SELECT chain.key, before.parent FROM chain JOIN before ON before.key = chain.ancestor
+            WHERE before.parent IS NOT NULL
+        )
+        SELECT s.experiment, s.arm, s.seed, s.generation, s.split, s.version, t.document, s.key,
+            t.version AS ancestor_version, t.generation AS ancestor_generation, t.text, t.tokens, t.kept,
+            t.key AS ancestor_key
+        FROM chain JOIN stages s ON s.key = chain.key AND s.kind = 'split'
+        JOIN split_text t ON t.key = chain.ancestor AND t.split = s.split
+            AND t.experiment IS NOT DISTINCT FROM s.experiment""",
+    # What became of each question: `died_in` is the generation after the last right answer. Chance answers half.
+    "question_fates": """
+        SELECT experiment, arm, seed, question, any_value(document) AS document, any_value(split) AS split,
+            min(generation) AS first_asked, max(generation) AS last_asked,
+            max(generation) FILTER (correct) AS last_right,
+            CASE WHEN last_right < last_asked THEN last_right + 1 END AS died_in,
+            CASE WHEN last_right IS NULL THEN 'never learned'
+                WHEN last_right = last_asked THEN 'alive' ELSE 'died' END AS fate
+        FROM scores GROUP BY experiment, arm, seed, question""",
     # One row a parent of an artifact; where a parent has several places in an experiment, one of them.
     "lineage": """
         SELECT s.experiment, e.kind, e.key, s.arm, s.seed, s.generation, s.split, s.version,

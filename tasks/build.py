@@ -49,7 +49,7 @@ class Context:
 
 def _builder(role: str) -> Callable[[Context], dict[str, Any]]:
     """The function that builds a role; imported when needed, so that a worker loads only what it uses."""
-    from tasks import evaluate, failure, prepare, regenerate, report, train
+    from tasks import benchmarks, drift, evaluate, failure, prepare, regenerate, report, train
 
     return {
         "pretraining": prepare.build_pretraining,
@@ -61,6 +61,9 @@ def _builder(role: str) -> Callable[[Context], dict[str, Any]]:
         "regenerate": regenerate.build_split,
         "evaluate": evaluate.build_evaluation,
         "failure": failure.build_failure,
+        "drift": drift.build_drift,
+        "benchmark-check": benchmarks.build_check,
+        "benchmark": benchmarks.build_benchmark,
         "report": report.build_report,
     }[role]
 

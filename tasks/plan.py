@@ -16,6 +16,7 @@ from fortifai_core.config import (
     Regeneration,
     ScratchModel,
     TextCorpus,
+    TruncatedCrossEntropyLoss,
 )
 from fortifai_core.schedule import SplitVersion, regenerated, splits_seen, training_set
 from tasks.stages import GenerationPlan, Plan, RunPlan, Stage, stage
@@ -78,6 +79,7 @@ def plan_experiment(
     corpus_digests: Mapping[str, str],
     model_digest: str | None = None,
     loss_digests: Mapping[str, str] | None = None,
+    benchmarks: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Plan:
     """Every stage of the experiment, with its key.
 
@@ -85,6 +87,7 @@ def plan_experiment(
         corpus_digests: content digests of the files that the corpus reads (`storage.sources.source_digests`).
         model_digest: identity of a pretrained model: hub id and revision, or the digest of a local folder.
         loss_digests: digest of the source of every custom loss, by its `module:function`.
+        benchmarks: version and data digests of every benchmark asked for (`tasks.benchmark_data.describe`).
     """
     recipe = {"corpus": config.corpus.model_dump(mode="json")}
     shared: list[Stage] = []
@@ -124,6 +127,13 @@ def plan_experiment(
         )
         base = share(stage("base", content=identity, parents={"tokenizer": tokenizer}, recipe=weights))
 
+    asked = [_benchmark_content(config, name, (benchmarks or {})[name]) for name in config.evaluation.benchmarks]
+    scratch = isinstance(config.model, ScratchModel)
+    for content in asked:
+        window = config.model.max_positions if isinstance(config.model, ScratchModel) else None
+        parents = {"tokenizer": tokenizer} if scratch else {"tokenizer": tokenizer, "base": base}
+        share(stage("benchmark-check", content={**content, "window": window}, parents=parents))
+
     corpora: dict[int, Stage] = {}
     for seed in config.seeds:
         world = seed if _has_almanac(config.corpus) else 0
@@ -144,11 +154,62 @@ def plan_experiment(
         corpora[seed] = cut
 
     runs = [
-        _plan_run(config, loss=loss, seed=seed, base=base, corpus=corpora[seed], loss_digests=loss_digests or {})
+        _plan_run(
+            config,
+            loss=loss,
+            seed=seed,
+            base=base,
+            corpus=corpora[seed],
+            loss_digests=loss_digests or {},
+            asked=asked,
+        )
         for seed in config.seeds
         for loss in config.losses
     ]
     return Plan(config=config, shared=shared, runs=runs)
+
+
+def _benchmark_content(config: ExperimentConfig, name: str, described: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "benchmark": name,
+        "limit": config.evaluation.benchmark_limit,
+        "fewshot": config.evaluation.benchmark_fewshot.get(name),
+        **described,
+    }
+
+
+def _drift_stage(
+    config: ExperimentConfig,
+    loss: Any,
+    text: list[SplitVersion],
+    rewrites: list[Stage],
+    parents: Mapping[str, Stage],
+    names: Mapping[str, Any],
+    read: Mapping[SplitVersion, Stage],
+) -> Stage:
+    """The drift of one generation: of what its model rewrote, and of the model itself."""
+    return stage(
+        "drift",
+        content={
+            "gamma": loss.gamma if isinstance(loss, TruncatedCrossEntropyLoss) else None,
+            "sample": config.evaluation.drift_sample,
+            "window": config.training.sequence_length,
+            "text": [[v.split, v.version] for v in text],
+            "rewritten": [[one.split, one.version] for one in rewrites],
+        },
+        parents={
+            **parents,
+            **{str(v): read[v] for v in text if not v.real},
+            **{f"D{one.split}^({one.version})": one for one in rewrites},
+        },
+        # the ground truth of an almanac; that it is the one of this corpus follows from the corpus's key
+        recipe={
+            "corpus": config.corpus.model_dump(mode="json"),
+            "splits": config.splits,
+            "world": names["seed"] if _has_almanac(config.corpus) else 0,
+        },
+        **names,
+    )
 
 
 def _plan_run(
@@ -159,13 +220,16 @@ def _plan_run(
     base: Stage,
     corpus: Stage,
     loss_digests: Mapping[str, str],
+    asked: list[dict[str, Any]],
 ) -> RunPlan:
     arm = loss.label
     lora = config.model.lora if isinstance(config.model, PretrainedModel) else None
     # an adapter is kept without the model that it adapts, so whatever loads it needs that one too
     adapted = {"base": base} if lora else {}
     versions: dict[SplitVersion, Stage] = {}
-    previous, evaluations, generations = base, {}, []
+    generations: list[GenerationPlan] = []
+    evaluations: dict[str, Stage] = {}
+    previous = base
     last = config.generations - 1
     for i in range(config.generations):
         names: dict[str, Any] = {"arm": arm, "seed": seed, "generation": i}
@@ -213,10 +277,22 @@ def _plan_run(
                     **names,
                 )
                 rewrites.append(versions[after])
+        drift = None
+        if config.evaluation.drift:
+            first = generations[0].train if generations else train
+            drift = _drift_stage(
+                config,
+                loss,
+                wanted,
+                rewrites,
+                {"model": train, "first": first, "base": base, "corpus": corpus},
+                names,
+                versions,
+            )
         evaluate = stage(
             "evaluate",
             content={
-                "evaluation": config.evaluation.model_dump(mode="json", exclude={"drift"}),
+                "evaluation": config.evaluation.model_dump(mode="json", include={"kr_score", "perplexity"}),
                 "splits": splits_seen(config.regime, i),
             },
             parents={"model": train, **adapted, "corpus": corpus},
@@ -229,6 +305,9 @@ def _plan_run(
             parents=dict(evaluations),
             **names,
         )
-        generations.append(GenerationPlan(i, train, rewrites, evaluate, failure))
+        benchmarks = [
+            stage("benchmark", content=content, parents={"model": train, **adapted}, **names) for content in asked
+        ]
+        generations.append(GenerationPlan(i, train, rewrites, evaluate, failure, drift, benchmarks))
         previous = train
     return RunPlan(arm=arm, seed=seed, corpus=corpus, generations=generations)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from fortifai_core.config import ExperimentConfig
+from fortifai_core.config import ExperimentConfig, TruncatedCrossEntropyLoss
 from storage import shards
 from tasks.prepare import has_file
 
@@ -77,20 +77,50 @@ def _generation(context: Context, config: ExperimentConfig, arm: str, seed: int,
     if has_file(evaluation, "scores.parquet"):
         columns = shards.read_table_columns(evaluation.file("scores.parquet"), list(columns))
     metrics = evaluation.manifest.metrics
+    drift = context.parent(f"{place}/drift") if f"{place}/drift" in context.stage.parents else None
+    measured = {name: float(value) for name, value in drift.manifest.metrics.items()} if drift else {}
+    confidence = _confidence(drift)
+    benchmarks = [context.parent(name) for name in context.stage.parents if name.startswith(f"{place}/benchmark/")]
     return GenerationResult(
         generation=i,
         scores=Scores(**columns),
         perplexity=_number(metrics.get("perplexity-real")),
         unigram_kl={split: float(a.manifest.metrics["unigram-kl"]) for split, a in rewritten.items()},
-        live_fraction=_number(metrics.get("live-fraction")),
+        live_fraction=measured.get("live-fraction", _live_fraction(config, confidence)),
         tokens_trained=int(train.manifest.metrics["tokens-read"]),
         tokens_synthetic=int(train.manifest.metrics["tokens-synthetic"]),
+        drift=measured,
+        confidence=confidence,
+        benchmarks={
+            name: float(value) for a in benchmarks for name, value in a.manifest.metrics.items() if name != "items"
+        },
         seconds={
             "train": train.manifest.seconds,
             "evaluate": evaluation.manifest.seconds,
             "regenerate": sum(a.manifest.seconds for a in rewritten.values()),
+            **({"drift": drift.manifest.seconds} if drift else {}),
+            **({"benchmarks": sum(a.manifest.seconds for a in benchmarks)} if benchmarks else {}),
         },
     )
+
+
+def _confidence(drift: Artifact | None) -> dict[tuple[str, str], list[int]]:
+    """Histograms of p, by (model, text)."""
+    found: dict[tuple[str, str], list[int]] = {}
+    if drift is not None:
+        for row in shards.read_rows(drift.file("confidence.parquet")):
+            found.setdefault((row["model"], row["text"]), []).append(row["count"])
+    return found
+
+
+def _live_fraction(config: ExperimentConfig, confidence: dict[tuple[str, str], list[int]]) -> float | None:
+    """For an arm that masks nothing: at the gamma of the first TCE arm, if that is an edge of the histograms."""
+    from fortifai_core.drift_model import live_fraction_of
+
+    gammas = [loss.gamma for loss in config.losses if isinstance(loss, TruncatedCrossEntropyLoss)]
+    if not gammas or ("generation", "seen") not in confidence:
+        return None
+    return live_fraction_of(confidence["generation", "seen"], gamma=gammas[0])
 
 
 def _number(value: float | int | str | None) -> float | None:

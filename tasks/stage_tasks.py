@@ -130,6 +130,18 @@ async def check_failure(stage: Stage) -> Any:
     return await look_up_or_build(stage)
 
 
+@task(name="drift", task_run_name="{stage.label}", tags=["drift"], persist_result=False)
+async def measure_drift(stage: Stage) -> Any:
+    """What became of the text that M_i rewrote, and how confident and how far from M_0 it is."""
+    return await look_up_or_build(stage)
+
+
+@task(name="benchmark", task_run_name="{stage.label}", tags=["benchmark"], persist_result=False)
+async def run_benchmark(stage: Stage) -> Any:
+    """One benchmark of lm-eval on M_i; its result is found again for the same weights, task and data."""
+    return await look_up_or_build(stage)
+
+
 @task(name="report", task_run_name="report", tags=["report"], persist_result=False)
 async def write_report(stage: Stage) -> Any:
     """One HTML file: the table, the curves, the intervals."""
@@ -140,9 +152,11 @@ __all__ = [
     "check_failure",
     "evaluate",
     "look_up_or_build",
+    "measure_drift",
     "prepare",
     "reference",
     "regenerate",
+    "run_benchmark",
     "train",
     "write_report",
 ]

@@ -20,6 +20,9 @@ VERSIONS = {
     "regenerate": 1,
     "evaluate": 1,
     "failure": 1,
+    "drift": 1,
+    "benchmark-check": 1,
+    "benchmark": 1,
     "report": 1,
 }
 KINDS = {"base": "model", "train": "model", "regenerate": "split", "evaluate": "evaluation"}
@@ -59,6 +62,8 @@ class Stage:
             parts.append(f"g{self.generation}")
         if self.split is not None:
             parts.append(f"split {self.split}")
+        if self.role.startswith("benchmark"):
+            parts.append(self.content["benchmark"])
         return " · ".join(parts)
 
     @property
@@ -94,6 +99,24 @@ class GenerationPlan:
     regenerate: list[Stage]
     evaluate: Stage
     failure: Stage
+    drift: Stage | None = None
+    benchmarks: list[Stage] = field(default_factory=list)
+
+    @property
+    def results(self) -> list[Stage]:
+        """What a report reads of this generation."""
+        return [
+            self.train,
+            *self.regenerate,
+            self.evaluate,
+            *([self.drift] if self.drift else []),
+            *self.benchmarks,
+        ]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All of them, parents before children."""
+        return [*self.results, self.failure]
 
 
 @dataclass(frozen=True)
@@ -119,12 +142,13 @@ class Plan:
 
     def report(self, reached: Mapping[tuple[str, int], int] | None = None) -> Stage:
         """The report's stage. `reached`: the last generation of each run that was stopped before its end."""
-        generations = [
-            (run, g)
-            for run in self.runs
-            for g in run.generations
-            if g.generation <= (reached or {}).get((run.arm, run.seed), g.generation)
-        ]
+        read = []
+        for run in self.runs:
+            last = (reached or {}).get((run.arm, run.seed))
+            for g in run.generations[: None if last is None else last + 1]:
+                # an arm that is stopped rewrites nothing after the generation in which it failed
+                missing = ("regenerate", "drift") if g.generation == last else ()
+                read += [(run, g.generation, one) for one in g.results if one.role not in missing]
         return stage(
             "report",
             content={
@@ -136,10 +160,10 @@ class Plan:
             parents={
                 **{f"{one.role}/{one.seed}": one for one in self.shared if one.role in ("source", "corpus")},
                 **{
-                    f"{run.arm}/{run.seed}/{g.generation}/{one.role}"
-                    + ("" if one.split is None else f"/{one.split}"): one
-                    for run, g in generations
-                    for one in [g.train, *g.regenerate, g.evaluate]
+                    f"{run.arm}/{run.seed}/{generation}/{one.role}"
+                    + ("" if one.split is None else f"/{one.split}")
+                    + (f"/{one.content['benchmark']}" if one.role == "benchmark" else ""): one
+                    for run, generation, one in read
                 },
             },
             recipe={
@@ -153,12 +177,7 @@ class Plan:
         found: dict[tuple[str, str], Stage] = {s.reference: s for s in self.shared}
         for run in self.runs:
             for generation in run.generations:
-                for one in [
-                    generation.train,
-                    *generation.regenerate,
-                    generation.evaluate,
-                    generation.failure,
-                ]:
+                for one in generation.stages:
                     found.setdefault(one.reference, one)
         report = self.report()
         found[report.reference] = report
@@ -168,11 +187,6 @@ class Plan:
         """Every stage as often as it is used: shared ones first, then run by run."""
         return [
             *self.shared,
-            *(
-                one
-                for run in self.runs
-                for g in run.generations
-                for one in [g.train, *g.regenerate, g.evaluate, g.failure]
-            ),
+            *(one for run in self.runs for g in run.generations for one in g.stages),
             self.report(),
         ]

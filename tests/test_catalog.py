@@ -34,6 +34,11 @@ COLUMNS = {
     "scores": "experiment arm seed generation question document split logp_true logp_false correct key",
     "lineage": "experiment kind key arm seed generation split version role parent_kind parent_key "
     "parent_generation parent_split parent_version",
+    "confidence": "experiment arm seed generation model text low high count key",
+    "benchmark_items": "experiment arm seed generation benchmark task item filter metric value target answer key",
+    "chains": "experiment arm seed generation split version document key ancestor_version ancestor_generation "
+    "text tokens kept ancestor_key",
+    "question_fates": "experiment arm seed question document split first_asked last_asked last_right died_in fate",
     "paper_results": "paper_table dataset model generation method metric percent",
 }
 
@@ -102,6 +107,10 @@ def fill(store: ArtifactStore) -> str:
         },
         model="model-0",
     )
+    bin_ = {"model": "base", "text": "real", "low": 0.0, "high": 0.5, "count": 7}
+    item = {"benchmark": "b", "task": "t", "item": 0, "filter": "none", "metric": "acc", "value": 1.0, "answer": "1"}
+    put(store, "drift", "drift-0", {"confidence.parquet": ("confidence", [bin_])}, model="model-0")
+    put(store, "benchmark", "benchmark-0", {"items.parquet": ("benchmark-items", [item])}, model="model-0")
     run = {"arm": "tce-0.9", "seed": 3}
     stages = [
         StageRecord("corpus", "corpus-1", "corpus"),

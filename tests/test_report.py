@@ -50,7 +50,7 @@ def run_of(seed: int, curve: list[float], *, salt: int = 0, documents: int = DOC
         scores = Scores(question, document, split, correct)
         seconds = {"train": 10.0 + g, "regenerate": 5.0}
         generations.append(
-            GenerationResult(g, scores, 8.0 + g, {0: 0.1 * (g + 1)}, 0.4, 1000 * (g + 1), 1000 * g, seconds)
+            GenerationResult(g, scores, 8.0 + g, {0: 0.1 * (g + 1)}, 0.4, 1000 * (g + 1), 1000 * g, seconds=seconds)
         )
     return RunResult(seed, tuple(generations))
 
@@ -334,3 +334,88 @@ def test_names_and_marks_stay_inside_the_chart() -> None:
             assert len(names) == arms and all(b - a >= 15.9 for a, b in pairwise(heights))
             for text in root.iter("text"):
                 assert 0 <= float(text.get("x")) <= width and 0 <= float(text.get("y")) <= height
+
+
+# ------------------------------------------------------------------------------- drift, confidence, benchmarks
+
+
+def histogram(**tokens: int) -> list[int]:
+    """Counts over the drift stage's edges: `p090=3` puts three tokens into the bin that ends at 0.90."""
+    from fortifai_core.drift_model import EDGES
+
+    places = {round(1000 * high): index for index, high in enumerate(EDGES[1:].tolist())}
+    counts = [0] * (len(EDGES) - 1)
+    for name, count in tokens.items():
+        counts[places[10 * int(name[1:])]] += count
+    return counts
+
+
+def test_confidence_is_shown_in_tenths() -> None:
+    from fortifai_core.report_confidence import shares
+
+    found = shares(histogram(p001=1, p010=1, p011=2, p090=4, p091=1, p100=11))
+    assert found == pytest.approx([0.1, 0.1, 0, 0, 0, 0, 0, 0, 0.2, 0.6])
+    with pytest.raises(ValueError, match="7 bins"):
+        shares([1] * 7)
+
+
+def measured(data: ReportData) -> ReportData:
+    """The same data with drift, confidence and a benchmark in every generation."""
+
+    def with_drift(result: GenerationResult) -> GenerationResult:
+        texts = [(who, text) for who in ("base", "generation") for text in ("real", "seen", "self")]
+        return replace(
+            result,
+            drift={
+                "model-kl": 0.1 * result.generation,
+                "facts-true-0": 0.9,
+                "tail-types-kept-0": 0.8,
+                "self-bleu-0": 0.3,
+            },
+            confidence={key: histogram(p010=5, p095=5 + result.generation) for key in texts},
+            benchmarks={"blimp:acc": 0.625},
+        )
+
+    arms = [
+        replace(arm, runs=tuple(replace(r, generations=tuple(map(with_drift, r.generations))) for r in arm.runs))
+        for arm in data.arms
+    ]
+    return replace(data, arms=tuple(arms))
+
+
+def test_drift_confidence_and_benchmarks_are_in_page_and_table(tmp_path: Path) -> None:
+    data = data_of(FALLING, SLOWER)
+    build_report(data, tmp_path / "without")
+    without = (tmp_path / "without" / "report.html").read_text()
+    build_report(measured(data), tmp_path / "with")
+    page = (tmp_path / "with" / "report.html").read_text()
+    for words in ("Fact survival", "Model KL", "How sure the models are", "blimp:acc", "62.5%"):
+        assert words in page and words not in without
+    panels = page.split('<svg class="chart confidence"')[1:]
+    assert len(panels) == 2, "one figure an arm"
+    for panel in panels:
+        figure = ElementTree.fromstring('<svg class="chart confidence"' + panel.partition("</svg>")[0] + "</svg>")
+        tips = [title.text or "" for title in figure.iter("title")]
+        # three texts, each with M0, base model and M3: 5 of 10 tokens above 0.9, 8 of 13 at M3
+        assert len(tips) == 9 and sum("50%" in tip for tip in tips) == 3 and sum("62%" in tip for tip in tips) == 6
+    with (tmp_path / "with" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kl = [(row["generation"], row["split"], float(row["value"])) for row in rows if row["metric"] == "model-kl"]
+    assert ("3", "", pytest.approx(0.3)) in kl
+    assert [row["split"] for row in rows if row["metric"] == "self-bleu"] == ["0"] * 8
+    assert len([row for row in rows if row["metric"] == "blimp:acc"]) == 8
+
+
+def test_mcnemars_test_of_the_same_questions_is_in_the_table(tmp_path: Path) -> None:
+    from scipy.stats import binomtest
+
+    data = data_of(FALLING, SLOWER)
+    build_report(data, tmp_path)
+    answers = [arm.runs[0].generations[-1].scores.of(0) for arm in data.arms]
+    gaps = [answers[1][q][1] - answers[0][q][1] for q in answers[0]]
+    alone, other = gaps.count(1), gaps.count(-1)
+    with (tmp_path / "results.csv").open() as file:
+        rows = {row["metric"]: row for row in csv.DictReader(file) if row["metric"].startswith("mcnemar")}
+    assert {row["arm"] for row in rows.values()} == {"tce-0.9"} and rows["mcnemar-p"]["generation"] == "3"
+    assert [float(rows[f"mcnemar-only-{who}"]["value"]) for who in ("this-arm", "baseline")] == [alone, other]
+    assert float(rows["mcnemar-p"]["value"]) == pytest.approx(binomtest(alone, alone + other).pvalue)

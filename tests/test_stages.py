@@ -124,3 +124,61 @@ def test_no_paths_in_keys() -> None:
         for c in (text, elsewhere)
     )
     assert by_place(one) == by_place(two)
+
+
+def benchmarked(*overrides: str, limit: int | None = None) -> Plan:
+    config = load_experiment_config(
+        "tiny", ["evaluation.benchmarks=[blimp]", f"evaluation.benchmark_limit={limit or 'null'}", *overrides]
+    )
+    return plan_experiment(
+        config, corpus_digests={}, benchmarks={"blimp": {"version": "1.0", "data": {"blimp_a": "abc"}}}
+    )
+
+
+def test_benchmarks_add_stages_and_change_no_other_key() -> None:
+    before, after = by_place(plan()), by_place(benchmarked())
+    added = {place: key for place, key in after.items() if place not in before}
+    assert {place[0] for place in added} == {"benchmark", "benchmark-check"}
+    assert len([place for place in added if place[0] == "benchmark"]) == 2 * 6
+    assert all(after[place] == key for place, key in before.items() if place[0] != "report")
+
+
+def test_a_benchmark_is_of_one_model_task_data_and_limit() -> None:
+    def of(p: Plan) -> dict[tuple[object, ...], str]:
+        return {place: key for place, key in by_place(p).items() if place[0] == "benchmark"}
+
+    assert set(of(benchmarked()).values()).isdisjoint(of(benchmarked(limit=50)).values())
+    assert set(of(benchmarked()).values()).isdisjoint(of(benchmarked("training.epochs=3")).values())
+    assert of(benchmarked()) == of(benchmarked("evaluation.kr_score=mean-cut", "evaluation.drift_sample=100"))
+
+
+def test_the_drift_of_a_generation_reads_what_its_model_read_and_wrote() -> None:
+    for run in plan().runs:
+        for step in run.generations:
+            drift = step.drift
+            assert drift is not None
+            assert {one.reference for one in step.regenerate} <= set(drift.parents.values())
+            assert drift.parents["model"] == step.train.reference
+            assert drift.parents["first"] == run.generations[0].train.reference
+            read = {name: ref for name, ref in step.train.parents.items() if name.startswith("D")}
+            assert read.items() <= drift.parents.items()
+
+
+def test_drift_is_read_by_the_report_alone_and_made_only_when_asked_for() -> None:
+    made = plan()
+    drifts = {s.reference for s in made.stages() if s.role == "drift"}
+    assert len(drifts) == 12
+    assert {s.role for s in made.stages() if drifts & set(s.parents.values())} == {"report"}
+    assert not [s for s in plan("evaluation.drift=false").stages() if s.role == "drift"]
+    changed = [s for s in plan("evaluation.drift_sample=100").stages() if s.key not in keys(made)]
+    assert {s.role for s in changed} == {"drift", "report"}
+
+
+def test_the_report_of_a_stopped_arm_reads_nothing_that_was_never_made() -> None:
+    made = plan()
+    run = made.runs[0]
+    parents = set(made.report({(run.arm, run.seed): 1}).parents.values())
+    first, last = run.generations[:2]
+    assert {s.reference for s in first.results} <= parents
+    assert parents & {s.reference for s in last.results} == {last.train.reference, last.evaluate.reference}
+    assert parents.isdisjoint(s.reference for step in run.generations[2:] for s in step.stages)
