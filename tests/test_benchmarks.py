@@ -193,6 +193,20 @@ def test_examples_that_do_not_fit_are_refused_with_the_largest_number_that_does(
 
 
 @pytest.mark.usefixtures("made_up")
+def test_requests_that_lm_eval_cuts_are_counted(tmp_path: Path) -> None:
+    store, tokenizer = ArtifactStore(tmp_path / "store"), make_tokenizer()
+    counts = {}
+    for window in (4, 64):
+        model = stage("train", content={"window": window}, parents={})
+        commit(store, model, make_model(len(tokenizer), window=window), tokenizer)
+        content = {"benchmark": "hellaswag_text", "limit": 3, "fewshot": None}
+        one = stage("benchmark", content=content, parents={"model": model})
+        artifact, _ = build(one, store, Runtime(), progress=lambda *_: None)
+        counts[window] = artifact.manifest.metrics["requests-cut"]
+    assert counts[64] == 0 and 0 < int(counts[4]) <= 3 * 4
+
+
+@pytest.mark.usefixtures("made_up")
 def test_item_scores_are_kept_and_in_the_catalog_and_of_this_model_alone(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "store")
     tokenizer = make_tokenizer()
