@@ -100,6 +100,10 @@ def request_sizes(tasks: dict[str, Any], tokenizer: Any) -> Iterator[int]:
                 yield _tokens(tokenizer, "".join(request.args[:2])) - 1
 
 
+def _generating(tasks: dict[str, Any]) -> list[Any]:
+    return [r for task in tasks.values() for r in task.instances if r.request_type == "generate_until"]
+
+
 def _tokens(tokenizer: Any, text: str) -> int:
     return len(tokenizer(text)["input_ids"])
 
@@ -130,6 +134,14 @@ def build_check(context: Context) -> dict[str, Any]:
     shots = max(task.get_config("num_fewshot") for task in tasks.values())
     look = limit if shots else min(limit or ZERO_SHOT_LOOK, ZERO_SHOT_LOOK)
     longest, count = longest_request(tasks, tokenizer, limit=look)
+    rooms = [int(r.args[1].get("max_gen_toks", GENERATED_TOKENS)) for r in _generating(tasks)]
+    if window is not None and max(rooms, default=0) >= window:
+        raise ConfigError(
+            f"evaluation.benchmarks.{name}",
+            name,
+            f"an answer may take {max(rooms):,} tokens, and the model reads {window:,} in all: raise "
+            "model.max_positions, or leave this benchmark out",
+        )
     if window is not None and shots and longest > window:
         fits = -1
         for fewer in range(shots - 1, -1, -1):

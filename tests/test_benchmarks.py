@@ -187,8 +187,10 @@ def test_examples_that_do_not_fit_are_refused_with_the_largest_number_that_does(
     build(check_stage(store, fits, 400), store, Runtime(), progress=progress)
     with pytest.raises(ConfigError, match=f"largest number that fits is {fits};"):
         build(check_stage(store, fits + 1, 400), store, Runtime(), progress=progress)
-    # there is always a way to ask
-    artifact, _ = build(check_stage(store, 0, 200), store, Runtime(), progress=progress)
+    # an answer of 256 tokens has no room, whatever is shown
+    with pytest.raises(ConfigError, match=r"may take 256 tokens.*model\.max_positions"):
+        build(check_stage(store, 0, 256), store, Runtime(), progress=progress)
+    artifact, _ = build(check_stage(store, 0, 257), store, Runtime(), progress=progress)
     assert artifact.manifest.metrics["tasks"] == 1
 
 
