@@ -80,24 +80,28 @@ def _arguments(benchmark: str, task: str, fewshot: int) -> dict[str, Any]:
     return {"benchmark": benchmark, "name": task, "fewshot": fewshot}
 
 
-def longest_request(tasks: dict[str, Any], tokenizer: Any, *, limit: int | None, generates: int) -> tuple[int, int]:
-    """(tokens of the longest request with room for its answer, how many requests there are).
-
-    Args:
-        generates: tokens that lm-eval lets a model generate where the task does not say.
-    """
-    longest = count = 0
+def longest_request(tasks: dict[str, Any], tokenizer: Any, *, limit: int | None) -> tuple[int, int]:
+    """(tokens of the longest request with room for its answer, how many requests there are)."""
     for task in tasks.values():
         task.build_all_requests(limit=limit)
+    sizes = list(request_sizes(tasks, tokenizer))
+    return max(sizes), len(sizes)
+
+
+def request_sizes(tasks: dict[str, Any], tokenizer: Any) -> Iterator[int]:
+    """Tokens that the model would have to read for each request that was built, with room for its answer."""
+    for task in tasks.values():
         for request in task.instances:
-            count += 1
             if request.request_type == "generate_until":
-                room = int(request.args[1].get("max_gen_toks", generates))
-                longest = max(longest, _tokens(tokenizer, request.args[0]) + room)
+                room = int(request.args[1].get("max_gen_toks", GENERATED_TOKENS))
+                yield _tokens(tokenizer, request.args[0]) + room
             else:
                 # the last token is predicted, never read
-                longest = max(longest, _tokens(tokenizer, "".join(request.args[:2])) - 1)
-    return longest, count
+                yield _tokens(tokenizer, "".join(request.args[:2])) - 1
+
+
+def _generating(tasks: dict[str, Any]) -> list[Any]:
+    return [r for task in tasks.values() for r in task.instances if r.request_type == "generate_until"]
 
 
 def _tokens(tokenizer: Any, text: str) -> int:
@@ -129,12 +133,20 @@ def build_check(context: Context) -> dict[str, Any]:
     tasks = load_tasks(name, fewshot=asked, folder=context.workspace / "tasks")
     shots = max(task.get_config("num_fewshot") for task in tasks.values())
     look = limit if shots else min(limit or ZERO_SHOT_LOOK, ZERO_SHOT_LOOK)
-    longest, count = longest_request(tasks, tokenizer, limit=look, generates=GENERATED_TOKENS)
+    longest, count = longest_request(tasks, tokenizer, limit=look)
+    rooms = [int(r.args[1].get("max_gen_toks", GENERATED_TOKENS)) for r in _generating(tasks)]
+    if window is not None and max(rooms, default=0) >= window:
+        raise ConfigError(
+            f"evaluation.benchmarks.{name}",
+            name,
+            f"an answer may take {max(rooms):,} tokens, and the model reads {window:,} in all: raise "
+            "model.max_positions, or leave this benchmark out",
+        )
     if window is not None and shots and longest > window:
         fits = -1
         for fewer in range(shots - 1, -1, -1):
             tasks = load_tasks(name, fewshot=fewer, folder=context.workspace / "tasks")
-            needed, _ = longest_request(tasks, tokenizer, limit=look, generates=GENERATED_TOKENS)
+            needed, _ = longest_request(tasks, tokenizer, limit=look)
             if needed <= window or not fewer:
                 fits = fewer
                 break
@@ -175,7 +187,10 @@ def build_benchmark(context: Context) -> dict[str, Any]:
     shards.write_table(context.directory / "items.parquet", items, schema="benchmark-items")
     shards.write_table(context.directory / "metrics.parquet", metrics, schema="metrics")
     headline = metrics if len(tasks) == 1 else [row for row in metrics if row["metric"].startswith(f"{name}:")]
-    return {"items": len({(row["task"], row["item"]) for row in items})} | {
+    # lm-eval cuts what is too long from the left, without a word
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    cut = sum(size > window for size in request_sizes(tasks, tokenizer)) if window else 0
+    return {"items": len({(row["task"], row["item"]) for row in items}), "requests-cut": cut} | {
         row["metric"]: row["value"] for row in headline or metrics
     }
 

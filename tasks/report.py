@@ -92,7 +92,7 @@ def _generation(context: Context, config: ExperimentConfig, arm: str, seed: int,
         drift=measured,
         confidence=confidence,
         benchmarks={
-            name: float(value) for a in benchmarks for name, value in a.manifest.metrics.items() if name != "items"
+            name: float(value) for a in benchmarks for name, value in a.manifest.metrics.items() if ":" in name
         },
         seconds={
             "train": train.manifest.seconds,

@@ -187,9 +187,25 @@ def test_examples_that_do_not_fit_are_refused_with_the_largest_number_that_does(
     build(check_stage(store, fits, 400), store, Runtime(), progress=progress)
     with pytest.raises(ConfigError, match=f"largest number that fits is {fits};"):
         build(check_stage(store, fits + 1, 400), store, Runtime(), progress=progress)
-    # there is always a way to ask
-    artifact, _ = build(check_stage(store, 0, 200), store, Runtime(), progress=progress)
+    # an answer of 256 tokens has no room, whatever is shown
+    with pytest.raises(ConfigError, match=r"may take 256 tokens.*model\.max_positions"):
+        build(check_stage(store, 0, 256), store, Runtime(), progress=progress)
+    artifact, _ = build(check_stage(store, 0, 257), store, Runtime(), progress=progress)
     assert artifact.manifest.metrics["tasks"] == 1
+
+
+@pytest.mark.usefixtures("made_up")
+def test_requests_that_lm_eval_cuts_are_counted(tmp_path: Path) -> None:
+    store, tokenizer = ArtifactStore(tmp_path / "store"), make_tokenizer()
+    counts = {}
+    for window in (4, 64):
+        model = stage("train", content={"window": window}, parents={})
+        commit(store, model, make_model(len(tokenizer), window=window), tokenizer)
+        content = {"benchmark": "hellaswag_text", "limit": 3, "fewshot": None}
+        one = stage("benchmark", content=content, parents={"model": model})
+        artifact, _ = build(one, store, Runtime(), progress=lambda *_: None)
+        counts[window] = artifact.manifest.metrics["requests-cut"]
+    assert counts[64] == 0 and 0 < int(counts[4]) <= 3 * 4
 
 
 @pytest.mark.usefixtures("made_up")
