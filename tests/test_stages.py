@@ -153,7 +153,7 @@ def test_a_benchmark_is_of_one_model_task_data_and_limit() -> None:
 
 
 def test_the_drift_of_a_generation_reads_what_its_model_read_and_wrote() -> None:
-    for run in plan().runs:
+    for run in plan("evaluation.drift=true").runs:
         for step in run.generations:
             drift = step.drift
             assert drift is not None
@@ -165,12 +165,14 @@ def test_the_drift_of_a_generation_reads_what_its_model_read_and_wrote() -> None
 
 
 def test_drift_is_read_by_the_report_alone_and_made_only_when_asked_for() -> None:
-    made = plan()
+    made = plan("evaluation.drift=true")
     drifts = {s.reference for s in made.stages() if s.role == "drift"}
     assert len(drifts) == 12
     assert {s.role for s in made.stages() if drifts & set(s.parents.values())} == {"report"}
     assert not [s for s in plan("evaluation.drift=false").stages() if s.role == "drift"]
-    changed = [s for s in plan("evaluation.drift_sample=100").stages() if s.key not in keys(made)]
+    changed = [
+        s for s in plan("evaluation.drift=true", "evaluation.drift_sample=100").stages() if s.key not in keys(made)
+    ]
     assert {s.role for s in changed} == {"drift", "report"}
 
 
