@@ -155,7 +155,7 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    layout: Prefill | Decode,
+    layout: Prefill | Decode | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     dropout: float = 0.0,
@@ -165,6 +165,8 @@ def attend(
     odd = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if odd or getattr(module, "is_causal", True) is False:
         raise reference_instead(f"{type(module).__name__} has attention with {odd[0] if odd else 'no causal mask'}")
+    if layout is None:
+        raise reference_instead(f"{type(module).__name__} does not hand on what attention is told")
     groups = query.shape[1] // key.shape[1]
     if isinstance(layout, Prefill):
         if groups > 1:
