@@ -337,7 +337,9 @@ class ExperimentConfig(Frozen):
             training = max(self.training.sequence_length, self.model.pretraining_sequence_length)
             longest = max(self.regeneration.longest_input, training)
             if longest > self.model.max_positions:
-                remedy = f"sequences of {longest} tokens are asked for; raise it, or shorten contexts, chunks and sequences"
+                remedy = (
+                    f"sequences of {longest} tokens are asked for; raise it, or shorten contexts, chunks and sequences"
+                )
                 raise Inconsistent("model.max_positions", self.model.max_positions, remedy)
         if self.training.batch_size % self.training.gradient_accumulation:
             remedy = f"must be a multiple of gradient_accumulation = {self.training.gradient_accumulation}"
