@@ -85,8 +85,8 @@ def bench_regeneration(
     size = QUICK if quick else FULL
     torch.manual_seed(0)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4, **SHAPES[shape]}
-    model = LlamaForCausalLM(LlamaConfig(max_position_embeddings=4096, pad_token_id=0, **heads))
-    model = model.eval().to(device, torch.bfloat16 if shape == "1b" else torch.float32)
+    model: Any = LlamaForCausalLM(LlamaConfig(max_position_embeddings=4096, pad_token_id=0, **heads))
+    model.to(device, torch.bfloat16 if shape == "1b" else torch.float32).eval()
     rows: list[dict[str, Any]] = []
     paper = Regeneration(block_tokens=size.block, context_tokens=size.context, chunk_tokens=max(512, size.length))
     # no inference mode around it all: continuous batching has a thread of its own, which would be outside of it
@@ -133,8 +133,9 @@ def _others(
 ) -> dict[str, Case]:
     """The reference engine, `generate` at its best, continuous batching, and the bound: all blind to drafts."""
     import torch
-    from transformers import ContinuousBatchingConfig, GenerationConfig
+    import transformers
 
+    settings_of: Any = transformers.GenerationConfig
     blocks = [b for b in plan_blocks(documents, config) if b.length == size.block]
     prompts = [list(documents[b.document].tokens[b.start - size.context : b.start]) for b in blocks]
     greedy = {"do_sample": False, "max_new_tokens": size.block, "pad_token_id": 0}
@@ -142,7 +143,7 @@ def _others(
     def generate(prompts: list[list[int]], *, batch: int, cache: str | None) -> tuple[int, float | None]:
         for first in range(0, len(prompts), batch):
             ids = torch.tensor(prompts[first : first + batch], device=model.device)
-            settings = GenerationConfig(**greedy, cache_implementation=cache)
+            settings = settings_of(**greedy, cache_implementation=cache)
             output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
             if output.shape[1] != size.context + size.block:
                 raise RuntimeError(f"generate gave {output.shape[1] - size.context} tokens for {size.block}")
@@ -163,8 +164,8 @@ def _others(
         limits: dict[str, Any] = {} if model.device.type == "cuda" else {"num_blocks": 256, "max_batch_tokens": 1024}
         output = model.generate_batch(
             prompts,
-            generation_config=GenerationConfig(**greedy, eos_token_id=-1),
-            continuous_batching_config=ContinuousBatchingConfig(**limits),
+            generation_config=settings_of(**greedy, eos_token_id=-1),
+            continuous_batching_config=transformers.ContinuousBatchingConfig(**limits),
             progress_bar=False,
         )
         counts = {len(one.generated_tokens) for one in output.values()}
