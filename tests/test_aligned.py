@@ -205,6 +205,17 @@ def test_neither_batches_nor_heads_nor_streams_make_a_difference(
     assert [d.tokens for d in result] == [d.tokens for d in expected]  # no choice is tied with this seed
 
 
+@pytest.mark.parametrize("block", [1, 64])
+@pytest.mark.parametrize("context", ["document", "cut"])
+def test_blocks_of_one_token_and_blocks_longer_than_their_documents(
+    models: dict[str, Any], block: int, context: str
+) -> None:
+    config = settings(block_tokens=block, context=context, chunk_tokens=None, decoding="sample", temperature=0.7)
+    statistics = check_equal(models["llama"], agreeable_documents(models["llama"], config, share=0.8), config)
+    assert statistics.accepted > 0
+    assert block > 1 or statistics.steps == 0, "the first pass gives a block's first token, whatever it is"
+
+
 def test_text_that_the_model_would_write_itself_needs_no_decoding(models: dict[str, Any]) -> None:
     for decoding in ({}, {"decoding": "sample", "temperature": 0.7}):
         config = settings(context="document", **decoding)
