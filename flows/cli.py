@@ -284,9 +284,15 @@ def export(
     out.print(f"{what} of {arm} · seed {seed} · g{generation} → {made}")
 
 
-@app.command()
-def bench(as_json: Json = False) -> None:
+benches = typer.Typer(invoke_without_command=True)
+app.add_typer(benches, name="bench")
+
+
+@benches.callback()
+def bench(context: typer.Context, as_json: Json = False) -> None:
     """Speed of the loss heads on this machine, as ratios to torch's own linear + cross_entropy."""
+    if context.invoked_subcommand:
+        return
     from flows.bench import HIDDEN, ROWS, VOCABULARY, bench_heads
 
     rows = bench_heads()
@@ -301,6 +307,27 @@ def bench(as_json: Json = False) -> None:
 
 
 app.add_typer(kr, name="kr")
+
+
+@benches.command("regeneration")
+def bench_regenerating(
+    shape: Annotated[str, typer.Option(help="Shape of the model: demo, wikitext or 1b.")] = "demo",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny size: does all of it run?")] = False,
+    as_json: Json = False,
+) -> None:
+    """Speed of rewriting: the aligned engine against the reference, generate and continuous batching."""
+    from flows.bench_regeneration import SHAPES, bench_regeneration, regeneration_table
+
+    if shape not in SHAPES:
+        raise InputError("shape", shape, f"choose {', '.join(SHAPES)}")
+    rows = bench_regeneration(shape=shape, device=device, quick=quick, say=lambda text: err.print(f"[dim]{text}[/]"))
+    if as_json:
+        show_json(rows)
+    else:
+        regeneration_table(rows, out)
+
+
 paper = typer.Typer(help="What the paper reports, recomputed from its own tables (quoted data, not measured here).")
 app.add_typer(paper, name="paper")
 

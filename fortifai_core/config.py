@@ -6,6 +6,7 @@ Only `runtime` never changes a result: it is left out of every artifact's key.
 from __future__ import annotations
 
 import re
+import warnings
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -214,8 +215,21 @@ class Training(Frozen):
 class Regeneration(Frozen):
     """How a split is rewritten. The paper's code: 5 beams, repetition penalty 3.0, 512 tokens to get 32."""
 
+    engine: Literal["reference", "aligned"] = Field(
+        "reference",
+        description="`aligned`: the same tokens, faster, with the old text as a draft. Beams: always `reference`.",
+    )
     block_tokens: int = Field(32, ge=1, description="Tokens rewritten at a time (B).")
     context_tokens: int = Field(512, ge=1, description="Tokens of the previous version before them (C).")
+    context: Literal["cut", "document"] = Field(
+        "cut", description="A block's context: the C tokens before it, or all of its document (chunk) before it."
+    )
+    chunk_tokens: int | None = Field(
+        None,
+        ge=2,
+        description="Only for context `document`: where a longer one is divided, each chunk beginning with C tokens "
+        "of the one before; by default twice C + B, and not below 512.",
+    )
     decoding: Literal["greedy", "sample", "beam"] = "greedy"
     temperature: float = Field(1.0, gt=0, le=10, description="Only for `sample`.")
     top_p: float = Field(1.0, gt=0, le=1, description="Only for `sample`.")
@@ -230,6 +244,33 @@ class Regeneration(Frozen):
         None, ge=1, description="How much of a document counts as its head; by default `context_tokens`."
     )
     across_documents: bool = Field(False, description="Contexts run across documents, as the authors' do.")
+
+    @property
+    def longest_input(self) -> int:
+        """Tokens of the longest text that the model reads and writes at once, context and new tokens together."""
+        needed = self.context_tokens + self.block_tokens
+        if self.context == "cut":
+            return needed
+        return max(512, 2 * needed) if self.chunk_tokens is None else self.chunk_tokens
+
+    @property
+    def engine_used(self) -> Literal["reference", "aligned"]:
+        """The engine that rewrites: beams are decoded by the reference engine, whichever is asked for."""
+        return "reference" if self.decoding == "beam" else self.engine
+
+    @model_validator(mode="after")
+    def _chunks_hold_a_block(self) -> Regeneration:
+        needed = self.context_tokens + self.block_tokens
+        if self.longest_input < needed:
+            remedy = f"a chunk holds a context and a block: at least context_tokens + block_tokens = {needed}"
+            raise Inconsistent("regeneration.chunk_tokens", self.chunk_tokens, remedy)
+        if self.engine != self.engine_used:
+            warnings.warn(
+                f"regeneration.engine = {self.engine!r}: beams are decoded by the reference engine; for the speed of "
+                "`aligned` set regeneration.decoding to greedy or sample",
+                stacklevel=2,
+            )
+        return self
 
 
 class Evaluation(Frozen):
@@ -316,11 +357,12 @@ class ExperimentConfig(Frozen):
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise Inconsistent("seeds", self.seeds, "seeds must be different and not negative")
         if isinstance(self.model, ScratchModel):
-            rewriting = self.regeneration.context_tokens + self.regeneration.block_tokens
             training = max(self.training.sequence_length, self.model.pretraining_sequence_length)
-            longest = max(rewriting, training)
+            longest = max(self.regeneration.longest_input, training)
             if longest > self.model.max_positions:
-                remedy = f"sequences of {longest} tokens are asked for; raise it, or shorten contexts and sequences"
+                remedy = (
+                    f"sequences of {longest} tokens are asked for; raise it, or shorten contexts, chunks and sequences"
+                )
                 raise Inconsistent("model.max_positions", self.model.max_positions, remedy)
         if self.training.batch_size % self.training.gradient_accumulation:
             remedy = f"must be a multiple of gradient_accumulation = {self.training.gradient_accumulation}"

@@ -21,6 +21,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -79,9 +80,62 @@ class RefuseNonFinite(LogitsProcessor):
     """Stops at a row in which no token has a finite score: argmax would make text of it all the same."""
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if not bool(torch.isfinite(scores.amax(dim=-1)).all()):
-            raise StageFailed("regeneration: the model's logits are not finite; its training has diverged")
+        self.check(scores.amax(dim=-1))
         return scores
+
+    @staticmethod
+    def check(best: torch.Tensor) -> None:
+        """Stops unless the best score [rows] of every row is finite."""
+        if not bool(torch.isfinite(best).all()):
+            raise StageFailed("regeneration: the model's logits are not finite; its training has diverged")
+
+
+def warpers(config: Regeneration) -> LogitsProcessorList:
+    """What turns scores into the distribution that is drawn from: temperature, then top-k, then top-p."""
+    steps = LogitsProcessorList()
+    if config.decoding == "sample":
+        if config.temperature != 1:
+            steps.append(TemperatureLogitsWarper(float(config.temperature)))
+        if config.top_k:
+            steps.append(TopKLogitsWarper(config.top_k))
+        if config.top_p < 1:
+            steps.append(TopPLogitsWarper(float(config.top_p)))
+    return steps
+
+
+def choose(
+    logits: torch.Tensor,
+    config: Regeneration,
+    *,
+    suppress: torch.Tensor,
+    seen: torch.Tensor | None,
+    uniforms: torch.Tensor | None,
+) -> torch.Tensor:
+    """The tokens that `decode` would choose from these logits, row by row.
+
+    Args:
+        logits: float32 [rows, vocabulary]; altered in place.
+        suppress: int64 [suppressed], ids that are never chosen.
+        seen: int64 [rows, n], context and new tokens of each row, padded with a suppressed id; needed for a
+            repetition penalty.
+        uniforms: float64 [rows] in [0, 1), for `decoding="sample"`.
+
+    Returns:
+        int64 [rows].
+
+    Raises:
+        StageFailed: the logits are not finite.
+    """
+    if config.repetition_penalty != 1:
+        logits = RepetitionPenaltyLogitsProcessor(float(config.repetition_penalty))(seen, logits)
+    logits.index_fill_(1, suppress, -torch.inf)
+    if uniforms is None:
+        best, tokens = logits.max(dim=-1)
+        RefuseNonFinite.check(best)
+        return tokens
+    RefuseNonFinite.check(logits.amax(dim=-1))
+    no_text: Any = None  # none of the warpers reads it
+    return draw(warpers(config)(no_text, logits), uniforms)
 
 
 class DrawnToken(LogitsProcessor):
@@ -135,12 +189,7 @@ def decode(
     ids, mask = pad_left(prompts, pad_id=pad_id)
     last = LogitsProcessorList([RefuseNonFinite()])
     if uniforms is not None:
-        if config.temperature != 1:
-            last.append(TemperatureLogitsWarper(float(config.temperature)))
-        if config.top_k:
-            last.append(TopKLogitsWarper(config.top_k))
-        if config.top_p < 1:
-            last.append(TopPLogitsWarper(float(config.top_p)))
+        last.extend(warpers(config))
         last.append(DrawnToken(torch.as_tensor(uniforms, device=core.device), prompt_width=ids.shape[1]))
     settings = GenerationConfig(
         do_sample=False,

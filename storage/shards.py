@@ -24,13 +24,17 @@ DOCUMENTS: Columns = {
     "text": ("string", False),
     "source": ("string", True),
 }
-# One document of a split. `kept`: tokens equal to the version before; for real text, all of them.
+# One document of a split. `kept`: tokens equal to the version before; for real text, all of them. `same`: which ones
+# they are, token by token; null for real text, and in files that were written before the column was there.
+# `accepted`: tokens that the aligned engine took over from its draft; null where nothing was drafted.
 SPLIT_TEXT: Columns = {
     "document": ("string", False),
     "position": ("int64", False),
     "text": ("string", False),
     "tokens": ("list<int32>", False),
     "kept": ("int32", False),
+    "same": ("list<bool>", True),
+    "accepted": ("int32", True),
 }
 # KR-test items; `split` is null as long as the corpus is not cut.
 QUESTIONS: Columns = {
@@ -105,6 +109,7 @@ def arrow_schema(name: str) -> pa.Schema:
         "float64": pa.float64(),
         "bool": pa.bool_(),
         "list<int32>": pa.list_(pa.int32()),
+        "list<bool>": pa.list_(pa.bool_()),
     }
     return pa.schema([pa.field(c, types[t], nullable=n) for c, (t, n) in SCHEMAS[name].items()])
 

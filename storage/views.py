@@ -13,6 +13,7 @@ _SQL_TYPES = {
     "float64": "DOUBLE",
     "bool": "BOOLEAN",
     "list<int32>": "INTEGER[]",
+    "list<bool>": "BOOLEAN[]",
 }
 
 # Which files of which artifacts a view reads: (kind, glob over the names in it), and their columns.
@@ -24,6 +25,9 @@ READS: dict[str, tuple[tuple[tuple[str, str], ...], Columns]] = {
     "confidence": ((("drift", "confidence.parquet"),), CONFIDENCE),
     "benchmark_items": ((("benchmark", "items.parquet"),), BENCHMARK_ITEMS),
 }
+
+# Views over files of which older ones lack columns.
+LATER_COLUMNS = frozenset({"split_text"})
 
 _RUN = "s.experiment, s.arm, s.seed, s.generation"
 
@@ -55,7 +59,7 @@ _PARQUET_VIEWS = {
             CASE WHEN f.kind = 'corpus' THEN CAST(regexp_extract(f.name, '(\\d+)', 1) AS INTEGER)
                  ELSE s.split END AS split,
             CASE WHEN f.kind = 'corpus' THEN 0 ELSE s.version END AS version,
-            r.document, r.position, r.text, r.tokens, r.kept, f.key
+            r.document, r.position, r.text, r.tokens, r.kept, r.same, r.accepted, f.key
         FROM {{source}} r JOIN files f ON f.path = r.filename
         LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
 }
@@ -64,11 +68,16 @@ _PARQUET_VIEWS = {
 DERIVED_VIEWS = {
     "documents": """
         SELECT experiment, arm, seed, generation, split, version, document, position, text,
-            len(tokens) AS tokens, kept, key
+            len(tokens) AS tokens, kept, accepted, key
         FROM split_text""",
+    # `kept`: whether the version before has the same token in the same place; true in real text, which has none
+    # before it, and null where that was not yet recorded.
     "tokens": """
         SELECT experiment, arm, seed, generation, split, version, document, position,
-            unnest(range(len(tokens))) AS index, unnest(tokens) AS token, key
+            unnest(range(len(tokens))) AS index, unnest(tokens) AS token,
+            unnest(CASE WHEN version = 0 THEN list_transform(tokens, lambda t: true)
+                        WHEN same IS NULL THEN list_transform(tokens, lambda t: CAST(NULL AS BOOLEAN))
+                        ELSE same END) AS kept, key
         FROM split_text""",
     "runs": """
         SELECT experiment, arm, seed, count(*) AS stages, count(*) FILTER (present) AS present,
@@ -129,12 +138,15 @@ def quote(text: str) -> str:
 
 def parquet_view(name: str, addresses: Sequence[str]) -> str:
     """SQL that creates the view `name` over files; without any it has the same columns and no rows."""
+    columns = {**{c: _SQL_TYPES[t] for c, (t, _) in READS[name][1].items()}, "filename": "VARCHAR"}
+    nulls = ", ".join(f"CAST(NULL AS {kind}) AS {column}" for column, kind in columns.items())
+    source = f"(SELECT {nulls} WHERE false)"
     if addresses:
-        source = f"read_parquet([{', '.join(quote(literal_glob(a)) for a in addresses)}], filename = true)"
-    else:
-        columns = {**{c: _SQL_TYPES[t] for c, (t, _) in READS[name][1].items()}, "filename": "VARCHAR"}
-        nulls = ", ".join(f"CAST(NULL AS {kind}) AS {column}" for column, kind in columns.items())
-        source = f"(SELECT {nulls} WHERE false)"
+        files = ", ".join(quote(literal_glob(a)) for a in addresses)
+        later = name in LATER_COLUMNS
+        read = f"read_parquet([{files}], filename = true{', union_by_name = true' if later else ''})"
+        # a column that none of the files has yet comes from the empty row set, as null
+        source = f"(FROM {source} UNION ALL BY NAME FROM {read})" if later else read
     return f"CREATE VIEW {name} AS {_PARQUET_VIEWS[name].format(source=source)}"
 
 

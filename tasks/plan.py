@@ -54,8 +54,18 @@ def _pretraining_content(corpus: Corpus, digests: Mapping[str, str], splits: int
 
 
 def _regeneration_content(config: Regeneration) -> dict[str, Any]:
-    """The regeneration without the options that its decoding does not read."""
+    """The regeneration without the options that its decoding and its contexts do not read.
+
+    What was added to the configuration later is left out where it says what was always done: keys stay valid.
+    """
     content = config.model_dump(mode="json")
+    del content["engine"], content["chunk_tokens"]
+    if config.engine_used != "reference":
+        content["engine"] = config.engine_used
+    if config.context == "cut":
+        del content["context"]
+    else:
+        content["chunk_tokens"] = config.longest_input
     if config.decoding != "sample":
         for name in ("temperature", "top_p", "top_k"):
             del content[name]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fortifai_core.config import Regeneration
+from fortifai_core.regeneration import Statistics
 from storage import shards
 from tasks.prepare import split_file
 from tasks.train import base_folder
 
 if TYPE_CHECKING:
     from tasks.build import Context
+
+# Positions of keys and values that a row of `runtime.inference_batch` stands for: with the default of 256 rows, the
+# aligned engine has 32,768 of them in memory.
+POSITIONS = 128
 
 
 def _rows(paths: list[Path], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -24,8 +29,20 @@ def _rows(paths: list[Path], columns: list[str] | None = None) -> Iterator[dict[
             yield dict(zip(names, values, strict=True))
 
 
-def _report(context: Context, before: int, of_group: int, total: int, done: int, of: int) -> None:
-    context.progress(before + of_group * done // max(1, of), total, "tokens")
+class _Progress:
+    """Progress of one part-file, as tokens of the whole split; in words also how fast, and how much was accepted."""
+
+    def __init__(self, context: Context, *, before: int, of_group: int, total: int) -> None:
+        self.context, self.before, self.of_group, self.total = context, before, of_group, total
+        self.statistics = Statistics()
+        self.started = time.monotonic()
+
+    def __call__(self, done: int, of: int) -> None:
+        tokens = self.of_group * done // max(1, of)
+        words = f"tokens, {tokens / max(1e-9, time.monotonic() - self.started):,.0f} a second"
+        if self.statistics.rewritten:
+            words += f", {self.statistics.accepted / self.statistics.rewritten:.0%} from the draft"
+        self.context.progress(self.before + tokens, self.total, words)
 
 
 def _groups(rows: Iterator[dict[str, Any]], *, tokens: int) -> Iterator[list[dict[str, Any]]]:
@@ -43,11 +60,15 @@ def _groups(rows: Iterator[dict[str, Any]], *, tokens: int) -> Iterator[list[dic
 
 
 def build_split(context: Context) -> dict[str, Any]:
-    """Rewrite one split. Finished part-files of an earlier attempt are kept as they are."""
+    """Rewrite one split. Finished part-files of an earlier attempt are kept as they are.
+
+    Metrics: tokens that differ from the version before; with the aligned engine the acceptance, which is the share
+    of the rewritten tokens that were taken over from their draft; tokens per second, of the parts made this time.
+    """
     import torch
 
     from fortifai_core.drift import UnigramCounts
-    from fortifai_core.regeneration import TokenisedDocument, regenerate
+    from fortifai_core.regeneration import TokenisedDocument, plan_blocks, regenerate
     from storage.models import load_model, load_tokenizer
 
     content = context.stage.content
@@ -66,37 +87,57 @@ def build_split(context: Context) -> dict[str, Any]:
     # part-files are cut by a fixed number of tokens, never by what a machine can hold: they are the resumable
     # unit, and with contexts that run across documents everything is one part
     limit = context.runtime.shard_blocks * config.block_tokens
-    groups = _groups(_rows(paths), tokens=limit if not config.across_documents else 2**62)
+    groups = _groups(
+        _rows(paths, columns=["document", "position", "tokens"]), tokens=limit if not config.across_documents else 2**62
+    )
     total = sum(len(row["tokens"]) for row in _rows(paths, columns=["tokens"]))
     parts = context.workspace / "parts"
     parts.mkdir(parents=True, exist_ok=True)
-    finished = shards.finished_parts(parts, layout={"tokens": limit})
-    seen = changed = 0
+    # parts of an attempt by older code lack columns
+    finished = shards.finished_parts(parts, layout={"tokens": limit, "columns": sorted(shards.SPLIT_TEXT)})
+    seen = changed = asked = accepted = written = 0
+    seconds = 0.0
     synthetic, real = UnigramCounts(len(tokenizer)), UnigramCounts(len(tokenizer))
     for number, group in enumerate(groups):
         path = parts / shards.part_name(number)
-        offset = seen
+        documents = [TokenisedDocument(row["document"], row["position"], row["tokens"]) for row in group]
+        due = sum(block.length for block in plan_blocks(documents, config))
         if number not in finished:
+            progress = _Progress(context, before=seen, of_group=sum(len(r["tokens"]) for r in group), total=total)
             rewritten = regenerate(
                 model,
-                [TokenisedDocument(row["document"], row["position"], row["tokens"]) for row in group],
+                documents,
                 config,
                 seed_parts=("regenerate", content["seed"], content["generation"], split, version),
                 batch_blocks=context.runtime.inference_batch,
+                budget=context.runtime.inference_batch * POSITIONS,
                 suppress=unwanted,
                 pad_id=tokenizer.pad_token_id,
-                on_progress=partial(_report, context, offset, sum(len(r["tokens"]) for r in group), total),
+                on_progress=progress,
+                statistics=progress.statistics,
             )
+            seconds += time.monotonic() - progress.started
+            written += due
             texts = tokenizer.batch_decode([d.tokens for d in rewritten], clean_up_tokenization_spaces=False)
             rows = [
-                {"document": d.id, "position": d.position, "text": text, "tokens": d.tokens, "kept": d.kept}
+                {
+                    "document": d.id,
+                    "position": d.position,
+                    "text": text,
+                    "tokens": d.tokens,
+                    "kept": d.kept,
+                    "same": d.same,
+                    "accepted": d.accepted,
+                }
                 for d, text in zip(rewritten, texts, strict=True)
             ]
             shards.write_table(path, rows, schema="split-text")
         seen += sum(len(row["tokens"]) for row in group)
-        for row in _rows([path], columns=["tokens", "kept"]):
+        asked += due
+        for row in _rows([path], columns=["tokens", "kept", "accepted"]):
             synthetic.add(row["tokens"])
             changed += len(row["tokens"]) - row["kept"]
+            accepted += row["accepted"] or 0
     for path in sorted(parts.glob("part-*.parquet")):
         shutil.copyfile(path, context.directory / path.name)
     for row in _rows([context.parent("corpus").file(split_file(split))], columns=["tokens"]):
@@ -105,6 +146,12 @@ def build_split(context: Context) -> dict[str, Any]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     divergence = synthetic.kl_from(real)
-    row = {"metric": "unigram-kl", "split": split, "value": divergence, "count": synthetic.total}
-    shards.write_table(context.directory / "metrics.parquet", [row], schema="metrics")
-    return {"tokens-synthetic": synthetic.total, "tokens-changed": changed, "unigram-kl": divergence}
+    measured = [{"metric": "unigram-kl", "split": split, "value": divergence, "count": synthetic.total}]
+    metrics = {"tokens-synthetic": synthetic.total, "tokens-changed": changed, "unigram-kl": divergence}
+    if config.engine_used == "aligned" and asked:
+        metrics["acceptance"] = accepted / asked
+        measured.append({"metric": "acceptance", "split": split, "value": accepted / asked, "count": asked})
+    if written:
+        metrics["tokens-per-second"] = written / seconds
+    shards.write_table(context.directory / "metrics.parquet", measured, schema="metrics")
+    return metrics

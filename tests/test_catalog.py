@@ -28,8 +28,8 @@ COLUMNS = {
     "stages": "experiment kind key role arm seed generation split version present seconds created "
     "stage_version size path",
     "metrics": "experiment arm seed generation split metric value count key",
-    "documents": "experiment arm seed generation split version document position text tokens kept key",
-    "tokens": "experiment arm seed generation split version document position index token key",
+    "documents": "experiment arm seed generation split version document position text tokens kept accepted key",
+    "tokens": "experiment arm seed generation split version document position index token kept key",
     "questions": "experiment question document split context true_answer false_answer key",
     "scores": "experiment arm seed generation question document split logp_true logp_false correct key",
     "lineage": "experiment kind key arm seed generation split version role parent_kind parent_key "
@@ -149,6 +149,26 @@ def test_every_view_has_its_columns_with_and_without_rows(store: ArtifactStore, 
     if filled:
         empty = ArtifactStore(store.root / "another")
         assert types == {view: query(empty, f"DESCRIBE {view}")[1] for view in COLUMNS}
+
+
+def test_each_token_says_whether_it_was_kept_and_older_files_leave_it_open(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files from before the column was there are read beside newer ones, and alone."""
+    old = {name: column for name, column in shards.SPLIT_TEXT.items() if name not in ("same", "accepted")}
+    asked = "SELECT version, document, token, kept FROM tokens ORDER BY ALL"
+    with monkeypatch.context() as patch:
+        patch.setitem(shards.SCHEMAS, "split-text", old)
+        fill(store)
+    real = [(0, "d0", 5, True), (0, "d0", 6, True), (0, "d0", 7, True), (0, "d1", 8, True)]
+    unknown = [(1, "d0", 5, None), (1, "d0", 9, None), (1, "d0b", 4, None)]
+    assert query(store, asked)[1] == real + unknown
+    row = {**text_row("d9", 1, 2, kept=1), "same": [False, True], "accepted": 1}
+    put(store, "split", "split-0-2", {"part-00000.parquet": ("split-text", [row])}, model="model-0")
+    newer = [r for r in query(store, asked)[1] if r[1] == "d9"]
+    assert [(token, kept) for _, _, token, kept in newer] == [(1, False), (2, True)]
+    assert one(store, "SELECT kept, accepted FROM documents WHERE document = 'd9'") == (1, 1)
+    assert [r for r in query(store, asked)[1] if r[1] != "d9"] == real + unknown
 
 
 def test_rows_know_their_run(store: ArtifactStore) -> None:

@@ -88,6 +88,18 @@ def test_options_that_a_decoding_does_not_read_are_in_no_key() -> None:
     assert by_place(plan(greedy)) == by_place(plan(greedy, "regeneration.temperature=0.1"))
 
 
+def test_what_was_always_done_is_said_in_no_key_and_what_is_new_changes_the_rewriting() -> None:
+    """Artifacts from before there were engines and contexts are found; chunks only count where they are read."""
+    historic = ["regeneration.engine=reference", "regeneration.context=cut", "regeneration.chunk_tokens=300"]
+    assert by_place(plan(*historic)) == by_place(plan())
+    rewriting = next(s for s in plan().uses() if s.role == "regenerate").content["regeneration"]
+    assert not {"engine", "context", "chunk_tokens"} & set(rewriting)
+    whole = "regeneration.context=document"
+    variants = [[], ["regeneration.engine=aligned"], [whole], [whole, "regeneration.chunk_tokens=300"]]
+    assert len({next(s.key for s in plan(*v).uses() if s.role == "regenerate") for v in variants}) == 4
+    assert by_place(plan(whole)) == by_place(plan(whole, "regeneration.chunk_tokens=512"))
+
+
 def test_arms_read_the_same_text_in_the_same_order() -> None:
     first = {s.arm: s for s in plan().stages() if s.role == "train" and s.generation == 0}
     contents = [{k: v for k, v in s.content.items() if k != "loss"} for s in first.values()]

@@ -1,0 +1,287 @@
+"""`fortifai bench regeneration`: the aligned engine against the reference, `generate` and continuous batching.
+
+Every number is tokens rewritten per second, and ratios are taken within the run. What speed depends on is the shape
+of the model, of contexts and blocks, and how much of a draft is accepted; it does not depend on what the weights have
+learned. So the weights are random, and the old text is written so that acceptance is controlled: token by token the
+model's own greedy choice, or with a fixed probability another token. What each row accepted is measured and printed.
+
+`generate` and continuous batching get equal prompts of exactly C tokens and no more work than to append B greedy
+tokens; `generate` in the best of several batch sizes and kinds of cache. They know no drafts: acceptance does not
+change their speed. The bound is one forward pass over the text, in batches, without logits.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fortifai_core.config import Regeneration
+from fortifai_core.regeneration import Statistics, TokenisedDocument, plan_blocks, regenerate
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "demo": {"vocab_size": 1024, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4},
+    "wikitext": {"vocab_size": 4096, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 3},
+    "1b": {
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+}
+# shares of the old text that are the model's own choice; with 32 tokens a block 0.995 makes an acceptance of about
+# 0.92, 0.96 one of about 0.5
+AGREEMENT = (0.995, 0.96, 0.0)
+SPECIAL = [0, 1, 2]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is rewritten: `documents` of `length` tokens, in blocks after contexts, and how often it is timed."""
+
+    documents: int
+    length: int
+    context: int
+    block: int
+    batches: tuple[int, ...]
+    repeats: int
+
+
+FULL = Size(documents=12, length=1088, context=512, block=32, batches=(4, 8, 16, 32, 64), repeats=3)
+QUICK = Size(documents=4, length=160, context=64, block=16, batches=(8, 24), repeats=1)
+# the demo's own: documents of some 150 tokens, rewritten from their 17th token on, sampled. The temperature is not the
+# demo's 0.7 but so low that what is drawn is nearly always the greedy choice, and acceptance is controlled here too
+DEMO: dict[str, Any] = {
+    "block_tokens": 16,
+    "context_tokens": 48,
+    "head_tokens": 16,
+    "decoding": "sample",
+    "temperature": 0.0001,
+}
+
+
+def bench_regeneration(
+    *, shape: str, device: str, quick: bool, say: Callable[[str], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    """Rows of one table: what, acceptance, tokens per second (median), and the ratio of `aligned` to it.
+
+    Args:
+        shape: a name in `SHAPES`.
+        quick: a tiny size that takes about a minute; shows that all of it runs, and nothing else.
+        say: told what is being done.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = QUICK if quick else FULL
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, **SHAPES[shape]}
+    model: Any = LlamaForCausalLM(LlamaConfig(max_position_embeddings=4096, pad_token_id=0, **heads))
+    model.to(device, torch.bfloat16 if shape == "1b" else torch.float32).eval()
+    rows: list[dict[str, Any]] = []
+    paper = Regeneration(block_tokens=size.block, context_tokens=size.context, chunk_tokens=max(512, size.length))
+    # no inference mode around it all: continuous batching has a thread of its own, which would be outside of it
+    for agreement in AGREEMENT:
+        say(f"writing text of which the model agrees with {agreement:.1%} of the tokens")
+        documents = write_text(model, size, agreement=agreement)
+        cases: dict[str, Case] = {
+            f"aligned, {context}": _engine(model, documents, paper, engine="aligned", context=context)
+            for context in ("document", "cut")
+        }
+        if agreement == 0:
+            cases |= _others(model, documents, paper, size, say)
+        rows += _timed(cases, size, f"C={size.context}, B={size.block}, greedy", say)
+    demo = Regeneration.model_validate(DEMO)
+    small = Size(80 if not quick else 8, 150, 48, 16, (), size.repeats)
+    documents = write_text(model, small, agreement=0.6, ragged=True)
+    engines = [("aligned", "document"), ("aligned", "cut"), ("reference", "document"), ("reference", "cut")]
+    cases = {f"{e}, {c}": _engine(model, documents, demo, engine=e, context=c) for e, c in engines}
+    rows += _timed(cases, small, "the demo's shape: documents of about 150, C=48, B=16, sampled", say)
+    return _with_ratios(rows)
+
+
+Case = Callable[[], tuple[int, float | None]]
+
+
+def _engine(model: Any, documents: list[TokenisedDocument], config: Regeneration, **options: str) -> Case:
+    """One rewriting; gives the tokens rewritten and the share accepted."""
+    chosen = Regeneration.model_validate({**config.model_dump(), **options})
+
+    def case() -> tuple[int, float | None]:
+        done = Statistics()
+        regenerate(
+            model, documents, chosen, seed_parts=("bench",), batch_blocks=256, suppress=SPECIAL, pad_id=0,
+            statistics=done,
+        )  # fmt: skip
+        tokens = sum(block.length for block in plan_blocks(documents, chosen))
+        return tokens, done.accepted / tokens if chosen.engine == "aligned" else None
+
+    return case
+
+
+def _others(
+    model: Any, documents: list[TokenisedDocument], config: Regeneration, size: Size, say: Callable[[str], None]
+) -> dict[str, Case]:
+    """The reference engine, `generate` at its best, continuous batching, and the bound: all blind to drafts."""
+    import torch
+    import transformers
+
+    settings_of: Any = transformers.GenerationConfig
+    blocks = [b for b in plan_blocks(documents, config) if b.length == size.block]
+    prompts = [list(documents[b.document].tokens[b.start - size.context : b.start]) for b in blocks]
+    greedy = {"do_sample": False, "max_new_tokens": size.block, "pad_token_id": 0}
+
+    def generate(prompts: list[list[int]], *, batch: int, cache: str | None) -> tuple[int, float | None]:
+        for first in range(0, len(prompts), batch):
+            ids = torch.tensor(prompts[first : first + batch], device=model.device)
+            settings = settings_of(**greedy, cache_implementation=cache)
+            output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+            if output.shape[1] != size.context + size.block:
+                raise RuntimeError(f"generate gave {output.shape[1] - size.context} tokens for {size.block}")
+        return len(prompts) * size.block, None
+
+    speeds = {}
+    for cache in (None, "static"):
+        for batch in size.batches:
+            if batch <= len(prompts):
+                started = time.perf_counter()
+                tokens, _ = generate(prompts[: max(size.batches)], batch=batch, cache=cache)
+                speeds[batch, cache] = tokens / (time.perf_counter() - started)
+                say(f"generate, {batch} rows, {cache or 'dynamic'} cache: {speeds[batch, cache]:,.0f} tokens/s")
+    batch, cache = max(speeds, key=lambda tried: speeds[tried])
+
+    def continuous() -> tuple[int, float | None]:
+        # on a CPU it has no memory to size itself by: pages for some eighty blocks, in batches as in the first pass
+        limits: dict[str, Any] = {} if model.device.type == "cuda" else {"num_blocks": 256, "max_batch_tokens": 1024}
+        output = model.generate_batch(
+            prompts,
+            generation_config=settings_of(**greedy, eos_token_id=-1),
+            continuous_batching_config=transformers.ContinuousBatchingConfig(**limits),
+            progress_bar=False,
+        )
+        counts = {len(one.generated_tokens) for one in output.values()}
+        if counts != {size.block} or len(output) != len(prompts):
+            raise RuntimeError(f"continuous batching gave {len(output)} of {len(prompts)} blocks, of {counts} tokens")
+        return len(prompts) * size.block, None
+
+    def bound() -> tuple[int, float | None]:
+        rows = max(1, 2048 // size.length)
+        for first in range(0, len(documents), rows):
+            ids = torch.tensor([list(d.tokens) for d in documents[first : first + rows]], device=model.device)
+            with torch.inference_mode():
+                model.base_model(input_ids=ids, use_cache=False)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return sum(b.length for b in plan_blocks(documents, config)), None
+
+    return {
+        "(a) reference engine": _engine(model, documents, config, engine="reference"),
+        f"(b) generate, {batch} rows, {cache or 'dynamic'} cache": lambda: generate(prompts, batch=batch, cache=cache),
+        "(c) continuous batching": continuous,
+        "bound: one forward pass": bound,
+    }
+
+
+def _timed(cases: dict[str, Case], size: Size, task: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Cases in turn, `repeats` times after a first round that warms up; medians. One that cannot run says why."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    last: dict[str, tuple[int, float | None]] = {}
+    failed: dict[str, str] = {}
+    for turn in range(size.repeats + 1):
+        for name, case in cases.items():
+            if name in failed:
+                continue
+            say(f"{task}: {name}, {'warming up' if turn == 0 else f'{turn} of {size.repeats}'}")
+            started = time.perf_counter()
+            try:
+                last[name] = case()
+            except (RuntimeError, ValueError, NotImplementedError, ImportError, AttributeError) as error:
+                if not name.startswith("(c)"):
+                    raise
+                failed[name] = f"does not run here: {type(error).__name__}: {error}"
+                continue
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    rows = []
+    for name in cases:
+        row: dict[str, Any] = {"task": task, "what": name, "acceptance": None, "tokens_per_second": None}
+        if name in failed:
+            row["note"] = failed[name]
+        else:
+            tokens, accepted = last[name]
+            row["tokens_per_second"] = tokens / statistics.median(seconds[name])
+            row["acceptance"] = accepted
+        rows.append(row)
+    return rows
+
+
+def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """To each aligned row: how many times as fast as every other kind of row of its task."""
+    for row in rows:
+        others = [o for o in rows if o["task"] == row["task"] and not o["what"].startswith("aligned")]
+        if row["what"].startswith("aligned"):
+            speeds = {o["what"].split()[0].strip(":") if o["what"][0] in "(b" else o["what"]: o for o in others}
+            row["times"] = {
+                name: row["tokens_per_second"] / o["tokens_per_second"]
+                for name, o in speeds.items()
+                if o["tokens_per_second"]
+            }
+    return rows
+
+
+def write_text(model: Any, size: Size, *, agreement: float, ragged: bool = False) -> list[TokenisedDocument]:
+    """Documents after whose head (a context, or in ragged ones 16 tokens) the model agrees with that share of tokens.
+
+    At agreement 0 no token is the model's choice.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    random = np.random.default_rng(0)
+    vocabulary = model.config.vocab_size
+    head = 16 if ragged else size.context
+    text = torch.tensor(random.integers(3, vocabulary, (size.documents, head)), device=model.device)
+    cache, fed = DynamicCache(), text
+    for _ in range(size.length - head):
+        with torch.no_grad():
+            logits = model(input_ids=fed, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
+        logits[:, SPECIAL] = -torch.inf
+        other = torch.tensor(random.random(size.documents) >= agreement, device=model.device)
+        drawn = torch.tensor(random.integers(3, vocabulary, size.documents), device=model.device)
+        chosen = logits.argmax(-1)
+        drawn = torch.where(drawn == chosen, 3 + (drawn - 2) % (vocabulary - 3), drawn)
+        fed = torch.where(other, drawn, chosen)[:, None]
+        text = torch.cat([text, fed], dim=1)
+    lengths = random.integers(int(0.7 * size.length), size.length + 1, size.documents)
+    return [TokenisedDocument(f"d{i}", i, row[: lengths[i]] if ragged else row) for i, row in enumerate(text.tolist())]
+
+
+def regeneration_table(rows: list[dict[str, Any]], console: Console) -> None:
+    """One table for each task; a column for every ratio."""
+    for task in dict.fromkeys(row["task"] for row in rows):
+        of_task = [row for row in rows if row["task"] == task]
+        ratios = list(dict.fromkeys(name for row in of_task for name in row.get("times", {})))
+        table = Table("", "accepted", "tokens/s", *(f"× {name}" for name in ratios), box=None, pad_edge=False)
+        for row in of_task:
+            speed, accepted = row["tokens_per_second"], row["acceptance"]
+            times = row.get("times", {})
+            table.add_row(
+                row["what"],
+                "" if accepted is None else f"{accepted:.0%}",
+                f"{speed:,.0f}" if speed else "–",
+                *(f"{times[name]:.2f}" if name in times else "" for name in ratios),
+            )
+        console.print(f"\n{task}", highlight=False)
+        console.print(table)
+        for row in of_task:
+            if "note" in row:
+                console.print(f"[dim]{escape(row['what'])} {escape(row['note'])}[/]", highlight=False)
