@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.dispatch import Implementation, LossStatistics, _implementation, linear_cross_entropy
+from kernels.dispatch import Implementation, LossStatistics, linear_cross_entropy, linear_implementation
 from kernels.losses import LossFunctions
 
 _PROBE_TOKENS = 4
@@ -48,7 +48,7 @@ def install_loss_head(
     model: nn.Module,
     *,
     loss: LossFunctions | None = None,
-    chunk_rows: int = 4096,
+    chunk_rows: int | None = None,
     impl: Implementation = "auto",
 ) -> Handle:
     """Patch `model.forward` so that calls with labels return this loss, and no logits.
@@ -70,7 +70,7 @@ def install_loss_head(
         TypeError: the model is not of that kind. ValueError: its logits are computed in another way.
         RuntimeError: it has a loss head already.
     """
-    _implementation(impl)
+    linear_implementation(impl)
     unwrap: Any = getattr(model, "get_base_model", None)  # peft
     inner: Any = unwrap() if unwrap is not None else model
     if isinstance(getattr(inner, "module", None), nn.Module) or hasattr(inner, "_orig_mod"):
