@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -55,7 +56,11 @@ def install_loss_head(
 
     Works for any transformers `*ForCausalLM` whose logits are a plain linear layer over the last hidden state, then
     at most a scale (Granite, Cohere) and a soft cap (Gemma): that is tried out here on a few made-up hidden states,
-    against the model's own forward. Also for a peft model around one. Install before wrapping (DDP, torch.compile).
+    against the model's own forward. Also for a peft model around one.
+
+    Install before wrapping: DDP; FSDP2 (`fully_shard` of the whole model, which gathers the head's weight with the
+    root's; a head sharded on its own is refused); torch.compile, which compiles the model under the head and breaks
+    the graph there.
 
     With `num_items_in_batch` (Trainer passes it) that is the denominator: target tokens of the whole accumulated
     batch, live or not. A loss with denominator "live" is averaged over the live tokens of each call, and calls are
@@ -92,6 +97,9 @@ def install_loss_head(
     if variadic.name not in signature.parameters:
         accepting = signature.replace(parameters=[*signature.parameters.values(), variadic])
 
+    # How many rows are live is known only when they have been computed: no graph holds the head. Here it is broken in
+    # one place, and `body` is compiled as a whole.
+    @partial(torch.compiler.disable, recursive=False)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not handle.active:
             return own(self, *args, **kwargs)
@@ -102,6 +110,7 @@ def install_loss_head(
         body, head = _parts(self)  # `self` may be a copy of the model this was installed on
         return _forward(self, body, head, given, handle, call)
 
+    @torch.compiler.disable
     def call(hidden: Tensor, head: nn.Linear, targets: Tensor, items: Any) -> tuple[Tensor, LossStatistics]:
         live = loss is not None and loss.denominator == "live"
         value, statistics = linear_cross_entropy(
