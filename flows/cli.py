@@ -256,19 +256,33 @@ def export(
 
 
 @app.command()
-def bench(as_json: Json = False) -> None:
-    """Speed of the loss heads on this machine, as ratios to torch's own linear + cross_entropy."""
-    from flows.bench import HIDDEN, ROWS, VOCABULARY, bench_heads
+def bench(
+    what: Annotated[str, typer.Argument(help="kernels: the loss heads against each other.")] = "kernels",
+    quick: Annotated[bool, typer.Option("--quick", help="Small shapes: to see that it works, in seconds.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the result there, .svg or .png.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch, on the CPU.")] = None,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
+    step: Annotated[bool, typer.Option(help="Measure a whole training step too.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Speed and memory of the loss heads on this machine, as ratios within one run (also: python -m kernels.bench)."""
+    import torch
 
-    rows = bench_heads()
+    from kernels import bench as kernels_bench
+
+    if what != "kernels":
+        raise InputError("what", what, "choose kernels")
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise InputError("--plot", str(plot), "name a file that ends in .svg or .png")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    said = (lambda line: None) if as_json else print
+    result = kernels_bench.run(quick=quick, device=device, memory=memory, step=step, say=said)
+    if plot is not None:
+        kernels_bench.plot(result, plot)
     if as_json:
-        show_json(rows)
-        return
-    out.print(f"forward and backward, fp32, {ROWS} rows × {HIDDEN} hidden × {VOCABULARY} vocabulary\n")
-    table = Table("head", "live rows", "seconds", "× torch", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row["head"], f"{row['live']:.0%}", f"{row['seconds']:.3f}", f"{row['speed']:.2f}")
-    out.print(table)
+        show_json(result)
 
 
 paper = typer.Typer(help="What the paper reports, recomputed from its own tables (quoted data, not measured here).")

@@ -38,7 +38,7 @@ def run(*, quick: bool, device: str, memory: bool = True, step: bool = True, say
     """All cases of the device. Returns what `--json` writes: the machine, and a list of cases, each with its heads."""
     cases = heads.QUICK_CASES if quick else heads.CUDA_CASES if device == "cuda" else heads.CPU_CASES
     rounds = QUICK_ROUNDS if quick else ROUNDS
-    entries = heads.entries(device, say)
+    entries = heads.entries(device, say, quick=quick)
     result: dict[str, Any] = {"machine": machine(device), "rounds": rounds, "cases": []}
     say(" · ".join(f"{key} {value}" for key, value in result["machine"].items()))
     for case in cases:
@@ -91,15 +91,7 @@ def run_case(
         if "seconds" in row:
             row["speed_to_eager"] = rows[len(heads.LIVE)]["seconds"] / row["seconds"]
             row["speed_to_best_peer"] = min(peers) / row["seconds"]
-    with torch.no_grad():
-        measured = {
-            live: float(
-                heads.linear_cross_entropy(
-                    b.hidden, b.weight, b.targets, loss=heads.losses.truncated(heads.GAMMA)
-                ).statistics.live_fraction
-            )
-            for live, b in batches.items()
-        }
+    measured = {live: heads.live_share(batch) for live, batch in batches.items()}
     for row in rows:
         row["measured_live"] = 1.0 if row["peer"] else measured[row["live"]]
     del batches

@@ -90,6 +90,14 @@ def _eager(batch: Batch) -> Tensor:
     return F.cross_entropy(F.linear(batch.hidden, batch.weight), batch.targets)
 
 
+def live_share(batch: Batch) -> float:
+    """The share of rows that are live, as measured by the head itself."""
+    loss = losses.truncated(GAMMA)
+    with torch.no_grad():
+        found = linear_cross_entropy(batch.hidden, batch.weight, batch.targets, loss=loss)
+    return float(found.statistics.live_fraction)
+
+
 def _ours(batch: Batch, impl: Any = "auto") -> Tensor:
     loss = losses.truncated(GAMMA)
     return linear_cross_entropy(batch.hidden, batch.weight, batch.targets, loss=loss, impl=impl).loss
@@ -109,7 +117,7 @@ def _without_kernels(dense: Head) -> Head:
     return run
 
 
-def entries(device: str, say: Callable[[str], None]) -> list[Entry]:
+def entries(device: str, say: Callable[[str], None], *, quick: bool = False) -> list[Entry]:
     """Everything that can be measured on this machine; what cannot is said."""
     found = [Entry("this package", live, _ours, peer=False) for live in LIVE]
     peers: dict[str, Head] = {"linear + cross_entropy": _eager}
@@ -118,13 +126,16 @@ def entries(device: str, say: Callable[[str], None]) -> list[Entry]:
     if fused is None:
         say(f"skipped: torch {torch.__version__} has no linear_cross_entropy")
     else:
-        options = torch.nn.LinearCrossEntropyOptions  # type: ignore[attr-defined]
+        options = torch.nn.LinearCrossEntropyOptions
         peers["torch linear_cross_entropy"] = lambda b: fused(b.hidden, b.weight, b.targets)
         dense = peers["torch linear_cross_entropy, chunked"] = lambda b: fused(
             b.hidden, b.weight, b.targets, options=options()
         )
-    compiled = torch.compile(_eager_tensors, dynamic=False)
-    peers["torch.compile of eager"] = lambda b: compiled(b.hidden, b.weight, b.targets)
+    if quick:
+        say("skipped in a quick run: torch.compile, whose compiler takes longer than all else together")
+    else:
+        compiled = torch.compile(_eager_tensors, dynamic=False)
+        peers["torch.compile of eager"] = lambda b: compiled(b.hidden, b.weight, b.targets)
     if device == "cuda":
         peers |= _gpu_peers(say)
         dense = peers.get("Liger", dense)
@@ -171,7 +182,8 @@ def error_against_reference(case: Case, live: float, device: str) -> float:
     )
     _ours(exact, impl="torch").backward()
     pairs = ((batch.hidden, exact.hidden), (batch.weight, exact.weight))
-    return max(float((a.grad.float() - b.grad).norm() / b.grad.norm()) for a, b in pairs if a.grad is not None)
+    found = [(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None]
+    return max(float((a.float() - b).norm() / b.norm()) for a, b in found)
 
 
 def logits_entries(case: Case, live: float, device: str) -> list[tuple[str, Callable[[], Tensor], Tensor]]:
@@ -198,18 +210,20 @@ def training_step(device: str, *, quick: bool, head: str) -> tuple[Callable[[], 
     from kernels.install import install_loss_head
 
     torch.manual_seed(0)
+    config: Any  # keyword arguments of several types
     if device == "cuda":
-        shape = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
-        config = LlamaConfig(**shape, num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=True)
-        tokens, dtype, text = (4, 2048), torch.bfloat16, "1B-shaped Llama, bf16, 4 × 2048 tokens"
+        config = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+        config |= {"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True}
+        tokens, dtype, text = (4, 2048), torch.bfloat16, "1B-shaped Llama, bf16"
     else:
-        shape = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
-        config = LlamaConfig(**shape, vocab_size=2048 if quick else 32768)
+        config = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
+        config |= {"vocab_size": 2048 if quick else 32768}
         tokens, dtype, text = (4, 64) if quick else (8, 256), torch.float32, "4-layer Llama, D=256, fp32"
-        text += f", V={config.vocab_size}, {tokens[0]} × {tokens[1]} tokens"
+    text += f", V={config['vocab_size']}, {tokens[0]} × {tokens[1]} tokens"
     with torch.device(device):
-        model = LlamaForCausalLM(config).to(dtype)
-        ids = torch.randint(config.vocab_size, tokens)
+        model: Any = LlamaForCausalLM(LlamaConfig(**config))
+        model.to(dtype)
+        ids = torch.randint(config["vocab_size"], tokens)
     if head != "stock":
         install_loss_head(model, loss=losses.truncated(GAMMA) if head == "tce" else None)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

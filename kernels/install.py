@@ -108,9 +108,8 @@ def install_loss_head(
             return own(self, *args, **kwargs)
         given.update(given.pop(variadic.name, {}))
         body, head = _parts(self)  # `self` may be a copy of the model this was installed on
-        return _forward(self, body, head, given, handle, call)
+        return _forward(self, body, head, given, handle, fused)
 
-    @torch.compiler.disable
     def call(hidden: Tensor, head: nn.Linear, targets: Tensor, items: Any) -> tuple[Tensor, LossStatistics]:
         live = loss is not None and loss.denominator == "live"
         value, statistics = linear_cross_entropy(
@@ -129,13 +128,12 @@ def install_loss_head(
             value = value * (statistics.tokens / torch.as_tensor(items, device=value.device))
         return value, statistics
 
+    fused = torch.compiler.disable(call)
     # No `__wrapped__`: accelerate would follow it past this patch when it unwraps mixed precision.
     forward.__doc__ = original.__doc__
     first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    forward.__signature__ = accepting.replace(  # type: ignore[attr-defined]
-        parameters=[first, *accepting.parameters.values()]
-    )
-    forward.loss_head = handle  # type: ignore[attr-defined]
+    forward.__signature__ = accepting.replace(parameters=[first, *accepting.parameters.values()])
+    forward.loss_head = handle
     inner.forward = MethodType(forward, inner)  # bound, so that a deep copy runs the copy's own weights
     return handle
 
