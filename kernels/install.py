@@ -129,7 +129,9 @@ def install_loss_head(
         return value, statistics
 
     fused = torch.compiler.disable(call)
-    # No `__wrapped__`: accelerate would follow it past this patch when it unwraps mixed precision.
+    # No `__wrapped__`, as torch's decorator left one: accelerate would follow it past this patch when it unwraps mixed
+    # precision, and `remove` knows by it that somebody has wrapped our forward.
+    forward.__dict__.pop("__wrapped__", None)
     forward.__doc__ = original.__doc__
     first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     forward.__signature__ = accepting.replace(parameters=[first, *accepting.parameters.values()])
