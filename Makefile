@@ -46,8 +46,8 @@ format: $(VENV)/.dev  ## put every file into its canonical form
 	@$(BIN)/ruff check --quiet --fix $(ROOMS) tests || true
 	@$(BIN)/ruff format --quiet $(ROOMS) tests
 
-bench: $(VENV)/.run  ## speed of the loss heads and the overhead of a run, as ratios
-	@$(BIN)/fortifai bench
+bench: $(VENV)/.run  ## speed and memory of the loss heads, as ratios
+	@$(BIN)/fortifai bench kernels
 
 constraints: $(VENV)/.dev  ## write down the versions of this environment
 	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//') > constraints.new

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.cli_bench import benches
 from flows.cli_kr import app as kr
 from flows.embedded import quiet_environment
 from fortifai_core.errors import FortifaiError, InputError
@@ -284,50 +285,8 @@ def export(
     out.print(f"{what} of {arm} · seed {seed} · g{generation} → {made}")
 
 
-benches = typer.Typer(invoke_without_command=True)
 app.add_typer(benches, name="bench")
-
-
-@benches.callback()
-def bench(context: typer.Context, as_json: Json = False) -> None:
-    """Speed of the loss heads on this machine, as ratios to torch's own linear + cross_entropy."""
-    if context.invoked_subcommand:
-        return
-    from flows.bench import HIDDEN, ROWS, VOCABULARY, bench_heads
-
-    rows = bench_heads()
-    if as_json:
-        show_json(rows)
-        return
-    out.print(f"forward and backward, fp32, {ROWS} rows × {HIDDEN} hidden × {VOCABULARY} vocabulary\n")
-    table = Table("head", "live rows", "seconds", "× torch", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row["head"], f"{row['live']:.0%}", f"{row['seconds']:.3f}", f"{row['speed']:.2f}")
-    out.print(table)
-
-
 app.add_typer(kr, name="kr")
-
-
-@benches.command("regeneration")
-def bench_regenerating(
-    shape: Annotated[str, typer.Option(help="Shape of the model: demo, wikitext or 1b.")] = "demo",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="A tiny size: does all of it run?")] = False,
-    as_json: Json = False,
-) -> None:
-    """Speed of rewriting: the aligned engine against the reference, generate and continuous batching."""
-    from flows.bench_regeneration import SHAPES, bench_regeneration, regeneration_table
-
-    if shape not in SHAPES:
-        raise InputError("shape", shape, f"choose {', '.join(SHAPES)}")
-    rows = bench_regeneration(shape=shape, device=device, quick=quick, say=lambda text: err.print(f"[dim]{text}[/]"))
-    if as_json:
-        show_json(rows)
-    else:
-        regeneration_table(rows, out)
-
-
 paper = typer.Typer(help="What the paper reports, recomputed from its own tables (quoted data, not measured here).")
 app.add_typer(paper, name="paper")
 

@@ -1,39 +1,29 @@
-"""`impl="chunked"`: the logits of a few thousand rows at a time, and gradients for live rows only. Any device.
+"""`impl="chunked"`: the logits of some rows at a time, and gradients for live rows only. Plain torch, any device.
 
-Ignored rows are skipped from the start. For a sum over rows the gradient is computed in the forward pass, while
-a chunk's logits are there: with the seam's f', the gradient of row i is
+Memory: one buffer for the logits of a chunk, in the type of the GEMMs, used for all chunks (a fresh one for each
+would be cleared page by page by the system, at a third of a GEMM's cost); a few rows of scratch; the gradients.
+Compaction: live rows are copied up to the front of the buffer, block by block and in order, so never over a row
+that is still to be read, and made into d_logits on the way.
 
-    c_i * (softmax(z_i) - onehot(t_i)),    c_i = weight_i * f'(nll_i),
-
-so rows with c_i = 0 are left out of both gradient GEMMs. The backward pass multiplies what was stored by the
-upstream scalar. When the caller wants a loss for each row, the upstream gradient of each row is only known in
-the backward pass, and a weight gradient that is already summed over rows cannot be corrected: then only c is
-kept, and the backward pass computes the logits of rows with c_i * upstream_i != 0 anew.
-
-Numerics: GEMMs in the type of the input (or autocast's), everything on logits in float32 (float64 for float64),
-the weight gradient accumulated over chunks in float32. No atomics: the same input gives the same bits.
+Numerics: GEMMs in the type of the input (or autocast's), everything on logits in float32 (float64 for float64), the
+weight gradient summed over chunks in float32. No atomics: the same input gives the same bits.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.losses import derivative_of
+from kernels import head
 from kernels.reference import Options, Terms, wide
 
-
-class _Chunk(NamedTuple):
-    """Some rows after the forward pass: softmax = exponentials / total."""
-
-    exponentials: Tensor  # (n, vocabulary), ours to overwrite
-    total: Tensor  # (n,)
-    nll: Tensor  # (n,)
-    hits: Tensor  # (n,)
-    slope: Tensor | None  # (n, vocabulary), the softcap's derivative
+# Chosen on 2 cores with 32 MB of shared cache. A larger chunk spares round trips of the weight gradient's sum and
+# costs memory: 2**25 logits are 1024 rows of 32768, 128 MiB in float32.
+_CHUNK_LOGITS = 2**25
+_BLOCK_LOGITS = 2**20  # scratch that stays in the cache, 4 MiB in float32
+_TILE_LOGITS = 2**21
 
 
 def linear_terms(
@@ -46,174 +36,100 @@ def linear_terms(
     options: Options,
 ) -> Terms:
     """As `reference.linear_terms`."""
-    grad = torch.is_grad_enabled()
-    wanted = (
-        grad and hidden.requires_grad,
-        grad and weight.requires_grad,
-        grad and bias is not None and bias.requires_grad,
-    )
-    compute = hidden.dtype
-    if torch.is_autocast_enabled(hidden.device.type) and compute != torch.float64:
-        compute = torch.get_autocast_dtype(hidden.device.type)
-    # what is computed in which type is decided above, once; autocast would also reach into the gradients
-    with torch.autocast(hidden.device.type, enabled=False):
-        terms = _ChunkedLinearLoss.apply(
-            hidden, weight, bias, targets, token_weights, denominator, options, compute, wanted
-        )
-    return Terms(*terms)
+    return head.linear_terms(_Chunked, hidden, weight, bias, targets, token_weights, denominator, options)
 
 
-class _ChunkedLinearLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        token_weights: Tensor | None,
-        denominator: Tensor | None,
-        options: Options,
-        compute: torch.dtype,
-        wanted: tuple[bool, bool, bool],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        kind = wide(compute)
-        losses = torch.zeros(targets.shape, dtype=kind, device=hidden.device)
-        nll, coefficient = torch.zeros_like(losses), torch.zeros_like(losses)
-        live = torch.zeros(targets.shape, dtype=torch.bool, device=hidden.device)
-        hits = torch.zeros_like(live)
-        by = losses.new_ones(()) if denominator is None else denominator.to(kind)
-        # Part of 1/denominator goes into the gradients here, so that what is left for the backward pass is a power
-        # of two: stored in a short type, they are rounded once, and not pushed into its smallest numbers either.
-        mantissa, exponent = torch.frexp(1 / by)
-        in_forward = options.reduce and any(wanted)
-        gradients = _Gradients(hidden, weight, bias, wanted if in_forward else (False, False, False), kind)
-        matrix, offset = weight.to(compute), None if bias is None else bias.to(compute)
+class _Chunked(head.Engine):
+    impl = "chunked"
 
-        keep = (targets != options.ignore_index).nonzero().squeeze(1)
-        for rows in keep.split(options.chunk_rows):
-            x, chosen = _take(hidden, rows).to(compute), _take(targets, rows)
-            chunk = _forward(x, matrix, offset, chosen, options)
-            value, slope = options.loss.value(chunk.nll), derivative_of(options.loss, chunk.nll)
-            if value.shape != chunk.nll.shape:
-                raise ValueError(f"loss.value: expected shape {tuple(chunk.nll.shape)}, got {tuple(value.shape)}")
-            live[rows] = slope != 0
-            if token_weights is not None:
-                factor = token_weights[rows].to(kind)
-                value, slope = value * factor, slope * factor
-            losses[rows], nll[rows], hits[rows], coefficient[rows] = value, chunk.nll, chunk.hits, slope
-            if in_forward:
-                gradients.add(chunk, x, matrix, chosen, rows, slope * mantissa, options)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        vocabulary, kind = self.matrix.shape[0], wide(self.compute)
+        self.buffer = self.matrix.new_empty(self.at_once, vocabulary)
+        # exp(z - max) may replace z in a wide buffer, unless the soft cap's derivative still needs z
+        self.exponentiated = self.compute == kind and self.options.softcap is None
+        block = max(1, _BLOCK_LOGITS // vocabulary) if self.matrix.device.type == "cpu" else self.at_once
+        self.block = min(self.at_once, block)
+        self.scratch = self.matrix.new_empty(self.block, vocabulary, dtype=kind)
 
-        ctx.options, ctx.compute, ctx.wanted, ctx.kind = options, compute, wanted, kind
-        # saved through autograd, so that a second backward pass over freed tensors is refused by torch
-        if options.reduce:
-            later = torch.ldexp(torch.ones_like(by), exponent)
-            ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias, later)
+    def chunk_rows(self, rows: int) -> int:
+        if self.options.chunk_rows is not None:
+            return self.options.chunk_rows
+        return head.even_chunks(rows, _CHUNK_LOGITS // self.matrix.shape[0], 16)
+
+    def forward(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        n = x.shape[0]
+        self.x, self.targets = x, targets
+        if self.offset is None:
+            torch.mm(x, self.matrix.T, out=self.buffer[:n])
         else:
-            ctx.save_for_backward(hidden, weight, bias, targets, coefficient)
-        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        ctx.mark_non_differentiable(nll, live, hits)
-        return (losses.sum() / by if options.reduce else losses), nll, live, hits
+            torch.addmm(self.offset, x, self.matrix.T, out=self.buffer[:n])
+        self.highest, self.total, chosen = self.scratch.new_empty(3, n)
+        for start in range(0, n, self.block):
+            part = slice(start, min(n, start + self.block))
+            z = self.buffer[part]
+            if not self.exponentiated:
+                z = self.scratch[: z.shape[0]].copy_(z)
+            self._shape(z)
+            chosen[part] = z.gather(1, targets[part, None]).squeeze(1)
+            highest = torch.amax(z, 1, out=self.highest[part])
+            torch.sum(z.sub_(highest[:, None]).exp_(), 1, out=self.total[part])
+        # total >= 1, so both terms are >= 0: rounding never makes nll negative
+        return self.total.log() + (self.highest - chosen), chosen >= self.highest
 
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "impl = 'chunked' has no second derivative (create_graph=True): use impl = 'torch' for that"
-            )
-        if ctx.options.reduce:
-            *stored, later = ctx.saved_tensors
-            found = [None if g is None else g * (upstream[0] * later) for g in stored]
-        else:
-            with torch.autocast(upstream[0].device.type, enabled=False):
-                found = _recompute(ctx, upstream[0])
-        grads = [None if g is None else g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True)]
-        return (*grads, None, None, None, None, None, None)
+    def _shape(self, logits: Tensor) -> None:
+        """Scale and soft cap, in place."""
+        if self.options.logit_scale != 1:
+            logits.mul_(self.options.logit_scale)
+        if self.options.softcap is not None:
+            logits.div_(self.options.softcap).tanh_().mul_(self.options.softcap)
 
-
-def _recompute(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
-    """The gradients for a loss per row, from an upstream gradient per row."""
-    hidden, weight, bias, targets, coefficient = ctx.saved_tensors
-    gradients = _Gradients(hidden, weight, bias, ctx.wanted, ctx.kind)
-    coefficient = coefficient * upstream.to(ctx.kind)
-    matrix, offset = weight.to(ctx.compute), None if bias is None else bias.to(ctx.compute)
-    for rows in coefficient.nonzero().squeeze(1).split(ctx.options.chunk_rows):
-        x, chosen = _take(hidden, rows).to(ctx.compute), _take(targets, rows)
-        chunk = _forward(x, matrix, offset, chosen, ctx.options)
-        gradients.add(chunk, x, matrix, chosen, rows, coefficient[rows], ctx.options)
-    return [gradients.hidden, gradients.weight, gradients.bias]
-
-
-def _take(tensor: Tensor, rows: Tensor) -> Tensor:
-    """tensor[rows]; without a copy when that is all of it."""
-    return tensor if rows.numel() == tensor.shape[0] else tensor.index_select(0, rows)
-
-
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor, options: Options) -> _Chunk:
-    logits = F.linear(x, weight, bias)
-    logits = logits.to(wide(logits.dtype))  # a new tensor or our own: from here on in place
-    if options.logit_scale != 1:
-        logits.mul_(options.logit_scale)
-    slope = None
-    if options.softcap is not None:
-        logits.div_(options.softcap).tanh_()
-        slope = 1 - logits.square()
-        logits.mul_(options.softcap)
-    target = logits.gather(1, chosen[:, None]).squeeze(1)
-    highest = logits.amax(1)
-    exponentials = logits.sub_(highest[:, None]).exp_()
-    total = exponentials.sum(1)
-    # total >= 1, so both terms are >= 0: rounding never makes nll negative
-    nll = total.log() + (highest - target)
-    return _Chunk(exponentials, total, nll, target >= highest, slope)
-
-
-class _Gradients:
-    """The sums over chunks: hidden (rows, width) in its own type, weight and bias in the wide one."""
-
-    def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        wanted: tuple[bool, bool, bool],
-        kind: torch.dtype,
-    ) -> None:
-        self.hidden = torch.zeros_like(hidden) if wanted[0] else None
-        self.weight = torch.zeros_like(weight, dtype=kind) if wanted[1] else None
-        self.bias = torch.zeros_like(bias, dtype=kind) if wanted[2] and bias is not None else None
-
-    def add(
-        self,
-        chunk: _Chunk,
-        x: Tensor,
-        weight: Tensor,
-        chosen: Tensor,
-        rows: Tensor,
-        coefficient: Tensor,
-        options: Options,
-    ) -> None:
-        """Add one chunk's part; overwrites `chunk.exponentials`."""
+    def backward(self, rows: Tensor, coefficient: Tensor) -> None:
         alive = coefficient.nonzero().squeeze(1)
         if not alive.numel():
             return
-        d_logits = _take(chunk.exponentials, alive)
-        x, chosen, rows, total, coefficient = (_take(t, alive) for t in (x, chosen, rows, chunk.total, coefficient))
-        coefficient = coefficient * options.logit_scale
-        d_logits.mul_((coefficient / total)[:, None])
-        each = torch.arange(alive.numel(), device=x.device)
-        d_logits[each, chosen] -= coefficient
-        if chunk.slope is not None:
-            d_logits.mul_(_take(chunk.slope, alive))
-        if self.bias is not None:
-            self.bias += d_logits.sum(0)
-        narrow = d_logits.to(x.dtype)
-        if self.hidden is not None:
-            self.hidden.index_copy_(0, rows, (narrow @ weight).to(self.hidden.dtype))
-        if self.weight is not None:
-            if x.is_cuda and x.dtype != self.weight.dtype:
-                # summed and left in float32: rounding the product of every chunk would add up
-                self.weight += torch.mm(narrow.T, x, out_dtype=self.weight.dtype)
-            else:
-                self.weight.addmm_(d_logits.T, x.to(self.weight.dtype))
+        still = alive.numel() == rows.numel()
+        for start in range(0, alive.numel(), self.block):
+            self._d_logits(start, alive[start : start + self.block], coefficient, still=still)
+        d_logits, x = self.buffer[: alive.numel()], head.take(self.x, alive)
+        if self.d_hidden is not None:
+            product = torch.mm(d_logits, self.matrix).to(self.d_hidden.dtype)
+            self.d_hidden.index_copy_(0, head.take(rows, alive), product)
+        if self.wanted[1]:
+            self._add_weight(d_logits, x)
+
+    def _d_logits(self, start: int, alive: Tensor, coefficient: Tensor, *, still: bool) -> None:
+        """Rows `alive` of the buffer become d_logits from row `start` on; `still`: that is where they stand."""
+        place = self.buffer[start : start + alive.numel()]
+        d = place
+        if not (still and self.exponentiated):
+            d = self.scratch[: alive.numel()]
+            d.copy_(place if still else self.buffer.index_select(0, alive))
+        c, slope = coefficient[alive] * self.options.logit_scale, None
+        if not self.exponentiated:
+            self._shape(d)
+            if self.options.softcap is not None:
+                slope = 1 - (d / self.options.softcap).square_()
+            d.sub_(self.highest[alive, None]).exp_()
+        d.mul_((c / self.total[alive])[:, None])
+        d[torch.arange(alive.numel(), device=d.device), self.targets[alive]] -= c
+        if slope is not None:
+            d.mul_(slope)
+        if self.wanted[2]:
+            self.d_bias = d.sum(0) if self.d_bias is None else self.d_bias.add_(d.sum(0))
+        if d is not place:
+            place.copy_(d)
+
+    def _add_weight(self, d_logits: Tensor, x: Tensor) -> None:
+        kind = wide(self.compute)
+        first = self.d_weight is None
+        if self.d_weight is None:
+            self.d_weight = torch.empty_like(self.matrix, dtype=kind, memory_format=torch.contiguous_format)
+        if x.is_cuda or x.dtype == kind:
+            head.add_product(self.d_weight, d_logits.T, x, first=first)
+            return
+        # torch has no GEMM from bfloat16 to float32 on the CPU, and rounding each chunk's product would add up
+        x, step = x.to(kind), max(1, _TILE_LOGITS // x.shape[0])
+        for start in range(0, self.d_weight.shape[0], step):
+            tile = slice(start, start + step)
+            head.add_product(self.d_weight[tile], d_logits[:, tile].to(kind).T, x, first=first)

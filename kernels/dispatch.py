@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +20,11 @@ from kernels.losses import LossFunctions
 from kernels.reference import Options, Terms
 
 Reduction = Literal["mean", "sum", "none"]
-Implementation = Literal["auto", "torch", "chunked"]
+Implementation = Literal["auto", "torch", "chunked", "triton"]
+LogitsImplementation = Literal["auto", "torch", "triton"]
 
-_IMPLEMENTATIONS: dict[str, Callable[..., Terms]] = {
-    "torch": reference.linear_terms,
-    "chunked": chunked.linear_terms,
-}
-_ELSEWHERE = ("triton",)
+_IMPLEMENTATIONS = ("auto", "torch", "chunked", "triton")
+_LOGITS_IMPLEMENTATIONS = ("auto", "torch", "triton")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -63,7 +62,7 @@ def linear_cross_entropy(
     reduction: Reduction = "mean",
     denominator: float | Tensor | None = None,
     impl: Implementation = "auto",
-    chunk_rows: int = 4096,
+    chunk_rows: int | None = None,
     logit_scale: float = 1.0,
 ) -> LossOutput:
     """The loss of a language model's head, sum_i w_i f(-log softmax(z_i)[t_i]) / denominator, z = hidden weight^T.
@@ -80,8 +79,10 @@ def linear_cross_entropy(
         reduction: "mean" divides by the denominator; "sum"; "none" keeps a loss for each token, 0 where ignored.
         denominator: for "mean". None: the number of tokens that are not ignored, or of live ones if the loss says
             so, and at least 1. Or a positive number or scalar tensor, such as Trainer's `num_items_in_batch`.
-        impl: "torch" is the plain reference with all logits at once; "chunked" never has more than
-            `chunk_rows` rows of them and does gradients for live rows only, but has no second derivative.
+        impl: "torch" is the plain reference with all logits at once. "chunked" (plain torch) and "triton" (CUDA)
+            never have more than a chunk of them and do gradients for live rows only, but have no second derivative.
+            "auto": on CUDA "triton" where triton is installed, else "chunked".
+        chunk_rows: the most rows in a chunk; None has the implementation choose by memory.
         logit_scale: z is multiplied by it.
 
     A batch in which all is ignored or masked gives 0, with gradients of 0.
@@ -127,7 +128,9 @@ def linear_cross_entropy(
     flat = targets.reshape(-1).long()
     weights = None if token_weights is None else token_weights.reshape(-1)
     by = _denominator(flat, options, reduction, denominator)
-    terms = _implementation(impl)(hidden.reshape(-1, width), weight, bias, flat, weights, by, options)
+    terms = linear_implementation(impl, hidden.device)(
+        hidden.reshape(-1, width), weight, bias, flat, weights, by, options
+    )
     return _finish(terms, flat, targets.shape, options, live_mean=reduction == "mean" and by is None)
 
 
@@ -141,14 +144,16 @@ def cross_entropy(
     token_weights: Tensor | None = None,
     reduction: Reduction = "mean",
     denominator: float | Tensor | None = None,
+    impl: LogitsImplementation = "auto",
     logit_scale: float = 1.0,
 ) -> LossOutput:
-    """The same loss, from logits (..., vocabulary) that are there already. Plain autograd.
+    """The same loss, from logits (..., vocabulary) that are there already. They are never written to.
 
-    The arguments are those of `linear_cross_entropy`, which needs far less memory.
+    The arguments are those of `linear_cross_entropy`, which needs far less memory. impl: "torch" is plain autograd;
+    "triton" (CUDA) reads the logits once, then in the backward pass those of live rows, and writes the gradient once.
     """
     _check_loss(loss)
-    _check_options(softcap, logit_scale, 1, reduction, denominator)
+    _check_options(softcap, logit_scale, None, reduction, denominator)
     if logits.ndim < 1:
         raise ValueError("logits: expected (..., vocabulary), got a scalar")
     _check_float("logits", logits)
@@ -166,19 +171,44 @@ def cross_entropy(
     flat = targets.reshape(-1).long()
     weights = None if token_weights is None else token_weights.reshape(-1)
     by = _denominator(flat, options, reduction, denominator)
-    terms = reference.logits_terms(logits.reshape(-1, logits.shape[-1]), flat, weights, by, options)
+    chosen = _chosen(impl, _LOGITS_IMPLEMENTATIONS, logits.device, otherwise="torch")
+    implementation = _fused(logits.device).logits_terms if chosen == "triton" else reference.logits_terms
+    terms = implementation(logits.reshape(-1, logits.shape[-1]), flat, weights, by, options)
     return _finish(terms, flat, targets.shape, options, live_mean=reduction == "mean" and by is None)
 
 
-def _implementation(impl: str) -> Callable[..., Terms]:
-    if impl == "auto":
-        impl = "chunked"
-    if impl in _IMPLEMENTATIONS:
-        return _IMPLEMENTATIONS[impl]
-    available = ", ".join(["auto", *_IMPLEMENTATIONS])
-    if impl in _ELSEWHERE:
-        raise RuntimeError(f"impl = {impl!r} is not available here; available: {available}")
-    raise ValueError(f"impl = {impl!r} is unknown; available: {available}")
+def linear_implementation(impl: str, device: torch.device | None = None) -> Callable[..., Terms]:
+    """The function behind `impl`; without a device, only whether there is such a one here is looked at.
+
+    Raises:
+        ValueError: no such name. RuntimeError: not available here.
+    """
+    impl = _chosen(impl, _IMPLEMENTATIONS, device, otherwise="chunked")
+    if impl == "triton":
+        return _fused(device).linear_terms
+    return reference.linear_terms if impl == "torch" else chunked.linear_terms
+
+
+def _chosen(impl: str, known: tuple[str, ...], device: torch.device | None, *, otherwise: str) -> str:
+    if impl not in known:
+        raise ValueError(f"impl = {impl!r} is unknown here; available: {', '.join(known)}")
+    if impl != "auto":
+        return impl
+    return "triton" if device is not None and device.type == "cuda" and find_spec("triton") is not None else otherwise
+
+
+def _fused(device: torch.device | None) -> Any:
+    """The module of the Triton kernels, imported when it is first needed."""
+    if find_spec("triton") is None:
+        raise RuntimeError(
+            "impl = 'triton' is not available here: triton is not installed (torch's builds for CUDA bring it along); "
+            "use impl = 'chunked', or 'auto', which chooses by what is there"
+        )
+    from kernels import fused
+
+    if device is not None:
+        fused.check_device(device)
+    return fused
 
 
 def _denominator(
@@ -221,7 +251,7 @@ def _check_loss(loss: LossFunctions | None) -> None:
 def _check_options(
     softcap: float | None,
     logit_scale: float,
-    chunk_rows: int,
+    chunk_rows: int | None,
     reduction: str,
     denominator: float | Tensor | None,
 ) -> None:
@@ -229,8 +259,8 @@ def _check_options(
         raise ValueError(f"softcap = {softcap}: must be positive and finite, or None")
     if not math.isfinite(logit_scale):
         raise ValueError(f"logit_scale = {logit_scale}: must be finite")
-    if chunk_rows < 1:
-        raise ValueError(f"chunk_rows = {chunk_rows}: must be at least 1")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows = {chunk_rows}: must be at least 1, or None")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction = {reduction!r}: must be 'mean', 'sum' or 'none'")
     if denominator is None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kernels.dispatch import Implementation, LossStatistics, _implementation, linear_cross_entropy
+from kernels.dispatch import Implementation, LossStatistics, linear_cross_entropy, linear_implementation
 from kernels.losses import LossFunctions
 
 _PROBE_TOKENS = 4
@@ -48,14 +49,18 @@ def install_loss_head(
     model: nn.Module,
     *,
     loss: LossFunctions | None = None,
-    chunk_rows: int = 4096,
+    chunk_rows: int | None = None,
     impl: Implementation = "auto",
 ) -> Handle:
     """Patch `model.forward` so that calls with labels return this loss, and no logits.
 
     Works for any transformers `*ForCausalLM` whose logits are a plain linear layer over the last hidden state, then
     at most a scale (Granite, Cohere) and a soft cap (Gemma): that is tried out here on a few made-up hidden states,
-    against the model's own forward. Also for a peft model around one. Install before wrapping (DDP, torch.compile).
+    against the model's own forward. Also for a peft model around one.
+
+    Install before wrapping: DDP; FSDP2 (`fully_shard` of the whole model, which gathers the head's weight with the
+    root's; a head sharded on its own is refused); torch.compile, which compiles the model under the head and breaks
+    the graph there.
 
     With `num_items_in_batch` (Trainer passes it) that is the denominator: target tokens of the whole accumulated
     batch, live or not. A loss with denominator "live" is averaged over the live tokens of each call, and calls are
@@ -70,7 +75,7 @@ def install_loss_head(
         TypeError: the model is not of that kind. ValueError: its logits are computed in another way.
         RuntimeError: it has a loss head already.
     """
-    _implementation(impl)
+    linear_implementation(impl)
     unwrap: Any = getattr(model, "get_base_model", None)  # peft
     inner: Any = unwrap() if unwrap is not None else model
     if isinstance(getattr(inner, "module", None), nn.Module) or hasattr(inner, "_orig_mod"):
@@ -92,6 +97,9 @@ def install_loss_head(
     if variadic.name not in signature.parameters:
         accepting = signature.replace(parameters=[*signature.parameters.values(), variadic])
 
+    # How many rows are live is known only when they have been computed: no graph holds the head. Here it is broken in
+    # one place, and `body` is compiled as a whole.
+    @partial(torch.compiler.disable, recursive=False)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not handle.active:
             return own(self, *args, **kwargs)
@@ -100,7 +108,7 @@ def install_loss_head(
             return own(self, *args, **kwargs)
         given.update(given.pop(variadic.name, {}))
         body, head = _parts(self)  # `self` may be a copy of the model this was installed on
-        return _forward(self, body, head, given, handle, call)
+        return _forward(self, body, head, given, handle, fused)
 
     def call(hidden: Tensor, head: nn.Linear, targets: Tensor, items: Any) -> tuple[Tensor, LossStatistics]:
         live = loss is not None and loss.denominator == "live"
@@ -120,13 +128,14 @@ def install_loss_head(
             value = value * (statistics.tokens / torch.as_tensor(items, device=value.device))
         return value, statistics
 
-    # No `__wrapped__`: accelerate would follow it past this patch when it unwraps mixed precision.
+    fused = torch.compiler.disable(call)
+    # No `__wrapped__`, as torch's decorator left one: accelerate would follow it past this patch when it unwraps mixed
+    # precision, and `remove` knows by it that somebody has wrapped our forward.
+    forward.__dict__.pop("__wrapped__", None)
     forward.__doc__ = original.__doc__
     first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    forward.__signature__ = accepting.replace(  # type: ignore[attr-defined]
-        parameters=[first, *accepting.parameters.values()]
-    )
-    forward.loss_head = handle  # type: ignore[attr-defined]
+    forward.__signature__ = accepting.replace(parameters=[first, *accepting.parameters.values()])
+    forward.loss_head = handle
     inner.forward = MethodType(forward, inner)  # bound, so that a deep copy runs the copy's own weights
     return handle
 

@@ -17,13 +17,16 @@ from kernels.losses import LossFunctions, derivative_of
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that is not a tensor. `reduce`: the caller needs only the sum over rows."""
+    """Everything that is not a tensor. `reduce`: the caller needs only the sum over rows.
+
+    `chunk_rows`: None has the implementation choose by memory.
+    """
 
     loss: LossFunctions
     ignore_index: int = -100
     softcap: float | None = None
     logit_scale: float = 1.0
-    chunk_rows: int = 4096
+    chunk_rows: int | None = None
     reduce: bool = True
 
 

@@ -331,8 +331,14 @@ def test_what_is_not_a_causal_language_model_is_refused() -> None:
         install_loss_head(make("llama").model)
     with pytest.raises(TypeError, match="wrapper"):
         install_loss_head(nn.DataParallel(make("llama")))
-    with pytest.raises(RuntimeError, match="not available"):
-        install_loss_head(make("llama"), impl="triton")
+
+
+def test_an_implementation_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("llama")
+    monkeypatch.setattr("kernels.dispatch.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="impl = 'triton' is not available here: triton is not installed"):
+        install_loss_head(model, impl="triton")
+    assert "forward" not in model.__dict__
 
 
 @pytest.mark.parametrize("change", ["scale", "shift", "softcap", "hidden", "vocabulary"])

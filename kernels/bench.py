@@ -1,0 +1,331 @@
+"""Time and memory of the loss heads on this machine, as ratios within one run; needs torch only.
+
+    python -m kernels.bench                        the cases of this machine's device, a few minutes
+    python -m kernels.bench --quick                to see that it works, in seconds
+    python -m kernels.bench --json r.json --plot r.svg
+
+Every head runs forward and backward. Timed in interleaved rounds, so that a busy moment hits all alike; the median
+counts. The floor is (1 + 2f) GEMMs at the rate that the three GEMMs of the case reach here by themselves. Peak memory
+is what a head needs on top of its inputs: on CUDA by torch's allocator; on the CPU in a process of its own, by the
+kernel's high-water mark of resident memory (VmHWM, reset after a warm-up call, against the resident memory then).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import bench_heads as heads
+from kernels.bench_heads import Batch, Case, Entry
+
+ROUNDS, QUICK_ROUNDS = 7, 2
+
+
+def run(*, quick: bool, device: str, memory: bool = True, step: bool = True, say: Callable[[str], None] = print) -> Any:
+    """All cases of the device. Returns what `--json` writes: the machine, and a list of cases, each with its heads."""
+    cases = heads.QUICK_CASES if quick else heads.CUDA_CASES if device == "cuda" else heads.CPU_CASES
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    entries = heads.entries(device, say, quick=quick)
+    result: dict[str, Any] = {"machine": machine(device), "rounds": rounds, "cases": []}
+    say(" · ".join(f"{key} {value}" for key, value in result["machine"].items()))
+    for case in cases:
+        result["cases"].append(run_case(case, entries, device=device, rounds=rounds, memory=memory, say=say))
+        say(table(result["cases"][-1]))
+    if device == "cuda":
+        result["logits"] = [run_logits(case, rounds=rounds, say=say) for case in cases]
+    if step:
+        result["step"] = run_steps(device, quick=quick, rounds=rounds, memory=memory, say=say)
+    return result
+
+
+def machine(device: str) -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()} CPU"
+    return {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads(), "python": sys.version[:6]}
+
+
+def run_case(
+    case: Case, entries: list[Entry], *, device: str, rounds: int, memory: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
+    say(f"\n{case.title}")
+    batches = {live: heads.make_batch(case, live, device) for live in heads.LIVE}
+    rate = matmul_rate(batches[1.0], rounds)
+    runs: dict[int, Callable[[], Any]] = {}
+    rows: list[dict[str, Any]] = []
+    for number, entry in enumerate(entries):
+        row: dict[str, Any] = {"head": entry.name, "live": entry.live, "peer": entry.peer}
+        rows.append(row)
+        try:
+            call = _forward_backward(entry, batches[entry.live])
+            call()
+        except Exception as error:  # a peer that cannot do this case is reported, and the others go on
+            if entry.name == "this package":
+                raise
+            row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+            say(f"failed: {entry.name}: {row['failed']}")
+            continue
+        runs[number] = call
+    for number, seconds in timed(runs, rounds, device).items():
+        rows[number]["seconds"] = seconds
+    gemm = 2 * case.rows * case.width * case.vocabulary / rate
+    for number, row in enumerate(rows):
+        if number in runs:
+            row["floor_seconds"] = (1 + 2 * row["live"]) * gemm
+            row["times_floor"] = row["seconds"] / row["floor_seconds"]
+            if memory:
+                row["peak_bytes"] = peak(case, entries[number], batches[entries[number].live], device)
+    peers = [row["seconds"] for row in rows if row["peer"] and "seconds" in row]
+    for row in rows:
+        if "seconds" in row:
+            row["speed_to_eager"] = rows[len(heads.LIVE)]["seconds"] / row["seconds"]
+            row["speed_to_best_peer"] = min(peers) / row["seconds"]
+    measured = {live: heads.live_share(batch) for live, batch in batches.items()}
+    for row in rows:
+        row["measured_live"] = 1.0 if row["peer"] else measured[row["live"]]
+    del batches
+    errors = {live: heads.error_against_reference(case, live, device) for live in heads.LIVE}
+    return {**asdict(case), "title": case.title, "flop_per_second": rate, "gradient_error": errors, "heads": rows}
+
+
+def _forward_backward(entry: Entry, batch: Batch) -> Callable[[], Any]:
+    def call() -> None:
+        batch.clear()
+        torch.autograd.backward(entry.head(batch))
+
+    return call
+
+
+def timed(runs: dict[int, Callable[[], Any]], rounds: int, device: str) -> dict[int, float]:
+    """Median seconds of each; they take turns. Each was called once already."""
+    seconds: dict[int, list[float]] = {number: [] for number in runs}
+    for _ in range(rounds):
+        for number, call in runs.items():
+            _wait(device)
+            started = time.perf_counter()
+            call()
+            _wait(device)
+            seconds[number].append(time.perf_counter() - started)
+    return {number: statistics.median(values) for number, values in seconds.items()}
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_rate(batch: Batch, rounds: int) -> float:
+    """FLOP/s over the three GEMMs of a dense head, on a chunk of 1024 rows (CUDA: all), with memory at hand."""
+    n = batch.hidden.shape[0] if batch.hidden.is_cuda else min(1024, batch.hidden.shape[0])
+    x, w = batch.hidden.detach()[:n], batch.weight.detach()
+    z, dw, dx = x @ w.T, torch.empty_like(w), torch.empty_like(x)
+    runs = {
+        0: lambda: torch.mm(x, w.T, out=z),
+        1: lambda: torch.mm(z.T, x, out=dw),
+        2: lambda: torch.mm(z, w, out=dx),
+    }
+    for call in runs.values():
+        call()
+    return 3 * 2 * n * w.numel() / sum(timed(runs, max(3, rounds), batch.hidden.device.type).values())
+
+
+def peak(case: Case, entry: Entry, batch: Batch, device: str) -> int:
+    """Bytes on top of the inputs."""
+    if device == "cuda":
+        return _cuda_peak(_forward_backward(entry, batch), batch.clear)
+    asked = {"case": asdict(case), "name": entry.name, "live": entry.live, "threads": torch.get_num_threads()}
+    return _child(asked)
+
+
+def _cuda_peak(call: Callable[[], Any], clear: Callable[[], Any]) -> int:
+    clear()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    found = torch.cuda.max_memory_allocated() - before
+    clear()
+    return found
+
+
+def _child(asked: dict[str, Any]) -> int:
+    command = [sys.executable, "-m", "kernels.bench", "--child", json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    if done.returncode:
+        raise RuntimeError(f"measuring memory of {asked} failed:\n{done.stderr[-2000:]}")
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def child(asked: dict[str, Any]) -> int:
+    """Peak memory of one call on the CPU, in a process that does nothing else (Linux)."""
+    torch.set_num_threads(asked["threads"])
+    if "step" in asked:
+        call, _ = heads.training_step("cpu", quick=asked["quick"], head=asked["step"])
+    else:
+        case = Case(**asked["case"])
+        batch = heads.make_batch(case, asked["live"], "cpu")
+        found = [e for e in heads.entries("cpu", lambda _: None) if (e.name, e.live) == (asked["name"], asked["live"])]
+        call = _forward_backward(found[0], batch)
+    call()
+    if "step" not in asked:
+        batch.clear()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    call()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def run_logits(case: Case, *, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """The logits-level losses, in bytes moved at the rate of a copy."""
+    rows = []
+    for live in heads.LIVE:
+        pairs = heads.logits_entries(case, live, "cuda")
+        leaf = pairs[0][2]
+        other = torch.empty_like(leaf)
+
+        def copy(other: Tensor = other, leaf: Tensor = leaf) -> None:
+            other.copy_(leaf.detach())
+
+        def call(head: Callable[[], Tensor], leaf: Tensor) -> Callable[[], None]:
+            def both() -> None:
+                leaf.grad = None
+                torch.autograd.backward(head())
+
+            return both
+
+        runs: dict[int, Callable[[], Any]] = {0: copy, **{i + 1: call(h, leaf) for i, (_, h, _) in enumerate(pairs)}}
+        for each in runs.values():
+            each()
+        seconds = timed(runs, rounds, "cuda")
+        rows += [
+            {
+                "head": name,
+                "live": live,
+                "seconds": seconds[i + 1],
+                "times_one_read_one_write": seconds[i + 1] / seconds[0],
+            }
+            for i, (name, _, _) in enumerate(pairs)
+        ]
+    say(f"\nlogits-level, {case.title}, a quarter of the rows: time as a multiple of one read and one write")
+    for row in rows:
+        say(f"  {row['head']:<16} f={row['live']:<5} {row['times_one_read_one_write']:.2f}")
+    return {**asdict(case), "heads": rows}
+
+
+def run_steps(device: str, *, quick: bool, rounds: int, memory: bool, say: Callable[[str], None]) -> Any:
+    """A whole training step against the stock head; None without transformers."""
+    names = ("stock", "ce", "tce")
+    try:
+        made = {name: heads.training_step(device, quick=quick, head=name) for name in names}
+    except ImportError as error:
+        say(f"skipped: a training step ({error})")
+        return None
+    runs: dict[int, Callable[[], Any]] = {i: made[name][0] for i, name in enumerate(names)}
+    for call in runs.values():
+        call()
+    seconds = timed(runs, rounds, device)
+    rows: list[dict[str, Any]] = []
+    for i, name in enumerate(names):
+        rows.append({"head": name, "seconds": seconds[i], "speed_to_stock": seconds[0] / seconds[i]})
+        if memory and device == "cuda":
+            rows[-1]["peak_bytes"] = _cuda_peak(runs[i], lambda: None)
+        elif memory:
+            rows[-1]["peak_bytes"] = _child({"step": name, "quick": quick, "threads": torch.get_num_threads()})
+    say(f"\na training step: {made['stock'][1]}")
+    for row in rows:
+        size = f"{row['peak_bytes'] / 2**20:9.0f} MiB" if memory else ""
+        say(f"  {row['head']:<6} {row['seconds']:8.3f} s  {row['speed_to_stock']:5.2f}×{size}")
+    return {"title": made["stock"][1], "heads": rows}
+
+
+def table(case: dict[str, Any]) -> str:
+    """A case as text, one head a line."""
+    lines = [
+        f"  {'head':<34}{'f':>6}{'s':>9}{'× eager':>9}{'× best peer':>13}{'× floor':>9}{'peak MiB':>10}{'of eager':>10}"
+    ]
+    base = case["heads"][len(heads.LIVE)].get("peak_bytes")
+    for row in case["heads"]:
+        if "seconds" not in row:
+            lines.append(f"  {row['head']:<34}  {row['failed']}")
+            continue
+        line = f"  {row['head']:<34}{row['measured_live']:>6.2f}{row['seconds']:>9.4f}{row['speed_to_eager']:>9.2f}"
+        line += f"{row['speed_to_best_peer']:>13.2f}{row['times_floor']:>9.2f}"
+        if base:
+            line += f"{row['peak_bytes'] / 2**20:>10.0f}{row['peak_bytes'] / base:>10.2f}"
+        lines.append(line)
+    errors = ", ".join(f"{error:.1e} at f={live}" for live, error in case["gradient_error"].items())
+    lines.append(
+        f"  GEMMs at {case['flop_per_second'] / 1e9:.0f} GFLOP/s; gradients off the fp32 reference by {errors}"
+    )
+    return "\n".join(lines)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Speed relative to the best peer, a panel per case. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cases = result["cases"]
+    figure, panels = pyplot.subplots(1, len(cases), figsize=(4 * len(cases), 4), sharey=True, squeeze=False)
+    for panel, case in zip(panels[0], cases, strict=True):
+        rows = [row for row in case["heads"] if "seconds" in row]
+        names = [row["head"] if row["peer"] else f"{row['head']}, f = {row['live']:g}" for row in rows]
+        colours = ["#1b6ca8" if row["head"] == "this package" else "#b0b0b0" for row in rows]
+        panel.barh(names, [row["speed_to_best_peer"] for row in rows], color=colours)
+        panel.axvline(1, color="black", linewidth=0.8)
+        panel.set_title(case["title"].replace(": ", "\n"), fontsize=8)
+        panel.set_xlabel("speed, best peer = 1")
+        panel.tick_params(labelsize=7)
+        panel.invert_yaxis()
+    figure.suptitle(f"forward and backward of the loss head, {result['machine']['device']}", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small shapes, two rounds: seconds")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--no-step", action="store_true", help="do not measure a training step")
+    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--plot", type=Path, help="draw there (.svg or .png); needs matplotlib")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.child:
+        print(child(json.loads(given.child)))
+        return 0
+    if given.threads:
+        torch.set_num_threads(given.threads)
+        os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    result = run(quick=given.quick, device=given.device, memory=not given.no_memory, step=not given.no_step)
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1))
+    if given.plot:
+        plot(result, given.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
