@@ -39,8 +39,10 @@ from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 from kernels import install_loss_head, losses
 
+
 class TruncatedSFTTrainer(SFTTrainer):
     compute_loss = Trainer.compute_loss  # the model's own loss; SFTTrainer's is always cross entropy
+
 
 arguments = SFTConfig(output_dir, max_steps=4, per_device_train_batch_size=2, report_to=[], use_cpu=True)
 trainer = TruncatedSFTTrainer(model, arguments, train_dataset=dataset, processing_class=tokenizer)

@@ -13,11 +13,12 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 
 
 def test_the_python_quickstart_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 1
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+    block, *examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(compile(block, "README.md", "exec"), {})
     assert re.search(r"loss \d+\.\d\d, \d+% of the tokens are live", capsys.readouterr().out)
+    source = (Path(__file__).parent / "test_examples.py").read_text(encoding="utf-8")
+    assert len(examples) == 3
+    assert all(f'"""\n{example}"""' in source for example in examples)  # which runs them
 
 
 def test_every_command_in_the_readme_exists() -> None:
