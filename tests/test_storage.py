@@ -609,7 +609,7 @@ def test_tables_round_trip_in_a_stream(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     rows = [{**TEXT_ROW, "position": i, "tokens": list(range(i % 7))} for i in range(3000)]
     assert shards.write_table(path, iter(rows), schema="split-text") == 3000
-    assert shards.read_rows(path) == rows
+    assert shards.read_rows(path) == [{**row, "same": None, "accepted": None} for row in rows]  # may be left out
     assert shards.read_table_columns([path, path], ["position"])["position"] == [*range(3000), *range(3000)]
     batches = list(shards.iter_batches([path], columns=["tokens"], batch_rows=500))
     assert max(len(b["tokens"]) for b in batches) <= 500
