@@ -40,11 +40,15 @@ def run_here(
         f"[bold]{config.name}[/]  {len(config.losses)} losses × {len(config.seeds)} seeds × "
         f"{config.generations} generations · {len(plan.stages())} stages, {there} found · store {prepared.store.url}"
     )
+    command = resume.format(name=prepared.record_id)
+    if there < len(found):
+        # said now, since a process that is killed says nothing
+        console.print(f"[dim]whenever it stops, go on with: {command}[/]", highlight=False)
     if there == len(found) and not plan.config.failure.stop_arm and configured_api() is None:
         # no server would keep a record of these runs, so there is no need to start one
         outcome = _everything_found(prepared, found, TerminalReporter(plan, console))
     else:
-        outcome = _run(prepared, console, command=resume.format(name=prepared.record_id))
+        outcome = _run(prepared, console, command=command)
     record = load_experiment(prepared.store, prepared.record_id)
     print_outcome(prepared.store, record, console)
     wall = time.monotonic() - started
