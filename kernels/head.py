@@ -14,6 +14,7 @@ kept, and the backward pass computes the logits of rows with c_i * upstream_i !=
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ from kernels.reference import Options, Terms, wide
 _SCALED_AT_ONCE = 2**22  # elements
 
 
-class Engine:
+class Engine(ABC):
     """The logits of one chunk at a time, and the gradients summed over chunks.
 
     Args:
@@ -56,20 +57,20 @@ class Engine:
         self.d_bias: Tensor | None = None
         self.at_once = max(1, min(rows, self.chunk_rows(rows)))
 
+    @abstractmethod
     def chunk_rows(self, rows: int) -> int:
         """How many rows make a chunk, from the options or from what memory allows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Make a chunk's logits. Returns nll (n,) of the wide type, and hits (n,), whether none is above the target."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, rows: Tensor, coefficient: Tensor) -> None:
         """Add the gradients of the chunk made last; its logits are gone afterwards.
 
         rows: (n,) where its rows stand in `hidden`. coefficient: (n,) c, of the wide type; 0 where dead.
         """
-        raise NotImplementedError
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Of hidden in its own type, of weight and bias in the wide one."""
