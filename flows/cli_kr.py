@@ -104,7 +104,10 @@ def check(
             typer.echo(f"{file}: {problem}")
         _show(found)
     wrong = len({line for line, _ in problems})
-    out.print(f"{len(items):,} questions are well-formed; wrong are {wrong:,} lines and {len(together)} things in all")
+    verdict = f"{len(items):,} questions are well-formed; {wrong:,} lines have a problem"
+    if together:
+        verdict += f", and so has the set as a whole ({len(together)}, above)"
+    out.print(verdict)
     raise typer.Exit(1 if problems or together else 0)
 
 

@@ -119,6 +119,7 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
     run = running.plan.run(arm, seed)
     stop_arm = running.plan.config.failure.stop_arm
     measured: list[dict[str, Any]] = []
+    drifted: list[dict[str, Any]] = []
     async with _task_group() as group:
         before: asyncio.Task[bool] | None = None
         for step in run.generations:
@@ -134,7 +135,7 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
                     return f"{experiment}: {arm} · seed {seed} failed in generation {step.generation}"
                 await _together(*(stage_tasks.regenerate(one) for one in step.regenerate))
                 if step.drift is not None:
-                    group.create_task(_wait(stage_tasks.measure_drift(step.drift)))
+                    group.create_task(_drift(step, step.drift, drifted))
     return f"{experiment}: {arm} · seed {seed} finished"
 
 
@@ -147,6 +148,13 @@ async def _measure(step: GenerationPlan, measured: list[dict[str, Any]], after: 
     measured.append({"generation": step.generation, **evaluation["metrics"]})
     await publish.publish_generation(step, measured, check["metrics"])
     return bool(check["metrics"]["status"] == "failed")
+
+
+async def _drift(step: GenerationPlan, stage: Stage, drifted: list[dict[str, Any]]) -> None:
+    """Measure the drift of one generation and show it."""
+    found = await stage_tasks.reference(stage_tasks.measure_drift(stage), stage)
+    drifted.append({"generation": step.generation, **found["metrics"]})
+    await publish.publish_drift(step, drifted)
 
 
 async def _wait(work: Awaitable[Any]) -> None:

@@ -85,3 +85,31 @@ async def publish_generation(step: GenerationPlan, measured: list[dict[str, Any]
             description=f"{name} · {arm} · seed {seed}: {failure['status']}",
         ),
     )
+
+
+DRIFT_COLUMNS = (
+    "live-fraction",
+    "model-kl",
+    "perplexity-base-self",
+    "facts-true-0",
+    "self-bleu-0",
+    "tail-types-kept-0",
+)
+
+
+@task(name="publish", task_run_name="publish drift · g{step.generation}", persist_result=False)
+async def publish_drift(step: GenerationPlan, drifted: list[dict[str, Any]]) -> None:
+    """A table of what became of text and model, from the generations so far: live tokens, divergences, split 0."""
+    running = current_session()
+    assert step.drift is not None
+    last = step.generation == running.plan.config.generations - 1
+    if not last and step.drift.reference not in {one.reference for one in running.built}:
+        return  # nothing new to show before the last generation
+    name, arm, seed = running.plan.config.name, step.train.arm, step.train.seed
+    ordered = sorted(drifted, key=lambda m: m["generation"])
+    columns = [c for c in DRIFT_COLUMNS if any(c in m for m in ordered)]
+    await acreate_table_artifact(
+        [{"generation": m["generation"], **{c: m[c] for c in columns if c in m}} for m in ordered],
+        key=artifact_key(name, arm or "", "seed", seed or 0, "drift")[:250],
+        description=f"{name} · {arm} · seed {seed}: drift, and the share of tokens that the loss left live",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -84,6 +85,23 @@ def test_every_stage_is_built_once(finished: tuple[Path, Prepared, Recorder]) ->
     assert set(counts.values()) == {1}
     assert {s.reference for s in prepared.plan.stages()} == set(counts)
     assert not recorder.notes
+
+
+def test_the_ui_is_shown_retention_and_drift(finished: tuple[Path, Prepared, Recorder]) -> None:
+    from prefect.client.orchestration import get_client
+
+    async def shown() -> dict[str, Any]:
+        async with get_client() as client:
+            made = await client.read_artifacts(limit=200)
+            return {a.key: a.data for a in sorted(made, key=lambda a: str(a.created)) if a.key}  # the newest of each
+
+    artifacts = asyncio.run(shown())
+    for arm in ("ce", "tce-0-9"):
+        assert "xychart-beta" in artifacts[f"smoke-{arm}-seed-0-retention"]
+        for name, columns in (("table", {"kr-split-0", "kr-total"}), ("drift", {"model-kl", "facts-true-0"})):
+            rows = json.loads(artifacts[f"smoke-{arm}-seed-0-{name}"])
+            assert {row["generation"] for row in rows} == {0, 1} and all(columns <= set(row) for row in rows)
+        assert all(("live-fraction" in row) == (arm == "tce-0-9") for row in rows)
 
 
 def test_every_artifact_is_sound(finished: tuple[Path, Prepared, Recorder]) -> None:
