@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,26 +89,6 @@ def unseen_words(questions: Iterable[Question], texts: Iterable[str]) -> tuple[i
         either += not (true ^ false) <= seen
         of_true += not (true - false) <= seen
     return either, of_true
-
-
-def unigram_share(questions: Iterable[Question], texts: Iterable[str]) -> float:
-    """Share of the questions whose true answer is the likelier one by the word counts of `texts` alone.
-
-    Words as in `unseen_words`, each counted once more than it occurs; a tie counts one half. Word order, context
-    and length normalisation play no part: what knows only how frequent words are scores this, and not 0.5.
-    """
-    counts = Counter(word for text in texts for word in _WORD.findall(text.casefold()))
-    total = counts.total() + len(counts) + 1
-
-    def log_likelihood(answer: str) -> float:
-        return sum(math.log((counts[word] + 1) / total) for word in _WORD.findall(answer.casefold()))
-
-    right, asked = 0.0, 0
-    for question in questions:
-        true, false = log_likelihood(question.true_answer), log_likelihood(question.false_answer)
-        right += 0.5 if true == false else float(true > false)
-        asked += 1
-    return right / asked if asked else 0.5
 
 
 def _from_lines(path: Path, *, field: str) -> Iterator[tuple[str, object]]:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from fortifai_core.corpora import Document, Question, Source
 from fortifai_core.errors import DataError
-from storage.questions import unigram_share, unseen_words
+from fortifai_core.kr_build import baseline, unigram_score, word_counts
+from storage.questions import unseen_words
 
 _FAR = 2.58  # standard errors, of guessing: one in a hundred by chance
 
@@ -130,7 +131,8 @@ def _question_notes(
                 "word that separates the true from the false answer never occurs in the corpus "
                 f"(in {of_true:,} a word of the true answer): this text alone cannot teach them all."
             )
-        share = unigram_share(remaining, (d.text for d in documents))
+        pairs = [(q.true_answer, q.false_answer) for q in remaining]
+        share = baseline(pairs, unigram_score(word_counts(d.text for d in documents))).share
         if abs(share - 0.5) > _FAR * 0.5 / math.sqrt(len(remaining)):
             notes.append(
                 f"Baseline: by word frequencies alone the true answer is the likelier one in {share:.0%} of the "

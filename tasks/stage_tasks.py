@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable
 from typing import Any
 
@@ -82,11 +81,10 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
         reference = session.remember(stage, artifact.manifest.metrics)
         message = f"Found in the store: {stage.kind} {stage.key[:12]}"
         return Completed(name="Cached", message=message, data=reference)
-    started = time.monotonic()
     outcome = await _build(stage, session)
-    seconds = time.monotonic() - started
+    seconds = 0.0 if outcome["found"] else float(outcome["seconds"])  # of building, not of waiting for a worker
     (session.found if outcome["found"] else session.built).append(stage)
-    session.stage_seconds += 0.0 if outcome["found"] else float(outcome["seconds"])
+    session.stage_seconds += seconds
     session.reporter.finished(stage, found=outcome["found"], seconds=seconds)
     return session.remember(stage, outcome["metrics"])
 

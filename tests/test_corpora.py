@@ -16,9 +16,9 @@ import pytest
 from fortifai_core.config import AlmanacCorpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
 from fortifai_core.corpora import Question, Source
 from fortifai_core.errors import DataError
+from fortifai_core.kr_build import baseline, unigram_score, word_counts
 from fortifai_core.splitting import cut
 from storage import hub, mirror
-from storage.questions import unigram_share
 from storage.sources import check_corpus, load_source, source_digests
 from storage.wikitext import articles, ordinary_spelling
 
@@ -152,8 +152,8 @@ def test_the_baseline_of_word_frequencies_is_counted_by_hand() -> None:
         Question("2", "d", "", "a bird", "a cat"),
         Question("3", "d", "", "saw dog", "dog saw"),
     ]
-    assert unigram_share(asked, texts) == (1 + 1 + 0 + 0.5) / 4
-    assert unigram_share([], texts) == 0.5
+    pairs = [(q.true_answer, q.false_answer) for q in asked]
+    assert baseline(pairs, unigram_score(word_counts(texts))).share == (1 + 1 + 0 + 0.5) / 4
 
 
 def test_a_test_that_word_frequencies_answer_is_said_to_be_one(tmp_path: Path) -> None:
