@@ -31,23 +31,33 @@ from torch import Tensor
 from kernels import bench_heads as heads
 from kernels.bench_heads import Batch, Case, Entry
 
-ROUNDS, QUICK_ROUNDS = 7, 2
-
 
 def run(*, quick: bool, device: str, memory: bool = True, step: bool = True, say: Callable[[str], None] = print) -> Any:
-    """All cases of the device. Returns what `--json` writes: the machine, and a list of cases, each with its heads."""
+    """All cases of the device. Returns what `--json` writes: the machine, and a list of cases, each with its heads.
+
+    Times first: until `say` is told that memory comes, the machine should have nothing else to do.
+    """
     cases = heads.QUICK_CASES if quick else heads.CUDA_CASES if device == "cuda" else heads.CPU_CASES
-    rounds = QUICK_ROUNDS if quick else ROUNDS
     entries = heads.entries(device, say, quick=quick)
-    result: dict[str, Any] = {"machine": machine(device), "rounds": rounds, "cases": []}
+    result: dict[str, Any] = {"machine": machine(device), "cases": []}
     say(" · ".join(f"{key} {value}" for key, value in result["machine"].items()))
     for case in cases:
-        result["cases"].append(run_case(case, entries, device=device, rounds=rounds, memory=memory, say=say))
-        say(table(result["cases"][-1]))
+        result["cases"].append(run_case(case, entries, device=device, say=say))
+        if not memory:
+            say(table(result["cases"][-1]))
     if device == "cuda":
-        result["logits"] = [run_logits(case, rounds=rounds, say=say) for case in cases]
+        result["logits"] = [run_logits(case, say=say) for case in cases]
     if step:
-        result["step"] = run_steps(device, quick=quick, rounds=rounds, memory=memory, say=say)
+        result["step"] = run_steps(device, quick=quick, say=say)
+    if memory:
+        say("\ntimes are taken; now the memory")
+        for case, found in zip(cases, result["cases"], strict=True):
+            add_peaks(case, entries, found["heads"], device)
+            say(table(found))
+        if result.get("step"):
+            add_step_peaks(result["step"]["heads"], device, quick=quick)
+    if result.get("step"):
+        say(step_table(result["step"]))
     return result
 
 
@@ -56,12 +66,11 @@ def machine(device: str) -> dict[str, Any]:
     return {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads(), "python": sys.version[:6]}
 
 
-def run_case(
-    case: Case, entries: list[Entry], *, device: str, rounds: int, memory: bool, say: Callable[[str], None]
-) -> dict[str, Any]:
-    say(f"\n{case.title}")
+def run_case(case: Case, entries: list[Entry], *, device: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """The times of one case."""
+    say(f"timing {case.title}")
     batches = {live: heads.make_batch(case, live, device) for live in heads.LIVE}
-    rate = matmul_rate(batches[1.0], rounds)
+    rate = matmul_rate(batches[1.0], case.rounds)
     runs: dict[int, Callable[[], Any]] = {}
     rows: list[dict[str, Any]] = []
     for number, entry in enumerate(entries):
@@ -77,15 +86,13 @@ def run_case(
             say(f"failed: {entry.name}: {row['failed']}")
             continue
         runs[number] = call
-    for number, seconds in timed(runs, rounds, device).items():
+    for number, seconds in timed(runs, case.rounds, device).items():
         rows[number]["seconds"] = seconds
     gemm = 2 * case.rows * case.width * case.vocabulary / rate
     for number, row in enumerate(rows):
         if number in runs:
             row["floor_seconds"] = (1 + 2 * row["live"]) * gemm
             row["times_floor"] = row["seconds"] / row["floor_seconds"]
-            if memory:
-                row["peak_bytes"] = peak(case, entries[number], batches[entries[number].live], device)
     peers = [row["seconds"] for row in rows if row["peer"] and "seconds" in row]
     for row in rows:
         if "seconds" in row:
@@ -140,9 +147,17 @@ def matmul_rate(batch: Batch, rounds: int) -> float:
     return 3 * 2 * n * w.numel() / sum(timed(runs, max(3, rounds), batch.hidden.device.type).values())
 
 
-def peak(case: Case, entry: Entry, batch: Batch, device: str) -> int:
+def add_peaks(case: Case, entries: list[Entry], rows: list[dict[str, Any]], device: str) -> None:
+    """To each head that ran its peak memory."""
+    for entry, row in zip(entries, rows, strict=True):
+        if "seconds" in row:
+            row["peak_bytes"] = peak(case, entry, device)
+
+
+def peak(case: Case, entry: Entry, device: str) -> int:
     """Bytes on top of the inputs."""
     if device == "cuda":
+        batch = heads.make_batch(case, entry.live, device)
         return _cuda_peak(_forward_backward(entry, batch), batch.clear)
     asked = {"case": asdict(case), "name": entry.name, "live": entry.live, "threads": torch.get_num_threads()}
     return _child(asked)
@@ -193,7 +208,7 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def run_logits(case: Case, *, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+def run_logits(case: Case, *, say: Callable[[str], None]) -> dict[str, Any]:
     """The logits-level losses, in bytes moved at the rate of a copy."""
     rows = []
     for live in heads.LIVE:
@@ -214,7 +229,7 @@ def run_logits(case: Case, *, rounds: int, say: Callable[[str], None]) -> dict[s
         runs: dict[int, Callable[[], Any]] = {0: copy, **{i + 1: call(h, leaf) for i, (_, h, _) in enumerate(pairs)}}
         for each in runs.values():
             each()
-        seconds = timed(runs, rounds, "cuda")
+        seconds = timed(runs, case.rounds, "cuda")
         rows += [
             {
                 "head": name,
@@ -230,7 +245,7 @@ def run_logits(case: Case, *, rounds: int, say: Callable[[str], None]) -> dict[s
     return {**asdict(case), "heads": rows}
 
 
-def run_steps(device: str, *, quick: bool, rounds: int, memory: bool, say: Callable[[str], None]) -> Any:
+def run_steps(device: str, *, quick: bool, say: Callable[[str], None]) -> Any:
     """A whole training step against the stock head; None without transformers."""
     names = ("stock", "ce", "tce")
     try:
@@ -238,28 +253,41 @@ def run_steps(device: str, *, quick: bool, rounds: int, memory: bool, say: Calla
     except ImportError as error:
         say(f"skipped: a training step ({error})")
         return None
+    say(f"timing a training step: {made['stock'][1]}")
     runs: dict[int, Callable[[], Any]] = {i: made[name][0] for i, name in enumerate(names)}
     for call in runs.values():
         call()
-    seconds = timed(runs, rounds, device)
-    rows: list[dict[str, Any]] = []
-    for i, name in enumerate(names):
-        rows.append({"head": name, "seconds": seconds[i], "speed_to_stock": seconds[0] / seconds[i]})
-        if memory and device == "cuda":
-            rows[-1]["peak_bytes"] = _cuda_peak(runs[i], lambda: None)
-        elif memory:
-            rows[-1]["peak_bytes"] = _child({"step": name, "quick": quick, "threads": torch.get_num_threads()})
-    say(f"\na training step: {made['stock'][1]}")
-    for row in rows:
-        size = f"{row['peak_bytes'] / 2**20:9.0f} MiB" if memory else ""
-        say(f"  {row['head']:<6} {row['seconds']:8.3f} s  {row['speed_to_stock']:5.2f}×{size}")
+    seconds = timed(runs, 2 if quick else 7, device)
+    rows = [
+        {"head": name, "seconds": seconds[i], "speed_to_stock": seconds[0] / seconds[i]} for i, name in enumerate(names)
+    ]
     return {"title": made["stock"][1], "heads": rows}
+
+
+def add_step_peaks(rows: list[dict[str, Any]], device: str, *, quick: bool) -> None:
+    """To each training step its peak memory."""
+    for row in rows:
+        if device == "cuda":
+            row["peak_bytes"] = _cuda_peak(heads.training_step(device, quick=quick, head=row["head"])[0], lambda: None)
+        else:
+            row["peak_bytes"] = _child({"step": row["head"], "quick": quick, "threads": torch.get_num_threads()})
+
+
+def step_table(step: dict[str, Any]) -> str:
+    """The training step as text."""
+    lines = [f"\na training step: {step['title']}"]
+    for row in step["heads"]:
+        size = f"{row['peak_bytes'] / 2**20:9.0f} MiB" if "peak_bytes" in row else ""
+        lines.append(f"  {row['head']:<6} {row['seconds']:8.3f} s  {row['speed_to_stock']:5.2f}×{size}")
+    return "\n".join(lines)
 
 
 def table(case: dict[str, Any]) -> str:
     """A case as text, one head a line."""
     lines = [
-        f"  {'head':<34}{'f':>6}{'s':>9}{'× eager':>9}{'× best peer':>13}{'× floor':>9}{'peak MiB':>10}{'of eager':>10}"
+        f"\n{case['title']}",
+        f"  {'head':<34}{'f':>6}{'s':>9}{'× eager':>9}{'× best peer':>13}{'× floor':>9}"
+        f"{'peak MiB':>10}{'of eager':>10}",
     ]
     base = case["heads"][len(heads.LIVE)].get("peak_bytes")
     for row in case["heads"]:

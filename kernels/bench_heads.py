@@ -21,23 +21,27 @@ _NLL_ROWS = 1024
 
 @dataclass(frozen=True)
 class Case:
-    """rows hidden states of `width` against a `vocabulary`. name: whose shape that is."""
+    """rows hidden states of `width` against a `vocabulary`, timed `rounds` times. name: whose shape that is."""
 
     name: str
     rows: int
     width: int
     vocabulary: int
     dtype: str
+    rounds: int = 7
 
     @property
     def title(self) -> str:
         return f"{self.name}: N={self.rows} D={self.width} V={self.vocabulary} {self.dtype}"
 
 
-QUICK_CASES = [Case("quick", 256, 64, 2048, dtype) for dtype in ("float32", "bfloat16")]
+QUICK_CASES = [Case("quick", 256, 64, 2048, dtype, rounds=2) for dtype in ("float32", "bfloat16")]
 CPU_CASES = [
-    Case(name, *shape, dtype)
-    for name, shape in (("small vocabulary", (4096, 256, 32768)), ("large vocabulary", (2048, 512, 128256)))
+    Case(name, *shape, dtype, rounds)
+    for name, shape, rounds in (
+        ("small vocabulary", (4096, 256, 32768), 7),
+        ("large vocabulary", (2048, 512, 128256), 3),  # seconds for each head
+    )
     for dtype in ("float32", "bfloat16")
 ]
 CUDA_CASES = [
@@ -140,7 +144,9 @@ def entries(device: str, say: Callable[[str], None], *, quick: bool = False) -> 
         peers |= _gpu_peers(say)
         dense = peers.get("Liger", dense)
     found += [Entry(name, 1.0, head, peer=True) for name, head in peers.items()]
-    return found + [Entry("no kernels, 1+3f", live, _without_kernels(dense), peer=False) for live in LIVE]
+    if device == "cuda":
+        found += [Entry("no kernels, 1+3f", live, _without_kernels(dense), peer=False) for live in LIVE]
+    return found
 
 
 def _eager_tensors(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

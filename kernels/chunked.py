@@ -75,7 +75,8 @@ class _Chunked(head.Engine):
             highest = torch.amax(z, 1, out=self.highest[part])
             torch.sum(z.sub_(highest[:, None]).exp_(), 1, out=self.total[part])
         # total >= 1, so both terms are >= 0: rounding never makes nll negative
-        return self.total.log() + (self.highest - chosen), chosen >= self.highest
+        self.nll = self.total.log() + (self.highest - chosen)
+        return self.nll, chosen >= self.highest
 
     def _shape(self, logits: Tensor) -> None:
         """Scale and soft cap, in place."""
@@ -100,25 +101,25 @@ class _Chunked(head.Engine):
 
     def _d_logits(self, start: int, alive: Tensor, coefficient: Tensor, *, still: bool) -> None:
         """Rows `alive` of the buffer become d_logits from row `start` on; `still`: that is where they stand."""
-        place = self.buffer[start : start + alive.numel()]
-        d = place
-        if not (still and self.exponentiated):
-            d = self.scratch[: alive.numel()]
-            d.copy_(place if still else self.buffer.index_select(0, alive))
-        c, slope = coefficient[alive] * self.options.logit_scale, None
-        if not self.exponentiated:
+        n = alive.numel()
+        place, c = self.buffer[start : start + n], coefficient[alive] * self.options.logit_scale
+        targets = (torch.arange(n, device=alive.device), self.targets[alive])
+        at_target = c * torch.expm1(-self.nll[alive])  # c (p - 1), exact where p is near 1
+        if self.exponentiated:
+            d = place if still else torch.index_select(self.buffer, 0, alive, out=self.scratch[:n])
+        else:
+            d = self.scratch[:n].copy_(place if still else self.buffer.index_select(0, alive))
             self._shape(d)
-            if self.options.softcap is not None:
-                slope = 1 - (d / self.options.softcap).square_()
+            slope = None if self.options.softcap is None else 1 - (d / self.options.softcap).square_()
             d.sub_(self.highest[alive, None]).exp_()
-        d.mul_((c / self.total[alive])[:, None])
-        d[torch.arange(alive.numel(), device=d.device), self.targets[alive]] -= c
-        if slope is not None:
-            d.mul_(slope)
+            if slope is not None:
+                d.mul_(slope)
+                at_target *= slope[targets]
+        torch.mul(d, (c / self.total[alive])[:, None], out=place)
+        place[targets] = at_target.to(place.dtype)
         if self.wanted[2]:
-            self.d_bias = d.sum(0) if self.d_bias is None else self.d_bias.add_(d.sum(0))
-        if d is not place:
-            place.copy_(d)
+            total = place.sum(0, dtype=wide(self.compute))
+            self.d_bias = total if self.d_bias is None else self.d_bias.add_(total)
 
     def _add_weight(self, d_logits: Tensor, x: Tensor) -> None:
         kind = wide(self.compute)
