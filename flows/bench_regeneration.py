@@ -94,32 +94,40 @@ def bench_regeneration(
         say(f"writing text of which the model agrees with {agreement:.1%} of the tokens")
         documents = write_text(model, size, agreement=agreement)
         cases: dict[str, Case] = {
-            f"aligned, {context}": _engine(model, documents, paper, engine="aligned", context=context)
+            f"aligned, {context}": engine_case(model, documents, paper, engine="aligned", context=context)
             for context in ("document", "cut")
         }
         if agreement == 0:
             cases |= _others(model, documents, paper, size, say)
-        rows += _timed(cases, size, f"C={size.context}, B={size.block}, greedy", say)
+        rows += timed(cases, size.repeats, f"C={size.context}, B={size.block}, greedy", say)
     demo = Regeneration.model_validate(DEMO)
     small = Size(80 if not quick else 8, 150, 48, 16, (), size.repeats)
     documents = write_text(model, small, agreement=0.6, ragged=True)
     engines = [("aligned", "document"), ("aligned", "cut"), ("reference", "document"), ("reference", "cut")]
-    cases = {f"{e}, {c}": _engine(model, documents, demo, engine=e, context=c) for e, c in engines}
-    rows += _timed(cases, small, "the demo's shape: documents of about 150, C=48, B=16, sampled", say)
-    return _with_ratios(rows)
+    cases = {f"{e}, {c}": engine_case(model, documents, demo, engine=e, context=c) for e, c in engines}
+    rows += timed(cases, small.repeats, "the demo's shape: documents of about 150, C=48, B=16, sampled", say)
+    return with_ratios(rows)
 
 
 Case = Callable[[], tuple[int, float | None]]
 
 
-def _engine(model: Any, documents: list[TokenisedDocument], config: Regeneration, **options: str) -> Case:
-    """One rewriting; gives the tokens rewritten and the share accepted."""
+def engine_case(
+    model: Any,
+    documents: list[TokenisedDocument],
+    config: Regeneration,
+    *,
+    suppress: list[int] = SPECIAL,
+    pad_id: int = 0,
+    **options: str,
+) -> Case:
+    """One rewriting; gives the tokens rewritten and the share accepted. options: fields of `config` to change."""
     chosen = Regeneration.model_validate({**config.model_dump(), **options})
 
     def case() -> tuple[int, float | None]:
         done = Statistics()
         regenerate(
-            model, documents, chosen, seed_parts=("bench",), batch_blocks=256, suppress=SPECIAL, pad_id=0,
+            model, documents, chosen, seed_parts=("bench",), batch_blocks=256, suppress=suppress, pad_id=pad_id,
             statistics=done,
         )  # fmt: skip
         tokens = sum(block.length for block in plan_blocks(documents, chosen))
@@ -184,23 +192,23 @@ def _others(
         return sum(b.length for b in plan_blocks(documents, config)), None
 
     return {
-        "(a) reference engine": _engine(model, documents, config, engine="reference"),
+        "(a) reference engine": engine_case(model, documents, config, engine="reference"),
         f"(b) generate, {batch} rows, {cache or 'dynamic'} cache": lambda: generate(prompts, batch=batch, cache=cache),
         "(c) continuous batching": continuous,
         "bound: one forward pass": bound,
     }
 
 
-def _timed(cases: dict[str, Case], size: Size, task: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def timed(cases: dict[str, Case], repeats: int, task: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Cases in turn, `repeats` times after a first round that warms up; medians. One that cannot run says why."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     last: dict[str, tuple[int, float | None]] = {}
     failed: dict[str, str] = {}
-    for turn in range(size.repeats + 1):
+    for turn in range(repeats + 1):
         for name, case in cases.items():
             if name in failed:
                 continue
-            say(f"{task}: {name}, {'warming up' if turn == 0 else f'{turn} of {size.repeats}'}")
+            say(f"{task}: {name}, {'warming up' if turn == 0 else f'{turn} of {repeats}'}")
             started = time.perf_counter()
             try:
                 last[name] = case()
@@ -224,7 +232,7 @@ def _timed(cases: dict[str, Case], size: Size, task: str, say: Callable[[str], N
     return rows
 
 
-def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """To each aligned row: how many times as fast as every other kind of row of its task."""
     for row in rows:
         others = [o for o in rows if o["task"] == row["task"] and not o["what"].startswith("aligned")]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from fortifai_core.errors import InputError
 
@@ -47,6 +48,10 @@ def kernels(
 def regeneration(
     shape: Annotated[str, typer.Option(help="Shape of the model: demo, wikitext or 1b.")] = "demo",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    experiment: Annotated[str | None, typer.Option(help="Instead: the models and text of this experiment.")] = None,
+    generation: Annotated[list[int] | None, typer.Option(help="Which of its models. May be repeated. [0]")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Only so many tokens of its text.")] = None,
+    store: Annotated[str | None, typer.Option("--store", help="Its store. [FORTIFAI_STORE]")] = None,
     quick: Quick = False,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +61,21 @@ def regeneration(
     if shape not in SHAPES:
         raise InputError("shape", shape, f"choose {', '.join(SHAPES)}")
     err = Console(stderr=True)
-    rows = bench_regeneration(shape=shape, device=device, quick=quick, say=lambda text: err.print(f"[dim]{text}[/]"))
+
+    def say(text: str) -> None:
+        err.print(f"[dim]{escape(text)}[/]", highlight=False, soft_wrap=True)
+
+    if experiment is None:
+        rows = bench_regeneration(shape=shape, device=device, quick=quick, say=say)
+    else:
+        from flows.bench_experiment import bench_experiment
+        from flows.prepare import open_store
+        from storage.experiments import load_experiment
+
+        opened = open_store(store)
+        record = load_experiment(opened, experiment)
+        repeats = 1 if quick else 3
+        rows = bench_experiment(opened, record, generations=generation or [0], repeats=repeats, tokens=tokens, say=say)
     if as_json:
         typer.echo(json.dumps(rows, indent=2, default=str))
     else:

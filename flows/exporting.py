@@ -39,11 +39,11 @@ def export_model(store: ArtifactStore, experiment: str, *, arm: str, seed: int, 
             there already, or the artifact is not in the store (the message says which command builds it).
     """
     record = load_experiment(store, experiment)
-    stage = _model_stage(record, arm=arm, seed=seed, generation=generation)
+    stage = model_stage(record, arm=arm, seed=seed, generation=generation)
     with _new_folder(target) as folder:
-        artifact = _artifact(store, record, stage.kind, stage.key)
+        artifact = artifact_of(store, record, stage.kind, stage.key)
         if (artifact.path / ADAPTER).is_dir():
-            base = _artifact(store, record, "model", stage.parents["base"])
+            base = artifact_of(store, record, "model", stage.parents["base"])
             _write_merged(artifact, base, folder)
         else:
             for path in artifact.files():
@@ -71,12 +71,12 @@ def export_dataset(
     from storage.exports import export_text
 
     record = load_experiment(store, experiment)
-    stage = _model_stage(record, arm=arm, seed=seed, generation=generation)
+    stage = model_stage(record, arm=arm, seed=seed, generation=generation)
     if generation == BASE:
         raise InputError("--generation", generation, "the base model's text is in no split; choose 0 or above")
     regime = Regime(record.config["regime"])
     parts = [
-        (version.split, version.version, _text(store, record, stage, version))
+        (version.split, version.version, text_of(store, record, stage, version))
         for version in training_set(regime, generation)
     ]
     with _new_folder(target) as folder:
@@ -88,7 +88,7 @@ def export_dataset(
     return target
 
 
-def _model_stage(record: Experiment, *, arm: str, seed: int, generation: int) -> StageRecord:
+def model_stage(record: Experiment, *, arm: str, seed: int, generation: int) -> StageRecord:
     """The stage that made the model, found step by step, so that the first wrong choice is the one named."""
     if generation == BASE:
         return _one(record, "base")
@@ -115,7 +115,7 @@ def _one(record: Experiment, role: str) -> StageRecord:
     raise InputError("experiment", record.label, f"has no stage `{role}`; `fortifai resume {record.label}` plans anew")
 
 
-def _artifact(store: ArtifactStore, record: Experiment, kind: str, key: str) -> Artifact:
+def artifact_of(store: ArtifactStore, record: Experiment, kind: str, key: str) -> Artifact:
     artifact = store.find(kind, key)
     if artifact is None:
         remedy = f"is not in {store.url}; `fortifai resume {record.label} --store {store.url}` builds it"
@@ -123,13 +123,13 @@ def _artifact(store: ArtifactStore, record: Experiment, kind: str, key: str) -> 
     return artifact
 
 
-def _text(store: ArtifactStore, record: Experiment, stage: StageRecord, version: SplitVersion) -> list[Path]:
+def text_of(store: ArtifactStore, record: Experiment, stage: StageRecord, version: SplitVersion) -> list[Path]:
     """The files of one split version that a train stage read."""
     if version.real:
         from tasks.prepare import split_file
 
-        return [_artifact(store, record, "corpus", stage.parents["corpus"]).file(split_file(version.split))]
-    return _artifact(store, record, "split", stage.parents[str(version)]).files("part-*.parquet")
+        return [artifact_of(store, record, "corpus", stage.parents["corpus"]).file(split_file(version.split))]
+    return artifact_of(store, record, "split", stage.parents[str(version)]).files("part-*.parquet")
 
 
 @contextlib.contextmanager
@@ -229,4 +229,4 @@ def _origin(record: Experiment, stage: StageRecord, created: str | None) -> list
     ]
 
 
-__all__ = ["BASE", "export_dataset", "export_model"]
+__all__ = ["BASE", "artifact_of", "export_dataset", "export_model", "model_stage", "text_of"]

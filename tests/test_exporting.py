@@ -197,3 +197,20 @@ def test_a_failure_leaves_nothing_behind(run: Prepared, tmp_path: Path, monkeypa
     with pytest.raises(RuntimeError, match="half way"):
         export_model(run.store, run.record_id, arm="tce-0.8", seed=0, generation=0, target=tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_engines_are_timed_on_what_an_experiment_made(run: Prepared) -> None:
+    from flows.bench_experiment import bench_experiment
+    from storage.experiments import load_experiment
+
+    record = load_experiment(run.store, "latest")
+    rows = bench_experiment(run.store, record, generations=[1], repeats=1, tokens=100)
+    assert [row["what"] for row in rows] == [
+        "aligned, document", "aligned, cut", "reference, document", "reference, cut"
+    ]  # fmt: skip
+    assert "M_1 on D0^(1)" in rows[0]["task"]  # what M_1 trained on, not the real text
+    ours, reference = rows[1], rows[3]
+    assert ours["times"]["reference, cut"] == ours["tokens_per_second"] / reference["tokens_per_second"]
+    assert 0 <= ours["acceptance"] <= 1 and reference["acceptance"] is None
+    with pytest.raises(InputError, match="generation"):
+        bench_experiment(run.store, record, generations=[7])

@@ -90,12 +90,14 @@ def test_options_that_a_decoding_does_not_read_are_in_no_key() -> None:
 
 def test_what_was_always_done_is_said_in_no_key_and_what_is_new_changes_the_rewriting() -> None:
     """Artifacts from before there were engines and contexts are found; chunks only count where they are read."""
-    historic = ["regeneration.engine=reference", "regeneration.context=cut", "regeneration.chunk_tokens=300"]
-    assert by_place(plan(*historic)) == by_place(plan())
-    rewriting = next(s for s in plan().uses() if s.role == "regenerate").content["regeneration"]
+    reference = "regeneration.engine=reference"
+    historic = [reference, "regeneration.context=cut", "regeneration.chunk_tokens=300"]
+    assert by_place(plan(*historic)) == by_place(plan(reference))
+    rewriting = next(s for s in plan(reference).uses() if s.role == "regenerate").content["regeneration"]
     assert not {"engine", "context", "chunk_tokens"} & set(rewriting)
     whole = "regeneration.context=document"
-    variants = [[], ["regeneration.engine=aligned"], [whole], [whole, "regeneration.chunk_tokens=300"]]
+    variants = [[reference], ["regeneration.engine=aligned"], [reference, whole]]
+    variants.append([*variants[-1], "regeneration.chunk_tokens=300"])
     assert len({next(s.key for s in plan(*v).uses() if s.role == "regenerate") for v in variants}) == 4
     assert by_place(plan(whole)) == by_place(plan(whole, "regeneration.chunk_tokens=512"))
 
