@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels import head
-from kernels.reference import Options, Terms, wide
+from kernels.reference import Linear, Options, Rows, Terms, wide
 
 # Chosen on 2 cores with 32 MB of shared cache. A larger chunk spares round trips of the weight gradient's sum and
 # costs memory: 2**25 logits are 1024 rows of 32768, 128 MiB in float32.
@@ -26,17 +26,9 @@ _BLOCK_LOGITS = 2**20  # scratch that stays in the cache, 4 MiB in float32
 _TILE_LOGITS = 2**21
 
 
-def linear_terms(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    token_weights: Tensor | None,
-    denominator: Tensor | None,
-    options: Options,
-) -> Terms:
+def linear_terms(linear: Linear, rows: Rows, options: Options) -> Terms:
     """As `reference.linear_terms`."""
-    return head.linear_terms(_Chunked, hidden, weight, bias, targets, token_weights, denominator, options)
+    return head.linear_terms(_Chunked, linear, rows, options)
 
 
 class _Chunked(head.Engine):

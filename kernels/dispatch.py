@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels import chunked, losses, reference
 from kernels.losses import LossFunctions
-from kernels.reference import Options, Terms
+from kernels.reference import Linear, Options, Rows, Terms
 
 Reduction = Literal["mean", "sum", "none"]
 Implementation = Literal["auto", "torch", "chunked", "triton"]
@@ -128,9 +128,8 @@ def linear_cross_entropy(
     flat = targets.reshape(-1).long()
     weights = None if token_weights is None else token_weights.reshape(-1)
     by = _denominator(flat, options, reduction, denominator)
-    terms = linear_implementation(impl, hidden.device)(
-        hidden.reshape(-1, width), weight, bias, flat, weights, by, options
-    )
+    linear = Linear(hidden.reshape(-1, width), weight, bias)
+    terms = linear_implementation(impl, hidden.device)(linear, Rows(flat, weights, by), options)
     return _finish(terms, flat, targets.shape, options, live_mean=reduction == "mean" and by is None)
 
 
@@ -173,7 +172,7 @@ def cross_entropy(
     by = _denominator(flat, options, reduction, denominator)
     chosen = _chosen(impl, _LOGITS_IMPLEMENTATIONS, logits.device, otherwise="torch")
     implementation = _fused(logits.device).logits_terms if chosen == "triton" else reference.logits_terms
-    terms = implementation(logits.reshape(-1, logits.shape[-1]), flat, weights, by, options)
+    terms = implementation(logits.reshape(-1, logits.shape[-1]), Rows(flat, weights, by), options)
     return _finish(terms, flat, targets.shape, options, live_mean=reduction == "mean" and by is None)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels import head
 from kernels import triton_kernels as kernels
 from kernels.losses import derivative_of
-from kernels.reference import Options, Terms, wide
+from kernels.reference import Linear, Options, Rows, Terms, wide
 
 # The chunk's buffer of logits may take this share of the card's memory: 2.2 GB of an H200's 141, where 8192 rows of
 # Llama 3's 128256 logits in bf16 are one chunk. A share of the whole, not of what is free: same card, same bits.
@@ -32,18 +32,10 @@ def check_device(device: torch.device) -> None:
         )
 
 
-def linear_terms(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    token_weights: Tensor | None,
-    denominator: Tensor | None,
-    options: Options,
-) -> Terms:
+def linear_terms(linear: Linear, rows: Rows, options: Options) -> Terms:
     """As `reference.linear_terms`."""
-    check_device(hidden.device)
-    return head.linear_terms(_Fused, hidden, weight, bias, targets, token_weights, denominator, options)
+    check_device(linear.hidden.device)
+    return head.linear_terms(_Fused, linear, rows, options)
 
 
 class _Fused(head.Engine):
@@ -119,19 +111,13 @@ class _Fused(head.Engine):
         head.add_product(self.d_weight, d_logits.T, x, first=first)
 
 
-def logits_terms(
-    logits: Tensor,
-    targets: Tensor,
-    token_weights: Tensor | None,
-    denominator: Tensor | None,
-    options: Options,
-) -> Terms:
+def logits_terms(logits: Tensor, rows: Rows, options: Options) -> Terms:
     """As `reference.logits_terms`: one read of the logits, and in the backward pass one read of live rows, one write.
 
     The two cannot be one pass over the caller's logits: f', which may be anybody's, is evaluated between them.
     """
     check_device(logits.device)
-    return Terms(*_LogitsLoss.apply(logits, targets, token_weights, denominator, options))
+    return Terms(*_LogitsLoss.apply(logits, *rows, options))
 
 
 class _LogitsLoss(torch.autograd.Function):

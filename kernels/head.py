@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from kernels.losses import derivative_of
-from kernels.reference import Options, Terms, wide
+from kernels.reference import Linear, Options, Rows, Terms, wide
 
 _SCALED_AT_ONCE = 2**22  # elements
 
@@ -109,17 +109,9 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
 
 
-def linear_terms(
-    engine: type[Engine],
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    token_weights: Tensor | None,
-    denominator: Tensor | None,
-    options: Options,
-) -> Terms:
+def linear_terms(engine: type[Engine], linear: Linear, rows: Rows, options: Options) -> Terms:
     """As `reference.linear_terms`, by the engine."""
+    hidden, weight, bias = linear
     grad = torch.is_grad_enabled()
     wanted = (
         grad and hidden.requires_grad,
@@ -131,9 +123,7 @@ def linear_terms(
         compute = torch.get_autocast_dtype(hidden.device.type)
     # what is computed in which type is decided above, once; autocast would also reach into the gradients
     with torch.autocast(hidden.device.type, enabled=False):
-        terms = _LinearLoss.apply(
-            engine, hidden, weight, bias, targets, token_weights, denominator, options, compute, wanted
-        )
+        terms = _LinearLoss.apply(engine, *linear, *rows, options, compute, wanted)
     return Terms(*terms)
 
 

@@ -30,6 +30,25 @@ class Options:
     reduce: bool = True
 
 
+class Rows(NamedTuple):
+    """What goes with every row: targets (rows,), token_weights (rows,) or none, and what their sum is divided by.
+
+    `denominator`: a scalar; none with `Options.reduce` off.
+    """
+
+    targets: Tensor
+    token_weights: Tensor | None
+    denominator: Tensor | None
+
+
+class Linear(NamedTuple):
+    """The head's own tensors: hidden (rows, width), weight (vocabulary, width), bias (vocabulary,) or none."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
 class Terms(NamedTuple):
     """What an implementation returns. Ignored rows are 0 or False throughout.
 
@@ -48,43 +67,20 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def linear_terms(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    token_weights: Tensor | None,
-    denominator: Tensor | None,
-    options: Options,
-) -> Terms:
-    """hidden (rows, width), weight (vocabulary, width), targets (rows,): checked by the caller.
-
-    `denominator`: of the sum over rows, a scalar; none with `options.reduce` off.
-    """
-    keep = (targets != options.ignore_index).nonzero().squeeze(1)
-    return _terms(F.linear(hidden[keep], weight, bias), keep, targets, token_weights, denominator, options)
+def linear_terms(head: Linear, rows: Rows, options: Options) -> Terms:
+    """The loss of a head; the arguments were checked by the caller."""
+    keep = (rows.targets != options.ignore_index).nonzero().squeeze(1)
+    return _terms(F.linear(head.hidden[keep], head.weight, head.bias), keep, rows, options)
 
 
-def logits_terms(
-    logits: Tensor,
-    targets: Tensor,
-    token_weights: Tensor | None,
-    denominator: Tensor | None,
-    options: Options,
-) -> Terms:
+def logits_terms(logits: Tensor, rows: Rows, options: Options) -> Terms:
     """The same, from logits (rows, vocabulary)."""
-    keep = (targets != options.ignore_index).nonzero().squeeze(1)
-    return _terms(logits[keep], keep, targets, token_weights, denominator, options)
+    keep = (rows.targets != options.ignore_index).nonzero().squeeze(1)
+    return _terms(logits[keep], keep, rows, options)
 
 
-def _terms(
-    logits: Tensor,
-    keep: Tensor,
-    targets: Tensor,
-    token_weights: Tensor | None,
-    denominator: Tensor | None,
-    options: Options,
-) -> Terms:
+def _terms(logits: Tensor, keep: Tensor, given: Rows, options: Options) -> Terms:
+    targets, token_weights, denominator = given
     logits = logits.to(wide(logits.dtype)) * options.logit_scale
     if options.softcap is not None:
         logits = options.softcap * torch.tanh(logits / options.softcap)
