@@ -46,6 +46,7 @@ from fortifai_core.gaussian_config import (
     GaussianConfig,
     GaussianMask,
     Method,
+    NoisyEstimator,
     PredictedOptimumMask,
 )
 from fortifai_core.seeds import derive_seed
@@ -56,6 +57,7 @@ __all__ = [
     "EstimatorNoise",
     "GaussianConfig",
     "GaussianMask",
+    "NoisyEstimator",
     "PredictedOptimumMask",
     "first_exit",
     "mask_gamma",
@@ -95,7 +97,7 @@ class _Refit:
 
 def mask_gamma(config: GaussianConfig, mask: Mask) -> float | None:
     """The gamma of a mask that has one for the whole run; None for one that changes. Raises ConfigError."""
-    if isinstance(mask, NoMask):
+    if isinstance(mask, NoMask | NoisyEstimator):
         gamma = 1.0
     elif isinstance(mask, ThresholdMask):
         gamma = mask.gamma
@@ -109,7 +111,9 @@ def mask_gamma(config: GaussianConfig, mask: Mask) -> float | None:
     elif isinstance(mask, AdaptiveMask):
         gamma = mask.low
     else:
-        raise ConfigError("arms", mask, "a Gaussian's mask is none, threshold, predicted-optimum or adaptive")
+        raise ConfigError(
+            "arms", mask, "a Gaussian's arm is none, threshold, predicted-optimum, adaptive or noisy-estimator"
+        )
     c = float(theory.contraction(config.sampling_bias, bias_on=config.bias_on))
     kept = config.samples * float(theory.gamma_of(theory.interval(gamma, contraction=c, density=config.density)))
     least = _LEAST_KEPT_CENTRAL_LIMIT if config.method == "central-limit" else _LEAST_KEPT
@@ -137,7 +141,7 @@ def run_chain(
     if generations < 1:
         raise ConfigError("generations", generations, "must be at least 1")
     fixed = mask_gamma(config, mask)
-    method = _method(config, fixed)
+    method, noise = _method(config, fixed), mask.noise if isinstance(mask, NoisyEstimator) else config.noise
     first, mean, sigma, control = _resume(config, mask, state)
     out = {name: np.empty((generations, config.replicates)) for name in SERIES}
     c = float(theory.contraction(config.sampling_bias, bias_on=config.bias_on))
@@ -155,7 +159,7 @@ def run_chain(
         before = sigma
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below
             mean, sigma = mean + scale * refit.mean, scale * np.sqrt(refit.variance)
-            mean, sigma = _perturb(config.noise, mean, sigma, seed=seed, generation=generation)
+            mean, sigma = _perturb(noise, mean, sigma, seed=seed, generation=generation)
             amplification = (sigma / before) ** 2 / contraction
         usable = np.isfinite(sigma) & (sigma > 0) & np.isfinite(mean)
         if not usable.all():
@@ -179,7 +183,8 @@ def run_chain(
 def predict(config: GaussianConfig, mask: Mask, *, generations: int) -> theory.Prediction | None:
     """What the theory says sigma will do; None for additive noise (no law of growth) and for an adaptive mask."""
     gamma = mask_gamma(config, mask)
-    if gamma is None or config.noise.type == "additive":
+    noise = mask.noise if isinstance(mask, NoisyEstimator) else config.noise
+    if gamma is None or noise.type == "additive":
         return None
     return theory.predicted_sigma(
         gamma,
@@ -188,8 +193,8 @@ def predict(config: GaussianConfig, mask: Mask, *, generations: int) -> theory.P
         samples=config.samples,
         bias_on=config.bias_on,
         density=config.density,
-        noise_scale=config.noise.scale_used,
-        noise_on=config.noise.on,
+        noise_scale=noise.scale_used,
+        noise_on=noise.on,
         sigma=config.sigma,
         mask_real=config.mask_real,
     )

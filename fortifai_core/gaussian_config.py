@@ -15,6 +15,28 @@ Density = Literal["fitted", "quantile", "sampler", "model"]
 Method = Literal["auto", "raw", "exact", "central-limit"]
 
 
+class EstimatorNoise(Frozen):
+    """An imperfect estimator (Appendix C): the estimates of mean and spread are perturbed in every generation.
+
+    `multiplicative`: estimate · (1 + scale · w), w ~ N(0, 1), as the authors' code does (scale 0.1).
+    `additive`: estimate + scale · w, as the paper's text says (scale 1). At that scale the noise is as large as the
+    spread of the real data, and does not shrink with the model's: the spread cannot collapse, it walks away. A
+    perturbed spread below 0 is no spread: its absolute value is taken, which is what w's sign amounts to.
+    """
+
+    type: Literal["none", "additive", "multiplicative"] = "none"
+    scale: float | None = Field(
+        None, gt=0, le=10, description="Standard deviation of the noise; by default 1 (additive), 0.1 (multiplicative)."
+    )
+    on: BiasOn = Field("sigma", description="Which estimate of spread is perturbed.")
+
+    @property
+    def scale_used(self) -> float:
+        if self.type == "none":
+            return 0.0
+        return self.scale if self.scale is not None else {"additive": 1.0, "multiplicative": 0.1}[self.type]
+
+
 class PredictedOptimumMask(Mask):
     """A threshold at the theory's fixed point: the gamma whose amplification undoes the sampling bias."""
 
@@ -39,29 +61,31 @@ class AdaptiveMask(BalanceSettings, Mask):
         return "tce-adaptive" + "".join(f"-{name}-{value:g}" for name, value in sorted(changed.items()))
 
 
-GaussianMask = Annotated[NoMask | ThresholdMask | PredictedOptimumMask | AdaptiveMask, Field(discriminator="type")]
+class NoisyEstimator(Mask):
+    """Plain maximum likelihood by an imperfect estimator, as an arm beside the perfect one (Figure C4)."""
 
-
-class EstimatorNoise(Frozen):
-    """An imperfect estimator (Appendix C): the estimates of mean and spread are perturbed in every generation.
-
-    `multiplicative`: estimate · (1 + scale · w), w ~ N(0, 1), as the authors' code does (scale 0.1).
-    `additive`: estimate + scale · w, as the paper's text says (scale 1). At that scale the noise is as large as the
-    spread of the real data, and does not shrink with the model's: the spread cannot collapse, it walks away. A
-    perturbed spread below 0 is no spread: its absolute value is taken, which is what w's sign amounts to.
-    """
-
-    type: Literal["none", "additive", "multiplicative"] = "none"
-    scale: float | None = Field(
-        None, gt=0, le=10, description="Standard deviation of the noise; by default 1 (additive), 0.1 (multiplicative)."
+    type: Literal["noisy-estimator"] = "noisy-estimator"
+    noise: EstimatorNoise = Field(
+        default_factory=lambda: EstimatorNoise(type="multiplicative"),
+        description="How the estimates are perturbed; takes the place of the family's own `noise`.",
     )
-    on: BiasOn = Field("sigma", description="Which estimate of spread is perturbed.")
 
     @property
-    def scale_used(self) -> float:
-        if self.type == "none":
-            return 0.0
-        return self.scale if self.scale is not None else {"additive": 1.0, "multiplicative": 0.1}[self.type]
+    def label(self) -> str:
+        on = "-on-variance" if self.noise.on == "variance" else ""
+        scale = "" if self.noise.scale is None else f"-{self.noise.scale:g}"
+        return f"ce-noisy-{self.noise.type}{scale}{on}"
+
+    @model_validator(mode="after")
+    def _is_noisy(self) -> NoisyEstimator:
+        if self.noise.type == "none":
+            raise Inconsistent("arms.noise.type", "none", "a noisy estimator needs additive or multiplicative noise")
+        return self
+
+
+GaussianMask = Annotated[
+    NoMask | ThresholdMask | PredictedOptimumMask | AdaptiveMask | NoisyEstimator, Field(discriminator="type")
+]
 
 
 class GaussianConfig(FamilyConfig):
@@ -80,6 +104,8 @@ class GaussianConfig(FamilyConfig):
         "sigma-predicted": "standard deviation that the theory predicts (median); absent where it predicts none",
     }
     headline: ClassVar[str] = "sigma"
+    # Generations are quick, so a stage computes many of them, and draws its real data itself.
+    chained: ClassVar[bool] = True
 
     type: Literal["gaussian"] = "gaussian"
     samples: int = Field(10_000, ge=100, le=10_000_000, description="Samples a generation.")
@@ -106,6 +132,13 @@ class GaussianConfig(FamilyConfig):
         "distributions. central-limit: those of a masked sample, from their asymptotic distribution. auto: exact "
         "without a mask, else raw.",
     )
+
+    segment: int = Field(250, ge=1, description="Generations computed in one stage; the results do not depend on it.")
+
+    @property
+    def generations_at_once(self) -> int:
+        """How many generations a stage computes."""
+        return self.segment
 
     @model_validator(mode="after")
     def _large_enough_for_a_limit(self) -> GaussianConfig:

@@ -15,6 +15,7 @@ from fortifai_core.gaussian import (
     AdaptiveMask,
     EstimatorNoise,
     GaussianConfig,
+    NoisyEstimator,
     PredictedOptimumMask,
     first_exit,
     mask_gamma,
@@ -154,6 +155,16 @@ def test_a_noisy_estimator_collapses_as_predicted_and_a_perfect_one_hardly_drift
     assert predict(GaussianConfig(**settings), NoMask(), generations=300).median[-1] > 0.95  # type: ignore[union-attr]
 
 
+def test_a_noisy_estimator_is_an_arm_or_a_setting_of_all_arms() -> None:
+    noise = EstimatorNoise(type="multiplicative", scale=0.3)
+    arm = run_chain(small(), NoisyEstimator(noise=noise), seed=0, generations=4).arrays
+    setting = run_chain(small(noise=noise), NoMask(), seed=0, generations=4).arrays
+    assert same_bits(arm, setting)
+    assert NoisyEstimator(noise=noise).label == "ce-noisy-multiplicative-0.3"
+    with pytest.raises(ValidationError, match="needs additive or multiplicative"):
+        NoisyEstimator(noise=EstimatorNoise())
+
+
 def test_additive_noise_reflects_at_zero_and_cannot_collapse() -> None:
     config = small(sampling_bias=1.0, replicates=300, noise=EstimatorNoise(type="additive"))
     sigma = run_chain(config, NoMask(), seed=0, generations=200).arrays["sigma"]
@@ -221,7 +232,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_drawn() -> None
     class Other(Mask):
         type: str = "other"
 
-    with pytest.raises(ConfigError, match="none, threshold, predicted-optimum or adaptive"):
+    with pytest.raises(ConfigError, match="none, threshold, predicted-optimum, adaptive or noisy"):
         run_chain(small(), Other(), seed=0, generations=1)
 
 
