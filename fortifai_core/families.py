@@ -86,6 +86,25 @@ class FamilyConfig(Frozen):
     measure_fields: ClassVar[frozenset[str]] = frozenset()
     # How the arm without a mask is called.
     plain_label: ClassVar[str] = "ce"
+    # Every measure's name and what it is, as a report writes it; and the one that a summary speaks of.
+    measures: ClassVar[dict[str, str]] = {}
+    headline: ClassVar[str] = ""
+
+    # Fields within the data that are paths, which no key may hold; the files' digests stand for them.
+    path_fields: ClassVar[frozenset[str]] = frozenset()
+    # Whether the mask has a say in the fit of M_0; where not, all arms share it.
+    masks_real_data: ClassVar[bool] = True
+    # Whether generations are so quick that a stage computes many of them, `segment` at a time, without real data.
+    chained: ClassVar[bool] = False
+
+    @property
+    def generations_at_once(self) -> int:
+        """How many generations a stage of a chained family computes."""
+        return 1
+
+    def sample_count(self, real: int) -> int:
+        """Items sampled in each generation, of `real` real ones."""
+        return real
 
     @property
     def seeded_data(self) -> bool:

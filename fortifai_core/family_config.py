@@ -55,6 +55,9 @@ class FamilyExperiment(Frozen):
             raise Inconsistent("arms", labels, "two arms are the same; remove one")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise Inconsistent("seeds", self.seeds, "seeds must be different and not negative")
+        known = self.family.measures
+        if self.failure is not None and self.failure.metric not in known:
+            raise Inconsistent("failure.metric", self.failure.metric, f"choose one of {', '.join(known)}")
         return self
 
     @property
@@ -69,4 +72,9 @@ class FamilyExperiment(Frozen):
 
 def family_from_config(config: FamilyConfig) -> Family:
     """The family that a configuration describes."""
-    raise NotImplementedError(type(config).__name__)
+    from fortifai_core.gmm import Gmm
+
+    match config:
+        case GmmConfig():
+            return Gmm(config)
+    raise TypeError(f"family = {config.type!r}: no such family")

@@ -1,0 +1,27 @@
+"""Which module draws which family: the figures of a report, and a small picture of each generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fortifai_core.families import Arrays, FamilyConfig, Figure, Results
+from fortifai_core.gmm import GmmConfig
+
+
+def draw(results: Results, directory: Path) -> list[Figure]:
+    """The family's own figures, written into `directory`; none where a family has none."""
+    match results.config:
+        case GmmConfig():
+            from fortifai_core import gmm_figures
+
+            return gmm_figures.draw(results, directory)
+    return []
+
+
+def preview(config: FamilyConfig, *, real: Arrays, sample: Arrays, parameters: Arrays, title: str, path: Path) -> None:
+    """A small PNG of what one generation draws, for the Prefect UI; nothing where a family has none."""
+    match config:
+        case GmmConfig():
+            from fortifai_core import gmm_figures
+
+            gmm_figures.preview(real=real, sample=sample, parameters=parameters, title=title, path=path)

@@ -1,0 +1,122 @@
+"""Real data of a family that come from outside: a user's table. What stands for them in a key, and their arrays.
+
+Data that a family draws or ships itself are none of this module's business: then there are no digests, and nothing
+is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fortifai_core.errors import DataError
+from fortifai_core.families import FamilyConfig
+from fortifai_core.gmm import GmmConfig, Table
+from storage.textfiles import check_file, content_digest, file_format, open_content
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fortifai_core.families import Arrays
+
+FIELD = "family.data.file"
+TABLE_FORMATS = (".csv", ".parquet")
+
+
+def data_digests(config: FamilyConfig) -> dict[str, str]:
+    """Digests of the files that the real data come from; empty where they come from none.
+
+    Raises:
+        DataError: a file is missing, empty or of another format.
+    """
+    if isinstance(config, GmmConfig) and isinstance(config.data, Table):
+        path = _checked(config.data.file)
+        return {"file": content_digest(path, field=FIELD)}
+    return {}
+
+
+def load_data(config: FamilyConfig) -> Arrays | None:
+    """The arrays of data that come from outside; None where the family makes its data itself.
+
+    Raises:
+        DataError: the file cannot be used as it is; the message names the column.
+    """
+    if isinstance(config, GmmConfig) and isinstance(config.data, Table):
+        return load_table(config.data, fewest=config.components)
+    return None
+
+
+def load_table(data: Table, *, fewest: int) -> Arrays:
+    """A table as `x` (n, columns) float64 and `label` (n,) int64, classes numbered in the order of their values.
+
+    Args:
+        fewest: rows that every class must have.
+    """
+    import numpy as np
+    import pyarrow.compute as pc
+
+    path = _checked(data.file)
+    table = _read(path)[: data.max_rows]
+    if data.label is not None and data.label not in table.column_names:
+        raise DataError("family.data.label", data.label, f"no such column; there are {', '.join(table.column_names)}")
+    columns = data.columns or [n for n in table.column_names if n != data.label and _is_number(table.column(n).type)]
+    if not columns:
+        raise DataError(FIELD, data.file, f"no column holds numbers; there are {', '.join(table.column_names)}")
+    for name in columns:
+        where = "family.data.columns"
+        if name not in table.column_names:
+            raise DataError(where, name, f"no such column; there are {', '.join(table.column_names)}")
+        if not _is_number(table.column(name).type):
+            raise DataError(where, name, f"holds {table.column(name).type}, not numbers; leave it out")
+    x = np.stack([table.column(name).cast("float64").to_numpy() for name in columns], axis=1)
+    for index, name in enumerate(columns):
+        if not np.isfinite(x[:, index]).all():
+            row = int(np.flatnonzero(~np.isfinite(x[:, index]))[0])
+            raise DataError(
+                "family.data.columns", name, f"row {row + 1} has no finite number; fill or remove such rows"
+            )
+        if data.standardize and np.ptp(x[:, index]) == 0:
+            raise DataError("family.data.columns", name, "is the same in every row; leave it out")
+    label = np.zeros(len(x), dtype=np.int64)
+    if data.label is not None:
+        values = table.column(data.label)
+        if values.null_count:
+            raise DataError("family.data.label", data.label, "some rows have no class; fill or remove them")
+        known = sorted(pc.unique(values).to_pylist())
+        numbers = {value: number for number, value in enumerate(known)}
+        label = np.asarray([numbers[value] for value in values.to_pylist()], dtype=np.int64)
+    sizes = np.bincount(label)
+    if sizes.min() < 2 * fewest:
+        said = f"has {sizes.min()} rows of a class, for {fewest} components each; lower family.components"
+        raise DataError(FIELD, data.file, said)
+    if data.standardize:
+        x = (x - x.mean(axis=0)) / x.std(axis=0)
+    return {"x": np.ascontiguousarray(x), "label": label}
+
+
+def _checked(name: str) -> Path:
+    path = Path(name).expanduser()
+    if file_format(path) not in TABLE_FORMATS:
+        raise DataError(FIELD, name, f"is none of {', '.join(TABLE_FORMATS)} (also as .gz): convert it")
+    check_file(path, field=FIELD)
+    return path
+
+
+def _read(path: Path) -> pa.Table:
+    import io
+
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    with open_content(path, field=FIELD) as stream:
+        content = io.BytesIO(stream.read())
+    try:
+        return csv.read_csv(content) if file_format(path) == ".csv" else parquet.read_table(content)
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise DataError(FIELD, str(path), f"cannot be read as {file_format(path)[1:]}: {error}") from error
+
+
+def _is_number(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))
