@@ -11,16 +11,24 @@ from fortifai_core.config import Frozen, Inconsistent
 from fortifai_core.families import Family, FamilyConfig, Mask, NoMask, ThresholdMask
 from fortifai_core.gaussian_config import AdaptiveMask, GaussianConfig, NoisyEstimator, PredictedOptimumMask
 from fortifai_core.gmm import GmmConfig
+from fortifai_core.vae_config import DynamicIntersectionMask, DynamicQuantileMask, VaeConfig
 
-AnyFamily = Annotated[GaussianConfig | GmmConfig, Field(discriminator="type")]
+AnyFamily = Annotated[GaussianConfig | GmmConfig | VaeConfig, Field(discriminator="type")]
 AnyMask = Annotated[
-    NoMask | ThresholdMask | PredictedOptimumMask | AdaptiveMask | NoisyEstimator,
+    NoMask
+    | ThresholdMask
+    | PredictedOptimumMask
+    | AdaptiveMask
+    | NoisyEstimator
+    | DynamicQuantileMask
+    | DynamicIntersectionMask,
     Field(discriminator="type"),
 ]
 # The arms that a family knows; every other one is refused before anything is computed.
 ARMS: dict[str, tuple[type[Mask], ...]] = {
     "gaussian": (NoMask, ThresholdMask, PredictedOptimumMask, AdaptiveMask, NoisyEstimator),
     "gmm": (NoMask, ThresholdMask),
+    "vae": (NoMask, ThresholdMask, DynamicQuantileMask, DynamicIntersectionMask),
 }
 
 
@@ -102,6 +110,10 @@ def family_from_config(config: FamilyConfig, *, folder: Path | None = None) -> F
     match config:
         case GmmConfig():
             return Gmm(config)
+        case VaeConfig():
+            from fortifai_core.vae import VaeFamily
+
+            return VaeFamily(config, folder)
     raise TypeError(f"family = {config.type!r}: no family that is fitted and sampled one generation at a time")
 
 

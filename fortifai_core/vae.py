@@ -102,7 +102,7 @@ class VaeFamily(Family):
         seed: int,
         first: Arrays,
     ) -> dict[str, float]:
-        """The measures that `vae_measures.MEASURES` describes, of `sample` and of M_i on held-out real images.
+        """The measures that `vae_config.MEASURES` describes, of `sample` and of M_i on held-out real images.
 
         `real` and `first` are not read: the real images are those of the configuration.
         """

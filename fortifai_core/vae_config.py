@@ -70,6 +70,25 @@ ImageData = Annotated[DigitsData | MnistData, Field(discriminator="type")]
 # ------------------------------------------------------------------------------------------------ family
 
 
+# What each measure is, as tables and charts name it.
+MEASURES = {
+    "frechet": "Fréchet distance of samples and real training images, in a classifier's features",
+    "coverage": "Classes that make up at least `coverage_floor` of the samples, as a share of all ten",
+    "class-entropy": "Entropy of the classes read from the samples; 1: all ten are equally frequent",
+    "precision": "Precision: share of samples that lie where real test images lie",
+    "recall": "Recall: share of real test images that lie where samples lie",
+    "pixel-spread": "Variance of the samples' pixels, as a share of the real training images'",
+    "reconstruction-accuracy": "Share of real test images still read right after encoding and decoding",
+    "elbo": "ELBO of real test images, nothing masked: nats an image",
+    "classifier-confidence": "The classifier's highest probability, mean over samples",
+    "active-units": "Latent dimensions whose posterior mean varies by more than 0.01 over real test images",
+    "latent-spread": "Variance of the posterior mean over real test images, mean over dimensions",
+    "latent-variance": "Variance of the aggregate posterior, mean over dimensions; the prior's is 1",
+    "classifier-accuracy": "Share of real test images that the classifier reads right: a ceiling",
+    "frechet-floor": "Fréchet distance of real test and real training images: what finite numbers alone make",
+}
+
+
 class VaeConfig(FamilyConfig):
     """A convolutional VAE, each next one trained on images sampled from the last (ForTIFAI, Section 4.8, Figure 9).
 
@@ -82,6 +101,8 @@ class VaeConfig(FamilyConfig):
         {"coverage_floor", "neighbours", "measured_images", "classifier_epochs"}
     )
     plain_label: ClassVar[str] = "elbo"
+    measures: ClassVar[dict[str, str]] = MEASURES
+    headline: ClassVar[str] = "frechet"
 
     type: Literal["vae"] = "vae"
     data: ImageData = Field(default_factory=DigitsData, description="The real images.")
@@ -121,6 +142,9 @@ class VaeConfig(FamilyConfig):
     measured_images: int = Field(
         2000, ge=50, le=60_000, description="Samples, and real images, that precision and recall compare at most."
     )
+
+    def sample_count(self, real: int) -> int:
+        return self.samples or real
 
     @property
     def seeded_data(self) -> bool:

@@ -21,6 +21,7 @@ from fortifai_core.families import Arrays, Generation, Mask, NoMask, Results, Ru
 from fortifai_core.idx import parse_idx, read_mnist
 from fortifai_core.vae import VaeFamily
 from fortifai_core.vae_config import (
+    MEASURES,
     DigitsData,
     DynamicIntersectionMask,
     DynamicQuantileMask,
@@ -28,7 +29,6 @@ from fortifai_core.vae_config import (
     VaeConfig,
 )
 from fortifai_core.vae_figures import draw
-from fortifai_core.vae_measures import MEASURES
 from fortifai_core.vae_model import (
     build,
     clipped_elbo,
