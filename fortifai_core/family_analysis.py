@@ -281,13 +281,15 @@ def _compared(analysis: FamilyAnalysis, arm: str, base: str, gap: Estimate) -> s
     if not gap.known:
         return f"{which}; from one run nobody can tell what of it is chance."
     over = f"the median of {gap.replicates} replicates" if gap.replicates else f"{gap.runs} seeds"
-    if not gap.excludes_zero:
-        return f"{which}, {over} compared one by one: not distinguishable at this size."
+    verdict = "told apart" if gap.excludes_zero else "not distinguishable at this size"
     headline = analysis.report.results.config.headline
-    others = [own for (of, name), own in analysis.differences.items() if of == arm and name != headline and own.known]
-    told = sum(own.excludes_zero for own in others)
-    more = f" Of the {len(others)} other measures, {told} tell the two apart as well." if others else ""
-    return f"{which}, {over} compared one by one: told apart.{more}"
+    others = {n: own for (of, n), own in analysis.differences.items() if of == arm and n != headline and own.known}
+    told = [name for name, own in others.items() if own.excludes_zero]
+    more = ""
+    if others:
+        which_ones = f" ({', '.join(told)})" if told else ""
+        more = f" Of the {len(others)} other measures, {len(told) or 'none'} tell the two apart{which_ones}."
+    return f"{which}, {over} compared one by one: {verdict}.{more}"
 
 
 def _threshold(failure: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ def write_family_report(report: FamilyReport, directory: str | Path) -> FamilyAn
         writer.writerows(result_rows(analysis))
     for name in analysis.measures:
         one = chart(analysis, name)
-        if one.series:
+        if _moves(one):
             drawn = svg(one, width=760, height=400, standalone=True)
             (directory / f"{name}.svg").write_text(drawn, encoding="utf-8")
             png(one, directory / f"{name}.png", title=f"{report.experiment}: {analysis.title(name)}")
@@ -164,12 +164,17 @@ def render(analysis: FamilyAnalysis) -> str:
         facts=_facts(report),
         styles=Markup(PALETTE + CHART_CSS),
         pictures=[(figure, _embedded(figure)) for figure in report.figures],
-        charts=[(one.title, Markup(svg(one, width=372, height=264))) for one in charts if one.series],
+        charts=[(one.title, Markup(svg(one, width=372, height=264))) for one in charts if _moves(one)],
         intervals=_intervals(analysis),
         stages=sorted(report.seconds.items(), key=lambda item: -sum(item[1].values())),
         total=total,
         config=json.dumps(report.config, indent=2, ensure_ascii=False, default=str),
     )
+
+
+def _moves(one: Chart) -> bool:
+    """Whether there is anything to be seen: what never changes stands in the table alone."""
+    return len({point.y for series in one.series for point in series.points}) > 1
 
 
 def _embedded(figure: Figure) -> str:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from fortifai_core import mixtures
 from fortifai_core.errors import DataError, StageFailed
 from fortifai_core.families import Arrays, Generation, Mask, NoMask, Results, Run, ThresholdMask
-from fortifai_core.gmm import Blobs, Gmm, GmmConfig, Moons
+from fortifai_core.gmm import MEASURES, Blobs, Gmm, GmmConfig, Moons
 from fortifai_core.gmm import Table as TableData
 from fortifai_core.mixtures import Mixture
 
@@ -122,7 +122,7 @@ def test_real_data_measured_against_themselves() -> None:
     real = family.real(seed=0)
     first, _ = fit(real, NoMask())
     measured = family.measure(first, real, real, generation=0, seed=0, first=first)
-    assert set(measured) == set(SMALL.measures)
+    assert set(measured) == set(MEASURES)
     assert (measured["component-survival"], measured["class-agreement"]) == (1.0, 1.0)
     assert measured["sliced-wasserstein"] == pytest.approx(0.0, abs=1e-12)
     # by EM's own fixed point a mixture has the mean and the covariance of its data
