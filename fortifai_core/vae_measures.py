@@ -28,23 +28,6 @@ if TYPE_CHECKING:
 # Burda, Grosse and Salakhutdinov 2016, Section 5.2.
 ACTIVE_VARIANCE = 0.01
 
-MEASURES = {
-    "coverage": "Classes that make up at least `coverage_floor` of the samples, as a share of all ten.",
-    "class-entropy": "Entropy of the classes read from the samples, 1 when all ten are equally frequent.",
-    "classifier-confidence": "The classifier's highest probability, mean over samples.",
-    "frechet": "Fréchet distance of samples and real training images in the classifier's features.",
-    "precision": "Share of samples that lie where real test images lie, in the classifier's features.",
-    "recall": "Share of real test images that lie where samples lie, in the classifier's features.",
-    "pixel-spread": "Variance of the samples, summed over pixels, as a share of the real training images'.",
-    "reconstruction-accuracy": "Share of real test images whose label is still read after encoding and decoding.",
-    "elbo": "ELBO, nothing masked, of real test images: nats an image.",
-    "active-units": "Latent dimensions whose posterior mean varies by more than 0.01 over real test images.",
-    "latent-spread": "Variance of the posterior mean over real test images, mean over dimensions.",
-    "latent-variance": "Variance of the aggregate posterior, mean over dimensions; the prior's is 1.",
-    "classifier-accuracy": "Share of real test images that the classifier reads right: the ceiling of the above.",
-    "frechet-floor": "Fréchet distance of real test images and real training images: what finite numbers alone make.",
-}
-
 
 # ------------------------------------------------------------------------------------------------ classes
 
@@ -162,7 +145,7 @@ def instrument(data: ImageData, folder: Path | None, epochs: int) -> Instrument:
 def measure_generation(
     config: VaeConfig, model: Vae, sample: Arrays, *, folder: Path | None, generation: int, seed: int
 ) -> dict[str, float]:
-    """All of `MEASURES` for one generation, on its whole sample.
+    """All of `vae_config.MEASURES` for one generation, on its whole sample.
 
     `elbo` is the plain one whatever the arm, with one z from q(z|x) for each image; the real images are those of the
     configuration.
