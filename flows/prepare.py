@@ -12,7 +12,7 @@ from typing import Any
 
 from fortifai_core.config import CustomLoss, ExperimentConfig, PretrainedModel, ScratchModel
 from fortifai_core.errors import ConfigError, StoreError
-from fortifai_core.family_config import FamilyExperiment
+from fortifai_core.family_config import FamilyExperiment, check_family
 from storage.experiments import StageRecord, record_experiment
 from storage.family_data import data_digests
 from storage.models import model_identity
@@ -50,6 +50,7 @@ def open_store(url: str | None = None) -> ArtifactStore:
 def plan_for(config: AnyExperiment) -> AnyPlan:
     """Check what the experiment reads, and compute the key of every stage."""
     if isinstance(config, FamilyExperiment):
+        check_family(config)
         return plan_family(config, data_digests=data_digests(config.family))
     check_corpus(config.corpus)
     model_digest = None

@@ -148,11 +148,12 @@ def analyse(report: FamilyReport) -> FamilyAnalysis:
 
 
 def spread(generations: Sequence[int], count: int) -> tuple[int, ...]:
-    """At most `count` of them, evenly: the first and the last among them."""
+    """At most `count` of them: every so-manieth, and the last."""
     if len(generations) <= count:
         return tuple(generations)
     last = len(generations) - 1
-    return tuple(generations[i] for i in sorted({round(last * k / (count - 1)) for k in range(count)}))
+    step = -(-last // (count - 1))
+    return tuple(generations[i] for i in [*range(0, last - step // 2, step), last])
 
 
 def _estimates(report: FamilyReport, arm: str, name: str) -> dict[int, Estimate]:
@@ -200,8 +201,9 @@ def _failures(report: FamilyReport, arm: str) -> FailureRow:
 
 
 def number(value: float) -> str:
-    """Four significant digits, with a true minus."""
-    return f"{value:.4g}".replace("-", "−")
+    """Three significant digits, all of those before the point, and a true minus."""
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
+    return text.replace("-", "−")
 
 
 def with_interval(value: Estimate) -> str:
@@ -239,10 +241,8 @@ def _words(analysis: FamilyAnalysis) -> list[str]:
 
 
 def _threshold(failure: Mapping[str, Any]) -> str:
-    limit = (
-        f"{number(failure['threshold'])} of its value at M0" if failure["relative"] else number(failure["threshold"])
-    )
-    return f"first {failure['when']} {limit}"
+    of_what = " of its value at M0" if failure["relative"] else ""
+    return f"first {failure['when']} {number(failure['threshold'])}{of_what}"
 
 
 def _failed(row: FailureRow) -> str:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from fortifai_core.config import Frozen, Inconsistent
 from fortifai_core.families import Family, FamilyConfig, Mask, NoMask, ThresholdMask
+from fortifai_core.gaussian_config import AdaptiveMask, GaussianConfig, NoisyEstimator, PredictedOptimumMask
 from fortifai_core.gmm import GmmConfig
 
-AnyFamily = Annotated[GmmConfig, Field()]
-AnyMask = Annotated[NoMask | ThresholdMask, Field(discriminator="type")]
+AnyFamily = Annotated[GaussianConfig | GmmConfig, Field(discriminator="type")]
+AnyMask = Annotated[
+    NoMask | ThresholdMask | PredictedOptimumMask | AdaptiveMask | NoisyEstimator,
+    Field(discriminator="type"),
+]
+# The arms that a family knows; every other one is refused before anything is computed.
+ARMS: dict[str, tuple[type[Mask], ...]] = {
+    "gaussian": (NoMask, ThresholdMask, PredictedOptimumMask, AdaptiveMask, NoisyEstimator),
+    "gmm": (NoMask, ThresholdMask),
+}
 
 
 class FamilyFailure(Frozen):
@@ -55,6 +65,14 @@ class FamilyExperiment(Frozen):
             raise Inconsistent("arms", labels, "two arms are the same; remove one")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise Inconsistent("seeds", self.seeds, "seeds must be different and not negative")
+        allowed = ARMS[self.family.type]
+        for index, mask in enumerate(self.arms):
+            if not isinstance(mask, allowed):
+                names = ", ".join(str(one.model_fields["type"].default) for one in allowed)
+                raise Inconsistent(f"arms.{index}.type", mask.type, f"a {self.family.type} has the arms {names}")
+        if self.family.chained and self.regime != "replace":
+            remedy = f"a {self.family.type} is trained on the samples of the one before; set replace"
+            raise Inconsistent("regime", self.regime, remedy)
         known = self.family.measures
         if self.failure is not None and self.failure.metric not in known:
             raise Inconsistent("failure.metric", self.failure.metric, f"choose one of {', '.join(known)}")
@@ -70,11 +88,31 @@ class FamilyExperiment(Frozen):
         return self.family.plain_label if isinstance(mask, NoMask) else mask.label
 
 
-def family_from_config(config: FamilyConfig) -> Family:
-    """The family that a configuration describes."""
+def family_from_config(config: FamilyConfig, *, folder: Path | None = None) -> Family:
+    """The family that a configuration describes.
+
+    Args:
+        folder: where real data lie that come from outside; for families that read them themselves.
+
+    Raises:
+        TypeError: there is none, or it runs in chains (`gaussian.run_chain`).
+    """
     from fortifai_core.gmm import Gmm
 
     match config:
         case GmmConfig():
             return Gmm(config)
-    raise TypeError(f"family = {config.type!r}: no such family")
+    raise TypeError(f"family = {config.type!r}: no family that is fitted and sampled one generation at a time")
+
+
+def check_family(experiment: FamilyExperiment) -> None:
+    """What only the family's own mathematics can tell of its settings.
+
+    Raises:
+        ConfigError: settings of family and arm that do not fit together.
+    """
+    if isinstance(experiment.family, GaussianConfig):
+        from fortifai_core.gaussian import mask_gamma
+
+        for mask in experiment.arms:
+            mask_gamma(experiment.family, mask)

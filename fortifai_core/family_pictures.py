@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from fortifai_core.families import Arrays, FamilyConfig, Figure, Results
+from fortifai_core.gaussian_config import GaussianConfig
 from fortifai_core.gmm import GmmConfig
 
 
 def draw(results: Results, directory: Path) -> list[Figure]:
     """The family's own figures, written into `directory`; none where a family has none."""
     match results.config:
+        case GaussianConfig():
+            from fortifai_core import gaussian_figures
+
+            return gaussian_figures.draw(results, directory)
         case GmmConfig():
             from fortifai_core import gmm_figures
 

@@ -86,7 +86,7 @@ def terminal_table(analysis: FamilyAnalysis) -> TerminalTable:
 
 
 def result_rows(analysis: FamilyAnalysis) -> Iterator[dict[str, Any]]:
-    """Every number in long form; `seed` None: over all runs, with its interval; metric `… minus <arm>`: a difference."""
+    """Every number in long form; `seed` None: over all runs; a metric `… minus <arm>`: a difference."""
     results = analysis.report.results
     for run in results.runs:
         for g in run.generations:

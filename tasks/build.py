@@ -80,6 +80,7 @@ def _family_builder(role: str) -> Callable[[Context], dict[str, Any]]:
         "family-train": families.build_train,
         "family-sample": families.build_sample,
         "family-evaluate": families.build_evaluate,
+        "family-segment": families.build_segment,
         "family-failure": families.build_failure,
         "family-report": family_report.build_family_report,
     }[role]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _FAMILY: TypeAdapter[Any] = TypeAdapter(AnyFamily)
 _MASK: TypeAdapter[Any] = TypeAdapter(AnyMask)
 DATA, PARAMETERS, SAMPLE, PREVIEW = "data.parquet", "parameters.safetensors", "sample.parquet", "preview.png"
+STATE, CHAIN = "state.safetensors", "chain.parquet"
 
 
 def family_config(context: Context) -> FamilyConfig:
@@ -112,6 +114,49 @@ def build_evaluate(context: Context) -> dict[str, Any]:
         path=context.directory / PREVIEW,
     )
     return {name: float(value) for name, value in measured.items()}
+
+
+def build_segment(context: Context) -> dict[str, Any]:
+    """Generations `first` to `last` of a chain: fitted, sampled and measured, for all replicates at once."""
+    import numpy as np
+
+    from fortifai_core.gaussian import run_chain, summary
+    from fortifai_core.gaussian_config import GaussianConfig
+
+    content, config, mask = context.stage.content, family_config(context), _mask(context)
+    assert isinstance(config, GaussianConfig)
+    first, count = content["first"], content["last"] - content["first"] + 1
+    before = "before" in context.stage.parents
+    state = read_parameters(context.parent("before").file(STATE)) if before else None
+    chain = run_chain(config, mask, seed=content["seed"], generations=count, state=state, progress=context.progress)
+    write_parameters(context.directory / STATE, chain.state)
+    replicates = config.replicates
+    columns: Arrays = {
+        "generation": np.repeat(np.arange(first, first + count, dtype=np.int32), replicates),
+        "replicate": np.tile(np.arange(replicates, dtype=np.int32), count),
+        **{name: array.reshape(-1) for name, array in chain.arrays.items()},
+    }
+    write_arrays(context.directory / CHAIN, columns)
+    measured = summary(chain.arrays, config=config, mask=mask, first=first)
+    rows = (
+        {"generation": first + i, "metric": name, "value": float(values[i]), "count": replicates}
+        for i in range(count)
+        for name, values in measured.items()
+    )
+    shards.write_table(context.directory / "metrics.parquet", rows, schema="family-metrics")
+    return {name: float(values[-1]) for name, values in measured.items()}
+
+
+def read_chain(path: Path) -> dict[int, Arrays]:
+    """The arrays of a chain's segment by generation, each of shape (replicates,)."""
+    import numpy as np
+
+    columns = read_arrays(path)
+    generations = columns.pop("generation")
+    replicates = int(columns.pop("replicate").max()) + 1
+    names = generations.reshape(-1, replicates)[:, 0]
+    shaped = {name: array.reshape(-1, replicates) for name, array in columns.items()}
+    return {int(i): {name: np.asarray(array[row]) for name, array in shaped.items()} for row, i in enumerate(names)}
 
 
 def write_metrics(context: Context, measured: dict[str, float], *, count: int) -> None:

@@ -96,7 +96,7 @@ def _plan_chain(config: FamilyExperiment, *, mask: Mask, seed: int) -> FamilyRun
     computed anew when that is raised.
     """
     family, arm = config.family, config.label_of(mask)
-    fitted = _fields(family, exclude=family.measure_fields)
+    fitted = _fields(family, exclude=family.measure_fields | {"segment"})
     steps: list[FamilyStep] = []
     measured: dict[str, Stage] = {}
     for first in range(0, config.generations, family.generations_at_once):

@@ -10,7 +10,7 @@ from fortifai_core.families import Arrays, Generation, Results, Run
 from fortifai_core.family_config import FamilyExperiment
 from storage import shards
 from storage.arrays import read_arrays, read_parameters
-from tasks.families import DATA, PARAMETERS, SAMPLE
+from tasks.families import CHAIN, DATA, PARAMETERS, SAMPLE, read_chain
 
 if TYPE_CHECKING:
     from tasks.build import Context
@@ -64,7 +64,7 @@ def _real(context: Context) -> Arrays:
 
 
 def _run(context: Context, config: FamilyExperiment, arm: str, seed: int) -> Run:
-    """One run. Samples and parameters of the first seed only: figures show no more, and memory is finite."""
+    """One run. Samples of the first seed only: figures show no more, and memory is finite."""
     metrics: dict[int, dict[str, float]] = {}
     arrays: dict[int, tuple[Arrays, Arrays]] = {}
     for name, (of_arm, of_seed, last, role) in _places(context):
@@ -74,9 +74,12 @@ def _run(context: Context, config: FamilyExperiment, arm: str, seed: int) -> Run
             for row in shards.read_rows(context.parent(name).file("metrics.parquet")):
                 metrics.setdefault(row["generation"], {})[row["metric"]] = row["value"]
         sample, parameters = arrays.get(last, ({}, {}))
+        if role == "family-segment":
+            arrays |= {i: ({}, chain) for i, chain in read_chain(context.parent(name).file(CHAIN)).items()}
+            continue
         if seed == config.seeds[0] and role == "family-sample":
             sample = read_arrays(context.parent(name).file(SAMPLE))
-        if seed == config.seeds[0] and role == "family-train":
+        if role == "family-train":
             parameters = read_parameters(context.parent(name).file(PARAMETERS))
         arrays[last] = sample, parameters
     return Run(
