@@ -80,7 +80,10 @@ class VaeFamily(Family):
             return _fit(self.config, images, mask, ("vae", seed, generation), previous, progress)
 
     def sample(self, parameters: Arrays, *, count: int, generation: int, seed: int) -> Arrays:
-        """`count` images decoded from the prior, {"pixels": (count, side, side) uint8}; see `VaeConfig.draws`."""
+        """`count` images decoded from the prior, in the form of the real ones; see `VaeConfig.draws`.
+
+        The label is -1: nobody has said what these images show.
+        """
         latents = _generator("vae-prior", seed, generation)
         pixels = _generator("vae-pixels", seed, generation)
         model = from_arrays(self.config, parameters)
@@ -90,7 +93,7 @@ class VaeFamily(Family):
                 z = noise((min(_BATCH, count - start), self.config.latent), latents)
                 drawn = draw_pixels(model, model.decode(z), config=self.config, generator=pixels)
                 parts.append(to_pixels(drawn))
-        return {"pixels": np.concatenate(parts)}
+        return {"pixels": np.concatenate(parts), "label": np.full(count, -1, dtype=np.int64)}
 
     def measure(
         self,

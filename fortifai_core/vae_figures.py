@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fortifai_core.families import Figure, Results, Run
-from fortifai_core.report_figures import COLOURS_LIGHT
+from fortifai_core import pictures
+from fortifai_core.families import Arrays, Figure, Results, Run
+from fortifai_core.pictures import ARM_COLOURS, INK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
     from numpy.typing import NDArray
 
-INK, SOFT, LINE, PAPER = "#22201d", "#6a655d", "#e4dfd6", "#fdfcfa"
 MARKERS = "os^DvP"
 COLUMNS = 10
-_PAPER_FIGURE = (
+PAPER = (
     "The paper's Figure 9 shows images of its VAEs over the generations: with the plain objective all digits converge "
     "to one shape, with dynamic clipping each keeps its own."
 )
@@ -48,59 +46,44 @@ def arm_title(label: str) -> str:
 
 
 def draw(results: Results, directory: Path) -> list[Figure]:
-    """All figures, each as .svg and .png in `directory`. The grids show the first seed's runs, nothing selected."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """All figures, as .svg and .png in `directory`. Images are of one seed, the first ones made, nothing selected."""
+    drawn = [run for run in results.runs if run.generations and run.generations[0].sample]
     figures = []
-    seed = min(run.seed for run in results.runs)
-    shown = [next(run for run in results.of(arm) if run.seed == seed) for arm in results.arms if results.of(arm)]
-    if all(generation.sample for run in shown for generation in run.generations):
-        caption = f"The first {COLUMNS} images that each generation makes, unselected (seed {seed}); above, real ones."
-        canvas = _grids(shown, results.real["pixels"][:COLUMNS], _sampled)
-        paths = _save(canvas, directory, "vae-samples")
-        figures.append(Figure("vae-samples", "What each generation makes", caption, paths, _PAPER_FIGURE))
-    if all(generation.parameters for run in shown for generation in run.generations):
-        first = [int(np.flatnonzero(results.real["label"] == c)[0]) for c in np.unique(results.real["label"])]
-        real = results.real["pixels"][first[:COLUMNS]]
+    if drawn:
+        seed = drawn[0].seed
+        shown = [run for arm in results.arms for run in results.of(arm) if run.seed == seed]
+        places = [results.arms.index(run.arm) for run in shown]
+        real = results.real["pixels"][:COLUMNS]
+        caption = f"The first {COLUMNS} images that each generation makes (seed {seed}), below real ones."
+        paths = pictures.save(_grids(shown, places, real, _sampled), directory, "vae-samples")
+        figures.append(Figure("vae-samples", "What each generation makes", caption, paths, paper=PAPER))
+        labels = results.real["label"]
+        real = results.real["pixels"][[int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)][:COLUMNS]]
+        caption = f"The same ten real training digits (top row), encoded and decoded by each model (seed {seed})."
+        paths = pictures.save(_grids(shown, places, real, _reconstructed(results, real)), directory, "vae-kept")
+        figures.append(Figure("vae-kept", "What the models make of ten real digits", caption, paths, paper=PAPER))
         caption = (
-            "The same real training digits, one of each class (top row), encoded and decoded by each model "
-            f"(seed {seed}). After M0 no model has seen a real image."
+            "p(x|z) of the pixels on which M0 (outline) and the last model (filled) were trained, after the last epoch "
+            f"(seed {seed}). Dashed: the threshold in the last model's last epoch; what lies right of it is masked."
         )
-        canvas = _grids(shown, real, _reconstructed(results, real))
-        paths = _save(canvas, directory, "vae-reconstructions")
-        title = "What is left of ten real digits"
-        figures.append(Figure("vae-reconstructions", title, caption, paths, _PAPER_FIGURE))
-        caption = (
-            "p(x|z) of the pixels that each generation's model was trained on, after its last epoch (all seeds "
-            "together): M0 in outline, the last generation filled. The dashed line is the threshold of the last "
-            "generation's last epoch, mean of the seeds: pixels to the right of it are masked."
-        )
-        paths = _save(_confidences(results), directory, "vae-confidence")
+        paths = pictures.save(_confidences(shown, places), directory, "vae-confidence")
         figures.append(Figure("vae-confidence", "How sure the models are of their pixels", caption, paths))
-    seeds = len({run.seed for run in results.runs})
-    spread = f"lines: mean of {seeds} seeds, bands: their range" if seeds > 1 else f"one seed, {seed}"
-    paths = _save(_measures(results), directory, "vae-measures")
-    figures.append(Figure("vae-measures", "Measures by generation", f"Each generation's measures; {spread}.", paths))
+    seeds = sorted({run.seed for run in results.runs})
+    spread = f"lines: mean of {len(seeds)} seeds, bands: their range" if len(seeds) > 1 else f"seed {seeds[0]}"
+    caption = f"Measures of each generation; {spread}. Dashed: the distance of real test digits, a floor."
+    paths = pictures.save(_measures(results), directory, "vae-measures")
+    figures.append(Figure("vae-measures", "Measures by generation", caption, paths))
     return figures
 
 
-def _canvas(width: float, height: float) -> Canvas:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    canvas = Canvas(figsize=(width, height), dpi=150, facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(canvas)
-    return canvas
-
-
-def _save(canvas: Canvas, directory: Path, name: str) -> tuple[Path, ...]:
-    import matplotlib as mpl
-
-    svg, png = directory / f"{name}.svg", directory / f"{name}.png"
-    # No date and no random ids: the same results give the same bytes.
-    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
-        canvas.savefig(svg, metadata={"Date": None})
-        canvas.savefig(png)
-    return svg, png
+def preview(*, real: Arrays, sample: Arrays, title: str, path: Path) -> None:
+    """Forty real images and forty of one generation, side by side, as a small PNG."""
+    figure = pictures.canvas(5.0, 2.3)
+    for axes, own, name in zip(figure.subplots(1, 2), (real, sample), ("real", title), strict=True):
+        rows = [own["pixels"][start : start + 8] for start in range(0, 40, 8)]
+        _show(axes, _mosaic(rows, max(1, rows[0].shape[-1] // 8)))
+        axes.set_title(name, color=INK, fontsize=9)
+    pictures.save_png(figure, path)
 
 
 # ------------------------------------------------------------------------------------------------ image grids
@@ -120,17 +103,17 @@ def _reconstructed(results: Results, real: NDArray[Any]) -> Callable[[Run, int],
     assert isinstance(results.config, VaeConfig)
     config = results.config
 
-    def pictures(run: Run, index: int) -> NDArray[Any]:
+    def images(run: Run, index: int) -> NDArray[Any]:
         model = from_arrays(config, run.generations[index].parameters)
         with one_thread(), torch.inference_mode():
             mean, _ = model.encode(to_images({"pixels": real}))
             return to_pixels(model.decode(mean).sigmoid())
 
-    return pictures
+    return images
 
 
 def _mosaic(rows: list[NDArray[Any]], gap: int) -> NDArray[Any]:
-    """Rows of (n, side, side) uint8, ink on paper, as one picture in [0, 1] with NaN between the images."""
+    """Rows of (n, side, side) uint8 as one picture in [0, 1], NaN between the images."""
     side = rows[0].shape[-1]
     step = side + gap
     picture = np.full((len(rows) * step - gap, max(len(row) for row in rows) * step - gap), np.nan)
@@ -140,43 +123,41 @@ def _mosaic(rows: list[NDArray[Any]], gap: int) -> NDArray[Any]:
     return picture
 
 
-def _grids(shown: list[Run], real: NDArray[Any], pictures: Callable[[Run, int], NDArray[Any]]) -> Canvas:
+def _show(axes: Any, mosaic: NDArray[Any]) -> None:
+    axes.set_axis_off()
+    axes.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _grids(shown: list[Run], places: list[int], real: NDArray[Any], images: Callable[[Run, int], NDArray[Any]]) -> Any:
     """A block for each arm; rows: real images, then the generations."""
-    across = min(3, len(shown))
+    across = min(4, len(shown))
     down = -(-len(shown) // across)
     rows = 1 + max(len(run.generations) for run in shown)
-    canvas = _canvas(4.2 * across, down * (0.4 * rows + 0.5))
-    for place, axes in enumerate(canvas.subplots(down, across, squeeze=False).flat):
+    figure = pictures.canvas(3.3 * across, down * (0.31 * rows + 0.45))
+    panels = figure.subplots(down, across, squeeze=False).flat
+    side = real.shape[-1]
+    gap = max(1, side // 8)
+    for axes in panels:
         axes.set_axis_off()
-        if place >= len(shown):
-            continue
-        run = shown[place]
-        gap = max(1, real.shape[-1] // 8)
-        # One empty row sets the real images apart.
-        mosaic = _mosaic([real, *(pictures(run, i) for i in range(len(run.generations)))], gap)
-        step = real.shape[-1] + gap
-        mosaic = np.insert(mosaic, [step - gap] * gap, np.nan, axis=0)
-        axes.imshow(mosaic, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        colour = COLOURS_LIGHT[place % 6]
-        axes.set_title(arm_title(run.arm), color=colour, fontsize=12, fontweight="bold", loc="left")
-        names = ["real", *(f"M{generation.generation}" for generation in run.generations)]
-        for i, name in enumerate(names):
-            at = i * step + (gap if i else 0) + (step - gap) / 2
-            axes.text(-gap, at, name, ha="right", va="center", fontsize=8, color=SOFT)
-    return canvas
+    for place, run, axes in zip(places, shown, figure.axes, strict=False):
+        mosaic = _mosaic([real, *(images(run, i) for i in range(len(run.generations)))], gap)
+        # A wider gap sets the real images apart.
+        _show(axes, np.insert(mosaic, [side] * 2 * gap, np.nan, axis=0))
+        axes.set_title(arm_title(run.arm), color=ARM_COLOURS[place % 6], fontsize=11, fontweight="bold", loc="left")
+        for i, name in enumerate(["real", *(f"M{generation.generation}" for generation in run.generations)]):
+            at = i * (side + gap) + (2 * gap if i else 0) + side / 2 - 0.5
+            axes.text(-2 * gap, at, name, ha="right", va="center", fontsize=7.5, color=INK)
+    return figure
 
 
 # ------------------------------------------------------------------------------------------------ curves
 
 
-def _measures(results: Results) -> Canvas:
+def _measures(results: Results) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    across = 4
-    down = -(-len(PANELS) // across)
-    canvas = _canvas(3.3 * across, 2.75 * down + 0.4)
-    panels = canvas.subplots(down, across, squeeze=False)
-    for (name, title, from_zero), axes in zip(PANELS, panels.flat, strict=True):
+    figure = pictures.canvas(12.4, 5.9)
+    for (name, title, from_zero), axes in zip(PANELS, figure.subplots(2, 4).flat, strict=True):
         _style(axes, title)
         for place, arm in enumerate(results.arms):
             _curve(axes, results.of(arm), name, place)
@@ -184,77 +165,64 @@ def _measures(results: Results) -> Canvas:
         axes.xaxis.set_major_formatter(lambda value, _: f"M{value:.0f}")
         if from_zero:
             axes.set_ylim(bottom=0)
-    if all("frechet-floor" in run.generations[0].metrics for run in results.runs):
-        floor = results.runs[0].generations[0].metrics["frechet-floor"]
-        panels[0, 0].axhline(floor, color=INK, linewidth=1, linestyle=(0, (5, 4)), alpha=0.7)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, labelcolor="linecolor")
-    return canvas
+    floor = results.runs[0].generations[0].metrics.get("frechet-floor")
+    if floor is not None:
+        figure.axes[0].axhline(floor, color=INK, linewidth=1, linestyle=(0, (5, 4)))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, labelcolor="linecolor", fontsize=11
+    )
+    return figure
 
 
-def _curve(axes: Axes, runs: tuple[Run, ...], name: str, place: int) -> None:
+def _curve(axes: Any, runs: tuple[Run, ...], name: str, place: int) -> None:
     """Mean over the seeds and their range, where every seed has the generation and the measure."""
     length = min((len(run.generations) for run in runs), default=0)
     values = np.array([[g.metrics.get(name, np.nan) for g in run.generations[:length]] for run in runs])
     if not values.size or np.isnan(values).all():
         return
     x = [generation.generation for generation in runs[0].generations[:length]]
-    colour = COLOURS_LIGHT[place % 6]
+    colour = ARM_COLOURS[place % 6]
     mean = values.mean(axis=0)
     marker = MARKERS[place % 6]
     label = arm_title(runs[0].arm)
-    axes.plot(x, mean, color=colour, marker=marker, markersize=5, markeredgecolor=PAPER, linewidth=2, label=label)
+    axes.plot(x, mean, color=colour, marker=marker, markersize=5, linewidth=2, label=label)
     if len(runs) > 1:
         axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.13, linewidth=0)
 
 
-def _style(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=9.5, color=INK)
-    axes.set_facecolor(PAPER)
-    axes.grid(axis="y", color=LINE)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(LINE)
-    axes.tick_params(length=0, labelsize=8, labelcolor=SOFT)
+def _style(axes: Any, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=9.5)
+    pictures.plain(axes)
+    axes.title.set_color(INK)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", visible=False)
+    axes.tick_params(length=0)
 
 
 # ------------------------------------------------------------------------------------------------ confidence
 
 
-def _confidences(results: Results) -> Canvas:
-    arms = [arm for arm in results.arms if results.of(arm)]
-    canvas = _canvas(3.4 * len(arms), 2.9)
-    for place, (arm, axes) in enumerate(zip(arms, canvas.subplots(1, len(arms), squeeze=False).flat, strict=True)):
-        colour = COLOURS_LIGHT[results.arms.index(arm) % 6]
-        _style(axes, "")
-        axes.set_title(arm_title(arm), loc="left", fontsize=11, color=colour, fontweight="bold")
-        runs = results.of(arm)
-        for index in (0, -1):
-            counts = np.sum([run.generations[index].parameters["trace/confidence"] for run in runs], axis=0)
+def _confidences(shown: list[Run], places: list[int]) -> Any:
+    figure = pictures.canvas(3.2 * len(shown), 2.8)
+    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True).flat
+    for place, run, axes in zip(places, shown, panels, strict=True):
+        colour = ARM_COLOURS[place % 6]
+        _style(axes, arm_title(run.arm))
+        axes.title.set(color=colour, fontsize=11, fontweight="bold")
+        first, last = run.generations[0], run.generations[-1]
+        for generation, filled in ((last, True), (first, False)):
+            counts = generation.parameters["trace/confidence"]
             edges = np.linspace(0, 1, len(counts) + 1)
-            name = f"M{runs[0].generations[index].generation}"
-            look: dict[str, Any] = (
-                {"fill": True, "color": colour, "alpha": 0.35} if index else {"color": colour, "linewidth": 1.5}
-            )
-            axes.stairs(100 * counts / counts.sum(), edges, label=name, **look)
-        gamma = float(np.mean([run.generations[-1].parameters["trace/gamma"][-1] for run in runs]))
+            look = {"fill": True, "alpha": 0.4} if filled else {"linewidth": 1.4}
+            axes.stairs(100 * counts / counts.sum(), edges, color=colour, label=f"M{generation.generation}", **look)
+        gamma = float(last.parameters["trace/gamma"][-1])
         if gamma < 1:
             axes.axvline(gamma, color=INK, linewidth=1, linestyle=(0, (5, 4)))
-            axes.annotate(
-                f"γ = {gamma:.3g}",
-                (gamma, 0.97),
-                (-4, 0),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-                fontsize=9,
-                color=INK,
-            )
+            where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "va": "top"}
+            axes.annotate(f"γ = {gamma:.3g}", (gamma, 0.98), (-4, 0), fontsize=8.5, color=INK, **where)
         axes.set_yscale("log")
-        axes.set_xlabel("p(x|z)", fontsize=9, color=SOFT)
-        if not place:
-            axes.set_ylabel("% of pixels", fontsize=9, color=SOFT)
-        axes.legend(loc="upper left", frameon=False, fontsize=8.5)
-    return canvas
+        axes.set_xlabel("p(x|z)", fontsize=8.5, color=INK)
+        axes.legend(loc="upper left", frameon=False, fontsize=8, labelcolor=INK)
+    figure.axes[0].set_ylabel("% of pixels", fontsize=8.5, color=INK)
+    return figure

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Burda, Grosse and Salakhutdinov 2016, Section 5.2.
 ACTIVE_VARIANCE = 0.01
 
+
 # ------------------------------------------------------------------------------------------------ classes
 
 

@@ -28,7 +28,7 @@ from fortifai_core.vae_config import (
     MnistData,
     VaeConfig,
 )
-from fortifai_core.vae_figures import draw
+from fortifai_core.vae_figures import draw, preview
 from fortifai_core.vae_model import (
     build,
     clipped_elbo,
@@ -38,7 +38,9 @@ from fortifai_core.vae_model import (
     pixel_nll,
 )
 
-TINY = VaeConfig(channels=8, latent=4, epochs=3, classifier_epochs=15, threshold_images=64)
+TINY = VaeConfig(
+    likelihood="bernoulli", channels=8, latent=4, epochs=3, batch_size=64, learning_rate=1e-3, threshold_images=64
+)
 
 
 def nothing(done: int, total: int, unit: str) -> None:
@@ -324,17 +326,24 @@ def test_the_measured_elbo_is_the_trained_one() -> None:
 
 def test_figures_are_drawn_and_the_same_twice(tmp_path: Path) -> None:
     figures = draw(chain(), tmp_path / "a")
-    assert {figure.name for figure in figures} == {
-        "vae-samples",
-        "vae-reconstructions",
-        "vae-confidence",
-        "vae-measures",
-    }
+    assert [figure.name for figure in figures] == ["vae-samples", "vae-kept", "vae-confidence", "vae-measures"]
     for figure in figures:
         assert [path.suffix for path in figure.paths] == [".svg", ".png"]
-        assert figure.caption
-    again = draw(chain(), tmp_path / "b")
-    assert [f.paths[0].read_bytes() for f in figures] == [f.paths[0].read_bytes() for f in again]
+        assert all(path.stat().st_size > 1000 for path in figure.paths)
+    bare = tuple(
+        Run(run.arm, run.seed, tuple(Generation(g.generation, g.metrics) for g in run.generations))
+        for run in chain().runs
+    )
+    without_images = draw(Results(TINY, chain().arms, {}, bare), tmp_path / "b")
+    assert [figure.name for figure in without_images] == ["vae-measures"]
+    assert without_images[0].paths[0].read_bytes() == figures[-1].paths[0].read_bytes()
+
+
+def test_a_preview_shows_real_and_made_images(tmp_path: Path) -> None:
+    results = chain()
+    sample = results.runs[0].generations[-1].sample
+    preview(real=results.real, sample=sample, title="elbo · M1", path=tmp_path / "preview.png")
+    assert (tmp_path / "preview.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_settings_that_clip_nothing_are_refused() -> None:
