@@ -12,8 +12,9 @@ from fortifai_core.families import Family, FamilyConfig, Mask, NoMask, Threshold
 from fortifai_core.gaussian_config import AdaptiveMask, GaussianConfig, NoisyEstimator, PredictedOptimumMask
 from fortifai_core.gmm import GmmConfig
 from fortifai_core.vae_config import DynamicIntersectionMask, DynamicQuantileMask, VaeConfig
+from fortifai_core.zipf import ZipfConfig, ZipfFamily
 
-AnyFamily = Annotated[GaussianConfig | GmmConfig | VaeConfig, Field(discriminator="type")]
+AnyFamily = Annotated[GaussianConfig | GmmConfig | VaeConfig | ZipfConfig, Field(discriminator="type")]
 AnyMask = Annotated[
     NoMask
     | ThresholdMask
@@ -29,6 +30,7 @@ ARMS: dict[str, tuple[type[Mask], ...]] = {
     "gaussian": (NoMask, ThresholdMask, PredictedOptimumMask, AdaptiveMask, NoisyEstimator),
     "gmm": (NoMask, ThresholdMask),
     "vae": (NoMask, ThresholdMask, DynamicQuantileMask, DynamicIntersectionMask),
+    "zipf": (NoMask, ThresholdMask),
 }
 
 
@@ -50,13 +52,17 @@ class FamilyRuntime(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "cpu"
 
 
+def _plain_and_masked() -> list[AnyMask]:
+    return [NoMask(), ThresholdMask()]
+
+
 class FamilyExperiment(Frozen):
     """One experiment: every arm (mask × seed) of one family under recursive training."""
 
     name: str = Field("family", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Lower case, digits, dashes.")
     family: AnyFamily = Field(description="The model class, with its data and settings.")
     arms: list[AnyMask] = Field(
-        default_factory=lambda: [NoMask(), ThresholdMask()], min_length=1, description="The first is the baseline."
+        default_factory=_plain_and_masked, min_length=1, description="The first is the baseline."
     )
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1, description="One run of every arm for each.")
     generations: int = Field(10, ge=1, le=100_000, description="How far each run goes: M_0 to M_(generations-1).")
@@ -114,6 +120,8 @@ def family_from_config(config: FamilyConfig, *, folder: Path | None = None) -> F
             from fortifai_core.vae import VaeFamily
 
             return VaeFamily(config, folder)
+        case ZipfConfig():
+            return ZipfFamily(config)
     raise TypeError(f"family = {config.type!r}: no family that is fitted and sampled one generation at a time")
 
 
