@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.load import load_experiment_config, presets
+from flows.load import load_any_config, presets
 
 
 def read_presets() -> dict[str, dict[str, Any]]:
     """Every preset by its name, read from its file: `purpose`, and `experiment`, its configuration."""
     return {
-        name: {"purpose": purpose, "experiment": load_experiment_config(name).model_dump(mode="json")}
+        name: {"purpose": purpose, "experiment": load_any_config(name).model_dump(mode="json")}
         for name, purpose in presets().items()
     }
 

@@ -73,10 +73,10 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run an experiment here and now; no server needed. What was computed before is found."""
-    from flows.load import benchmark_overrides, load_experiment_config
+    from flows.load import benchmark_overrides, load_any_config
     from flows.local import run_here
 
-    config = load_experiment_config(source, [*(sets or []), *benchmark_overrides(benchmarks, limit, fewshot or [])])
+    config = load_any_config(source, [*(sets or []), *benchmark_overrides(benchmarks, limit, fewshot or [])])
     outcome = run_here(
         config, store=store, refresh=refresh or [], console=err if as_json else out, resume=_resume(store)
     )
@@ -107,11 +107,11 @@ def resume(experiment: Annotated[str, typer.Argument()] = "latest", store: Store
 def plan(source: Source, sets: Sets = None, store: Store = None, as_json: Json = False) -> None:
     """What would run, what is already there, and why. Computes nothing."""
     from flows.explain import explain_plan
-    from flows.load import load_experiment_config
+    from flows.load import load_any_config
     from flows.prepare import open_store, plan_for
 
     opened = open_store(store)
-    rows = explain_plan(plan_for(load_experiment_config(source, sets or [])), opened)
+    rows = explain_plan(plan_for(load_any_config(source, sets or [])), opened)
     if as_json:
         show_json(rows)
         return

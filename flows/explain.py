@@ -12,7 +12,8 @@ from fortifai_core.errors import InputError
 from storage.experiments import StageRecord, list_experiments, load_experiment
 from storage.manifest import Manifest
 from storage.store import ArtifactStore
-from tasks.stages import VERSIONS, Plan, Stage
+from tasks.family_stages import AnyPlan
+from tasks.stages import VERSIONS, Stage
 
 _Place = tuple[str, str | None, int | None, int | None, int | None]
 
@@ -21,7 +22,7 @@ def _place(stage: Stage | StageRecord) -> _Place:
     return (stage.role, stage.arm, stage.seed, stage.generation, stage.split)
 
 
-def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
+def explain_plan(plan: AnyPlan, store: ArtifactStore) -> list[dict[str, Any]]:
     """One row a stage: is it found, and if not, why not (compared with the last run under the same name)."""
     earlier: dict[_Place, Manifest] = {}
     for record in list_experiments(store):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fortifai_core.config import ExperimentConfig, Inconsistent
 from fortifai_core.errors import ConfigError
+from fortifai_core.family_config import FamilyExperiment
 
 
 def presets() -> dict[str, str]:
@@ -41,7 +42,19 @@ def preset_text(name: str) -> str:
 
 
 def load_experiment_config(source: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """A preset (`tiny`) or a file (`mine.yaml`), with overrides such as `losses.1.gamma=0.8`.
+    """A preset (`tiny`) or a file (`mine.yaml`) on language models, with overrides such as `losses.1.gamma=0.8`.
+
+    Raises:
+        ConfigError: as `load_any_config`; or it is an experiment on another family.
+    """
+    config = load_any_config(source, overrides)
+    if isinstance(config, FamilyExperiment):
+        raise ConfigError("experiment", source, f"is one on the family {config.family.type}, not on language models")
+    return config
+
+
+def load_any_config(source: str, overrides: Sequence[str] = ()) -> ExperimentConfig | FamilyExperiment:
+    """A preset or a file, on language models or (where it has a field `family`) on another family, with overrides.
 
     Raises:
         ConfigError: an unknown preset, a file that is not YAML, an unknown or impossible field.
@@ -114,24 +127,28 @@ def _apply(data: dict[str, Any], override: str) -> None:
             here = here[name] if isinstance(here, list) else here.setdefault(name, {})
 
 
-def validate(data: dict[str, Any]) -> ExperimentConfig:
+def validate(data: dict[str, Any]) -> ExperimentConfig | FamilyExperiment:
     """The configuration, or one `ConfigError` for the first thing that is wrong with it."""
+    kind = FamilyExperiment if "family" in data else ExperimentConfig
     try:
-        return ExperimentConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise config_error(error) from error
+        raise config_error(error, kind) from error
 
 
-def config_error(error: ValidationError) -> ConfigError:
+def config_error(
+    error: ValidationError, kind: type[ExperimentConfig] | type[FamilyExperiment] = ExperimentConfig
+) -> ConfigError:
     """Pydantic's findings as one line: the field, its value, what to do."""
     first = error.errors()[0]
-    unions = {"almanac", "text", "huggingface", "mixture", "scratch", "pretrained"}
-    unions |= {"cross-entropy", "tce", "focal", "custom"}
+    schema = kind.model_json_schema()
+    # pydantic puts the chosen alternative's `type` into the place, where a file has no such level
+    unions = {d.get("properties", {}).get("type", {}).get("const") for d in schema.get("$defs", {}).values()}
     location = [str(part) for part in first["loc"] if part not in unions]
     field = ".".join(location) or "experiment"
     value = first.get("input")
     if first["type"] == "extra_forbidden":
-        remedy = "there is no such field" + _suggest(location)
+        remedy = "there is no such field" + _suggest(location, schema, kind)
     elif first["type"] == "value_error":
         cause = first["ctx"]["error"]
         if isinstance(cause, Inconsistent):
@@ -143,7 +160,9 @@ def config_error(error: ValidationError) -> ConfigError:
     return ConfigError(field, value, remedy + (f" (and {more} more)" if more else ""))
 
 
-def _suggest(location: Sequence[str]) -> str:
+def _suggest(
+    location: Sequence[str], schema: dict[str, Any], kind: type[ExperimentConfig] | type[FamilyExperiment]
+) -> str:
     names: set[str] = set()
 
     def collect(schema: dict[str, Any]) -> None:
@@ -151,11 +170,12 @@ def _suggest(location: Sequence[str]) -> str:
         for definition in schema.get("$defs", {}).values():
             collect(definition)
 
-    collect(ExperimentConfig.model_json_schema())
+    collect(schema)
     close = difflib.get_close_matches(location[-1], names, n=1)
-    return f"; did you mean `{close[0]}`?" if close else "; `fortifai init tiny` shows all fields"
+    shown = "gmm" if kind is FamilyExperiment else "tiny"
+    return f"; did you mean `{close[0]}`?" if close else f"; `fortifai init {shown}` shows the fields"
 
 
-def to_yaml(config: ExperimentConfig) -> str:
+def to_yaml(config: ExperimentConfig | FamilyExperiment) -> str:
     """The configuration, every field spelt out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

@@ -15,16 +15,18 @@ from rich.table import Table
 from flows.embedded import configured_api, prefect_api
 from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import TerminalReporter
-from fortifai_core.config import ExperimentConfig
 from fortifai_core.errors import FortifaiError
+from fortifai_core.family_config import FamilyExperiment
 from storage.experiments import Experiment, load_experiment, record_experiment
 from storage.store import ArtifactStore
 from storage.tree import Artifact
+from tasks.family_stages import FamilyPlan
+from tasks.pool import AnyExperiment
 from tasks.session import Circumstances
 
 
 def run_here(
-    config: ExperimentConfig, *, store: str | None, refresh: Sequence[str], console: Console, resume: str
+    config: AnyExperiment, *, store: str | None, refresh: Sequence[str], console: Console, resume: str
 ) -> dict[str, Any]:
     """Run one experiment to its end and print its table.
 
@@ -36,15 +38,16 @@ def run_here(
     plan = prepared.plan
     found = [prepared.store.find(s.kind, s.key) for s in plan.stages()]
     there = sum(artifact is not None for artifact in found)
+    arms = "arms" if isinstance(config, FamilyExperiment) else "losses"
     console.print(
-        f"[bold]{config.name}[/]  {len(config.losses)} losses × {len(config.seeds)} seeds × "
+        f"[bold]{config.name}[/]  {len(config.arm_labels)} {arms} × {len(config.seeds)} seeds × "
         f"{config.generations} generations · {len(plan.stages())} stages, {there} found · store {prepared.store.url}"
     )
     command = resume.format(name=prepared.record_id)
     if there < len(found):
         # said now, since a process that is killed says nothing
         console.print(f"[dim]whenever it stops, go on with: {command}[/]", highlight=False)
-    if there == len(found) and not plan.config.failure.stop_arm and configured_api() is None:
+    if there == len(found) and not _may_stop(config) and configured_api() is None:
         # no server would keep a record of these runs, so there is no need to start one
         outcome = _everything_found(prepared, found, TerminalReporter(plan, console))
     else:
@@ -59,6 +62,11 @@ def run_here(
         + (share if outcome["built"] else "")
     )
     return {**outcome, "seconds": round(wall, 2)}
+
+
+def _may_stop(config: AnyExperiment) -> bool:
+    """Whether an arm may end before its last generation, so that not all stages of the plan are to be had."""
+    return config.failure is not None and config.failure.stop_arm
 
 
 def _everything_found(
@@ -90,9 +98,12 @@ def _run(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any
             prefect_api(prepared.store.logs / "prefect-server.log"),
             TerminalReporter(prepared.plan, console) as reporter,
         ):
-            from flows.recursive import run_experiment
+            if isinstance(prepared.plan, FamilyPlan):
+                from flows.family import run_family_experiment as run
+            else:
+                from flows.recursive import run_experiment as run
 
-            return asyncio.run(run_experiment(prepared, reporter))
+            return asyncio.run(run(prepared, reporter))
     except FortifaiError as error:
         console.print(f"[red]failed:[/] {escape(str(error))}\nwhat was finished is kept; go on with: {command}")
         raise SystemExit(error.exit_code) from None
@@ -107,7 +118,7 @@ def _run(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any
 def report_folder(store: ArtifactStore, record: Experiment) -> Path | None:
     """Where the report of a finished experiment lies."""
     for stage in reversed(record.stages):
-        if stage.role == "report":
+        if stage.role in ("report", "family-report"):
             artifact = store.find(stage.kind, stage.key)
             return artifact.path if artifact else None
     return None

@@ -12,12 +12,17 @@ from typing import Any
 
 from fortifai_core.config import CustomLoss, ExperimentConfig, PretrainedModel, ScratchModel
 from fortifai_core.errors import ConfigError, StoreError
+from fortifai_core.family_config import FamilyExperiment, check_family
 from storage.experiments import StageRecord, record_experiment
+from storage.family_data import data_digests
 from storage.models import model_identity
 from storage.sources import check_corpus, source_digests
 from storage.store import ArtifactStore
+from tasks.family_plan import plan_family
+from tasks.family_stages import AnyPlan
 from tasks.plan import plan_experiment
-from tasks.stages import VERSIONS, Plan, Stage
+from tasks.pool import AnyExperiment
+from tasks.stages import VERSIONS, Stage
 
 BYTES_PER_PARAMETER = 4
 ADAM_CHECKPOINTS = 2 * 3  # two checkpoints, each with the weights and Adam's two moments
@@ -27,7 +32,7 @@ ADAM_CHECKPOINTS = 2 * 3  # two checkpoints, each with the weights and Adam's tw
 class Prepared:
     """An experiment that may start: checked, planned, recorded."""
 
-    plan: Plan
+    plan: AnyPlan
     store: ArtifactStore
     record_id: str
 
@@ -42,8 +47,11 @@ def open_store(url: str | None = None) -> ArtifactStore:
     return ArtifactStore(url or default_store())
 
 
-def plan_for(config: ExperimentConfig) -> Plan:
+def plan_for(config: AnyExperiment) -> AnyPlan:
     """Check what the experiment reads, and compute the key of every stage."""
+    if isinstance(config, FamilyExperiment):
+        check_family(config)
+        return plan_family(config, data_digests=data_digests(config.family))
     check_corpus(config.corpus)
     model_digest = None
     if isinstance(config.model, PretrainedModel):
@@ -84,7 +92,7 @@ def _loss_digest(index: int, loss: CustomLoss) -> str:
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
 
 
-def prepare_experiment(config: ExperimentConfig, *, store: str | None = None, refresh: Sequence[str] = ()) -> Prepared:
+def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refresh: Sequence[str] = ()) -> Prepared:
     """Check everything, then record the experiment in the store.
 
     Raises:
@@ -117,7 +125,7 @@ def prepare_experiment(config: ExperimentConfig, *, store: str | None = None, re
     return Prepared(plan=plan, store=opened, record_id=record.label)
 
 
-def descendants(plan: Plan, roles: Sequence[str]) -> list[Stage]:
+def descendants(plan: AnyPlan, roles: Sequence[str]) -> list[Stage]:
     """The stages of these roles and every stage that is made from one of them."""
     chosen: dict[tuple[str, str], Stage] = {}
     for stage in plan.stages():
@@ -134,10 +142,10 @@ def model_parameters(model: ScratchModel) -> int:
     return embedding + model.layers * (attention + feed_forward + 2 * model.hidden_size) + model.hidden_size
 
 
-def check_space(config: ExperimentConfig, plan: Plan, store: ArtifactStore) -> None:
+def check_space(config: AnyExperiment, plan: AnyPlan, store: ArtifactStore) -> None:
     """Refuse an experiment whose models alone would not fit on the disk."""
     free = store.free_bytes()
-    if free is None or not isinstance(config.model, ScratchModel):
+    if free is None or isinstance(config, FamilyExperiment) or not isinstance(config.model, ScratchModel):
         return
     weights = model_parameters(config.model) * BYTES_PER_PARAMETER
     missing = sum(one.kind == "model" and store.find(one.kind, one.key) is None for one in plan.stages())

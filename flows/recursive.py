@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Annotated, Any
 
 from prefect import flow, tags
@@ -15,6 +15,7 @@ from flows.reporters import LogReporter
 from fortifai_core.config import ExperimentConfig
 from storage.experiments import record_experiment
 from tasks import publish, stage_tasks
+from tasks.family_stages import AnyPlan
 from tasks.pool import worker_pool
 from tasks.session import Reporter, Session, current_session, session
 from tasks.stages import GenerationPlan, Plan, Stage
@@ -47,6 +48,7 @@ async def _here(experiment: str) -> dict[str, Any]:
     return await run_prepared(*_handed_over.pop(experiment))
 
 
+OneRun = Callable[[str, str, int], Awaitable[Any]]
 _handed_over: dict[str, tuple[Prepared, Reporter]] = {}
 
 
@@ -56,8 +58,12 @@ async def run_experiment(prepared: Prepared, reporter: Reporter) -> dict[str, An
     return await _here(prepared.plan.config.name)
 
 
-async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
-    """Shared stages first, then the runs, then the report."""
+async def run_prepared(prepared: Prepared, reporter: Reporter, *, one_run: OneRun | None = None) -> dict[str, Any]:
+    """Shared stages first, then the runs, then the report.
+
+    Args:
+        one_run: the subflow of a run, called with experiment, arm and seed; by default that of a language model.
+    """
     plan, store = prepared.plan, prepared.store
     async with worker_pool(plan.config, store_url=store.url, logs=store.logs) as pool:
         with session(Session(plan=plan, store=store, pool=pool, reporter=reporter)) as running:
@@ -65,7 +71,7 @@ async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]
             record_experiment(store, config=config, status="running")
             try:
                 await _shared(plan)
-                await _in_turns(plan, at_once=len(pool.workers))
+                await _in_turns(plan, at_once=len(pool.workers), one_run=one_run)
                 final = plan.report(running.stopped)
                 report = await stage_tasks.reference(stage_tasks.write_report(final), final)
             except BaseException:
@@ -83,18 +89,18 @@ async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]
             }
 
 
-async def _in_turns(plan: Plan, *, at_once: int) -> None:
+async def _in_turns(plan: AnyPlan, *, at_once: int, one_run: OneRun | None = None) -> None:
     """All runs, as many at once as there are workers: more would only wait for each other, and flood the server."""
     turn = asyncio.Semaphore(at_once)
 
     async def one(arm: str, seed: int) -> None:
         async with turn:
-            await run_arm(plan.config.name, arm, seed)
+            await (one_run or run_arm)(plan.config.name, arm, seed)
 
-    await _together(*(one(run.arm, run.seed) for run in plan.runs))
+    await together(*(one(run.arm, run.seed) for run in plan.runs))
 
 
-async def _shared(plan: Plan) -> None:
+async def _shared(plan: AnyPlan) -> None:
     """What several runs build on. Each stage waits for its own parents only."""
     started: dict[tuple[str, str], asyncio.Task[Any]] = {}
 
@@ -102,7 +108,7 @@ async def _shared(plan: Plan) -> None:
         await asyncio.gather(*(started[parent] for parent in stage.parents.values()))
         await stage_tasks.prepare(stage)
 
-    async with _task_group() as group:
+    async with task_group() as group:
         for stage in plan.shared:  # parents come first in the plan
             started[stage.reference] = group.create_task(after_parents(stage))
 
@@ -116,11 +122,12 @@ async def _shared(plan: Plan) -> None:
 async def run_arm(experiment: str, arm: str, seed: int) -> str:
     """One run of the experiment in progress."""
     running = current_session()
-    run = running.plan.run(arm, seed)
-    stop_arm = running.plan.config.failure.stop_arm
+    plan = running.plan
+    assert isinstance(plan, Plan)
+    run, stop_arm = plan.run(arm, seed), plan.config.failure.stop_arm
     measured: list[dict[str, Any]] = []
     drifted: list[dict[str, Any]] = []
-    async with _task_group() as group:
+    async with task_group() as group:
         before: asyncio.Task[bool] | None = None
         for step in run.generations:
             with tags(f"g{step.generation}"):
@@ -133,7 +140,7 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
                     running.stopped[(arm, seed)] = step.generation
                     running.reporter.noted(f"{arm} · seed {seed}: failed in generation {step.generation}, stopped")
                     return f"{experiment}: {arm} · seed {seed} failed in generation {step.generation}"
-                await _together(*(stage_tasks.regenerate(one) for one in step.regenerate))
+                await together(*(stage_tasks.regenerate(one) for one in step.regenerate))
                 if step.drift is not None:
                     group.create_task(_drift(step, step.drift, drifted))
     return f"{experiment}: {arm} · seed {seed} finished"
@@ -163,7 +170,7 @@ async def _wait(work: Awaitable[Any]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _task_group() -> AsyncIterator[asyncio.TaskGroup]:
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
     """A task group: at the first failure the rest is cancelled, so that nothing goes on behind a dead run."""
     try:
         async with asyncio.TaskGroup() as group:
@@ -172,7 +179,8 @@ async def _task_group() -> AsyncIterator[asyncio.TaskGroup]:
         raise errors.exceptions[0] from None
 
 
-async def _together(*work: Coroutine[Any, Any, Any]) -> None:
-    async with _task_group() as group:
+async def together(*work: Coroutine[Any, Any, Any]) -> None:
+    """Wait for all of them; at the first failure the rest is cancelled."""
+    async with task_group() as group:
         for one in work:
             group.create_task(one)

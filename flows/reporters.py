@@ -10,7 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from tasks.stages import Plan, Stage
+from tasks.family_stages import AnyPlan
+from tasks.stages import Stage
+
+# Roles whose end is worth a line however quick they were; a family has too many quick ones.
+SHOWN = ("train", "base", "evaluate", "family-data", "family-segment", "family-report")
 
 
 def full_label(stage: Stage) -> str:
@@ -52,7 +56,7 @@ class TerminalReporter:
     Without a terminal (a pipe, a log file) only the lines are printed.
     """
 
-    def __init__(self, plan: Plan, console: Console) -> None:
+    def __init__(self, plan: AnyPlan, console: Console) -> None:
         self.console = console
         self.expected = len(plan.uses())
         self.live = console.is_terminal
@@ -103,7 +107,7 @@ class TerminalReporter:
         self.done += 1
         if self.whole is not None:
             self.bars.update(self.whole, completed=self.done, text=f"{self.done} / {self.expected}")
-        if not found and (stage.role in ("train", "base", "evaluate") or seconds > 10):
+        if not found and (stage.role in SHOWN or seconds > 10):
             self.console.print(
                 f"  [dim]{self.done:>3}/{self.expected}[/]  {full_label(stage)}  [dim]{seconds:.1f} s[/]"
             )

@@ -26,14 +26,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.embedded import child_process, is_healthy, talkative_environment, wait_until_healthy
-from flows.load import load_experiment_config, presets
+from flows.load import load_any_config, presets
 from flows.prepare import open_store
 from fortifai_core.errors import InputError, StageFailed
+from fortifai_core.family_config import FamilyExperiment
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
 
 ENTRYPOINT = "flows.recursive.recursive_training"
+FAMILY_ENTRYPOINT = "flows.family.recursive_family"
 POLL_SECONDS = 2.0  # how long a run waits at most before it is started
 HEARTBEAT_SECONDS = 30  # the shortest that Prefect accepts; the zombie automation waits for three of them
 READY_SECONDS = 120.0
@@ -193,18 +195,21 @@ def _welcome(address: str, names: list[str], store: str, runs_log: Path, server_
 
 
 def deployments(store: str) -> list[RunnerDeployment]:
-    """Every preset as a deployment of the recursive-training flow, to be run by this machine."""
+    """Every preset as a deployment of its flow, to be run by this machine."""
     from prefect.types.entrypoint import EntrypointType
 
+    from flows.family import recursive_family
     from flows.recursive import recursive_training
 
     made = []
     for name, purpose in presets().items():
-        deployment: Any = recursive_training.to_deployment(
+        config = load_any_config(name)
+        served: Any = recursive_family if isinstance(config, FamilyExperiment) else recursive_training
+        deployment: Any = served.to_deployment(
             name=name,
             description=purpose,
             tags=["preset"],
-            parameters={"experiment": load_experiment_config(name).model_dump(mode="json"), "store": store},
+            parameters={"experiment": config.model_dump(mode="json"), "store": store},
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
         _draw_alternatives_as_tabs(deployment._parameter_openapi_schema.definitions)

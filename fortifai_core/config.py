@@ -346,12 +346,17 @@ class ExperimentConfig(Frozen):
     failure: Failure = Field(default_factory=Failure)
     runtime: Runtime = Field(default_factory=Runtime)
 
+    @property
+    def arm_labels(self) -> list[str]:
+        """The arms' names, in order; the baseline first."""
+        return [loss.label for loss in self.losses]
+
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
         if self.generations > self.splits:
             remedy = f"is above splits = {self.splits}: each generation brings in one; lower it, or raise splits"
             raise Inconsistent("generations", self.generations, remedy)
-        labels = [loss.label for loss in self.losses]
+        labels = self.arm_labels
         if len(set(labels)) < len(labels):
             raise Inconsistent("losses", labels, "two arms are the same; remove one")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:

@@ -37,6 +37,7 @@ CHART_CSS = "".join(f".c{i}{{--c:var(--s{i})}}" for i in range(len(COLOURS_LIGHT
     ".chart .ring{fill:var(--paper);stroke:var(--c);stroke-width:2}"
     ".chart .when{fill:var(--c);font-weight:600;paint-order:stroke;stroke:var(--paper);stroke-width:4px}"
 )
+MARKED = 40  # points of a curve, above which it is drawn without marks
 STYLE = PALETTE + CHART_CSS + ".paper{fill:var(--paper)}"
 
 
@@ -148,7 +149,7 @@ class _Plot:
             kind = "zero" if self.chart.signed and abs(value) < self.step / 2 else "grid"
             parts.append(_line(kind, self.left, self.y(value), self.right, self.y(value)))
             parts.append(_text(self.number(value), self.left - 8, self.y(value) + 4, "end"))
-        every = max(1, math.ceil(self.last / ((self.right - self.left) / 34)))
+        every = max(1, round(_step(self.last, most=max(1, int((self.right - self.left) / 34)))))
         for generation in range(0, self.last + 1, every):
             parts.append(_text(f"M{generation}", self.x(generation), self.bottom + 20, "middle"))
         if self.chart.rule:
@@ -168,6 +169,8 @@ class _Plot:
     def curve(self, series: Series) -> list[str]:
         line = " ".join(f"{self.x(p.x)},{self.y(p.y)}" for p in series.points)
         path = f'<polyline class="curve c{series.colour % 6}" points="{line}"/>'
+        if len(series.points) > MARKED:
+            return [path]
         return [path] + [self.mark(series, p, self.x(p.x)) for p in series.points]
 
     def dots(self, series: Series) -> list[str]:

@@ -32,6 +32,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "evaluation": ("fortifai_core", "tasks"),
     "failure": ("fortifai_core",),
     "report": ("fortifai_core", "storage"),
+    "family-data": ("fortifai_core", "storage"),
+    "family-model": ("fortifai_core", "tasks"),
+    "family-sample": ("fortifai_core", "tasks"),
+    "family-evaluation": ("fortifai_core", "tasks"),
+    "family-segment": ("fortifai_core", "tasks"),
+    "family-failure": ("fortifai_core",),
+    "family-report": ("fortifai_core", "tasks"),
 }
 PACKAGES = (
     "accelerate",
@@ -40,6 +47,8 @@ PACKAGES = (
     "peft",
     "pyarrow",
     "safetensors",
+    "scikit-learn",
+    "scipy",
     "tokenizers",
     "torch",
     "transformers",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from storage.shards import BENCHMARK_ITEMS, CONFIDENCE, METRICS, QUESTIONS, SCORES, SPLIT_TEXT, Columns
+from storage.shards import BENCHMARK_ITEMS, CONFIDENCE, FAMILY_METRICS, METRICS, QUESTIONS, SCORES, SPLIT_TEXT, Columns
 
 _SQL_TYPES = {
     "string": "VARCHAR",
@@ -21,7 +21,14 @@ READS: dict[str, tuple[tuple[tuple[str, str], ...], Columns]] = {
     "split_text": ((("corpus", "split-*.parquet"), ("split", "part-*.parquet")), SPLIT_TEXT),
     "questions": ((("corpus", "questions.parquet"),), QUESTIONS),
     "scores": ((("evaluation", "scores.parquet"),), SCORES),
-    "metrics": (tuple((kind, "metrics.parquet") for kind in ("evaluation", "split", "drift", "benchmark")), METRICS),
+    "stage_metrics": (
+        tuple((kind, "metrics.parquet") for kind in ("evaluation", "split", "drift", "benchmark")),
+        METRICS,
+    ),
+    "family_metrics": (
+        tuple((f"family-{kind}", "metrics.parquet") for kind in ("evaluation", "model", "segment")),
+        FAMILY_METRICS,
+    ),
     "confidence": ((("drift", "confidence.parquet"),), CONFIDENCE),
     "benchmark_items": ((("benchmark", "items.parquet"),), BENCHMARK_ITEMS),
 }
@@ -33,9 +40,14 @@ _RUN = "s.experiment, s.arm, s.seed, s.generation"
 
 # A view over `{source}` (the Parquet files, with `filename`), `files` and `stages`.
 _PARQUET_VIEWS = {
-    "metrics": f"""
+    "stage_metrics": f"""
         SELECT {_RUN}, r.split, r.metric, r.value, r.count, f.key
         FROM {{source}} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    # A stage of a chain holds many generations, so a row says which it is of.
+    "family_metrics": """
+        SELECT s.experiment, s.arm, s.seed, r.generation, NULL AS split, r.metric, r.value, r.count, f.key
+        FROM {source} r JOIN files f ON f.path = r.filename
         LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
     "scores": f"""
         SELECT {_RUN}, r.question, r.document, r.split, r.logp_true, r.logp_false, r.correct, f.key
@@ -66,6 +78,7 @@ _PARQUET_VIEWS = {
 
 # Views over tables and other views.
 DERIVED_VIEWS = {
+    "metrics": "SELECT * FROM stage_metrics UNION ALL BY NAME SELECT * FROM family_metrics",
     "documents": """
         SELECT experiment, arm, seed, generation, split, version, document, position, text,
             len(tokens) AS tokens, kept, accepted, key
@@ -81,7 +94,8 @@ DERIVED_VIEWS = {
         FROM split_text""",
     "runs": """
         SELECT experiment, arm, seed, count(*) AS stages, count(*) FILTER (present) AS present,
-            max(generation) FILTER (present AND role = 'train') AS newest_generation,
+            max(generation) FILTER (present AND role IN ('train', 'family-train', 'family-segment'))
+                AS newest_generation,
             sum(seconds) AS seconds, max(created) AS updated
         FROM stages WHERE arm IS NOT NULL GROUP BY experiment, arm, seed""",
     "generations": """

@@ -12,6 +12,8 @@ from storage.store import Artifact, ArtifactStore
 from tasks.stages import VERSIONS, Stage
 
 Progress = Callable[[int, int, str], None]
+# Roles that check every digest of what they read: what is trained on, or written with, must be what it says.
+VERIFIED = ("base", "train", "regenerate", "family-train", "family-sample", "family-segment")
 
 
 class Context:
@@ -32,7 +34,7 @@ class Context:
     def parent(self, name: str) -> Artifact:
         """The artifact of a parent; its digests are checked when it will be trained from."""
         kind, key = self.stage.parents[name]
-        found = self.store.find(kind, key, verify=self.stage.role in ("base", "train", "regenerate"))
+        found = self.store.find(kind, key, verify=self.stage.role in VERIFIED)
         if found is None:
             from fortifai_core.errors import ArtifactDamaged
 
@@ -49,6 +51,8 @@ class Context:
 
 def _builder(role: str) -> Callable[[Context], dict[str, Any]]:
     """The function that builds a role; imported when needed, so that a worker loads only what it uses."""
+    if role.startswith("family-"):
+        return _family_builder(role)
     from tasks import benchmarks, drift, evaluate, failure, prepare, regenerate, report, train
 
     return {
@@ -65,6 +69,20 @@ def _builder(role: str) -> Callable[[Context], dict[str, Any]]:
         "benchmark-check": benchmarks.build_check,
         "benchmark": benchmarks.build_benchmark,
         "report": report.build_report,
+    }[role]
+
+
+def _family_builder(role: str) -> Callable[[Context], dict[str, Any]]:
+    from tasks import families, family_report
+
+    return {
+        "family-data": families.build_data,
+        "family-train": families.build_train,
+        "family-sample": families.build_sample,
+        "family-evaluate": families.build_evaluate,
+        "family-segment": families.build_segment,
+        "family-failure": families.build_failure,
+        "family-report": family_report.build_family_report,
     }[role]
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 from fortifai_core.config import ExperimentConfig, Runtime
 from fortifai_core.errors import FortifaiError, InputError, StageFailed
+from fortifai_core.family_config import FamilyExperiment, FamilyRuntime
 from tasks.stages import Stage
 
 OnProgress = Callable[[int, int, str], None]
-LIGHT = frozenset({"pretraining", "source", "failure", "report"})
+AnyExperiment = ExperimentConfig | FamilyExperiment
+AnyRuntime = Runtime | FamilyRuntime
 
 
 class WorkerError(StageFailed):
@@ -30,7 +32,9 @@ class WorkerError(StageFailed):
 class Worker:
     """One child process. Started when first used; killed when the stage it builds is cancelled."""
 
-    def __init__(self, index: int, *, store_url: str, runtime: Runtime, threads: int, device: str, log: Path) -> None:
+    def __init__(
+        self, index: int, *, store_url: str, runtime: AnyRuntime, threads: int, device: str, log: Path
+    ) -> None:
         self.index, self.store_url, self.runtime, self.log = index, store_url, runtime, log
         self.threads, self.device = threads, device
         self.process: asyncio.subprocess.Process | None = None
@@ -49,7 +53,9 @@ class Worker:
                 "OMP_NUM_THREADS": str(self.threads),
                 "MKL_NUM_THREADS": str(self.threads),
                 "TOKENIZERS_PARALLELISM": "false",
-                "FORTIFAI_WORKER_WARM": "1",
+                # a family's worker imports what its stages use, which may well be no torch at all
+                "FORTIFAI_WORKER_WARM": "1" if isinstance(self.runtime, Runtime) else "0",
+                "OPENBLAS_NUM_THREADS": str(self.threads),
                 "PYTHONUNBUFFERED": "1",
                 "PYTHONPATH": os.pathsep.join(p for p in [os.getcwd(), os.environ.get("PYTHONPATH", "")] if p),
             }
@@ -129,7 +135,7 @@ class Worker:
 class WorkerPool:
     """`workers` child processes; `build` waits for a free one, first come, first served."""
 
-    def __init__(self, *, store_url: str, runtime: Runtime, workers: int, threads: int, logs: Path) -> None:
+    def __init__(self, *, store_url: str, runtime: AnyRuntime, workers: int, threads: int, logs: Path) -> None:
         devices = devices_for(runtime, workers)
         self.workers = [
             Worker(
@@ -164,7 +170,7 @@ class WorkerPool:
         await asyncio.gather(*(worker.stop() for worker in self.workers))
 
 
-def devices_for(runtime: Runtime, workers: int) -> list[str]:
+def devices_for(runtime: AnyRuntime, workers: int) -> list[str]:
     """Where each worker computes: GPUs in turn, or the CPU.
 
     Raises:
@@ -180,16 +186,16 @@ def devices_for(runtime: Runtime, workers: int) -> list[str]:
     return [f"cuda:{index % count}" for index in range(workers)] if count else ["cpu"] * workers
 
 
-def pool_size(config: ExperimentConfig) -> tuple[int, int]:
+def pool_size(config: AnyExperiment) -> tuple[int, int]:
     """(workers, threads of each): as configured, or one worker a run up to the cores, sharing the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    runs = len(config.losses) * len(config.seeds)
+    runs = len(config.arm_labels) * len(config.seeds)
     workers = config.runtime.workers or min(runs, cores)
     return workers, config.runtime.threads or max(1, cores // workers)
 
 
 @contextlib.asynccontextmanager
-async def worker_pool(config: ExperimentConfig, *, store_url: str, logs: Path) -> AsyncIterator[WorkerPool]:
+async def worker_pool(config: AnyExperiment, *, store_url: str, logs: Path) -> AsyncIterator[WorkerPool]:
     """A pool sized for an experiment; its processes are gone when the block ends, however it ends."""
     workers, threads = pool_size(config)
     pool = WorkerPool(store_url=store_url, runtime=config.runtime, workers=workers, threads=threads, logs=logs)

@@ -14,6 +14,7 @@ from prefect import task
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 from prefect.events import emit_event
 
+from fortifai_core.config import ExperimentConfig
 from tasks.session import current_session
 from tasks.stages import GenerationPlan
 
@@ -47,7 +48,9 @@ def retention_chart(title: str, measured: Sequence[dict[str, Any]], *, threshold
 async def publish_generation(step: GenerationPlan, measured: list[dict[str, Any]], failure: dict[str, Any]) -> None:
     """The artifacts and events of one generation, from the measurements so far."""
     running = current_session()
-    name, arm, seed = running.plan.config.name, step.train.arm, step.train.seed
+    config = running.plan.config
+    assert isinstance(config, ExperimentConfig)
+    name, arm, seed = config.name, step.train.arm, step.train.seed
     emit_event(
         "generation.finished",
         resource={
@@ -74,8 +77,7 @@ async def publish_generation(step: GenerationPlan, measured: list[dict[str, Any]
     columns = ["generation", "kr-split-0", "kr-total", "perplexity-real"]
     await asyncio.gather(
         acreate_markdown_artifact(
-            "# Retention\n\n"
-            + retention_chart(f"{arm} · seed {seed}", ordered, threshold=running.plan.config.failure.threshold),
+            "# Retention\n\n" + retention_chart(f"{arm} · seed {seed}", ordered, threshold=config.failure.threshold),
             key=f"{key}-retention"[:250],
             description=f"{name} · {arm} · seed {seed}: retention of split 0",
         ),

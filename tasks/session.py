@@ -12,8 +12,9 @@ from typing import Any, Protocol
 from storage.manifest import Manifest
 from storage.provenance import collect, drift, rooms_of
 from storage.store import ArtifactStore
+from tasks.family_stages import AnyPlan
 from tasks.pool import WorkerPool
-from tasks.stages import Plan, Stage
+from tasks.stages import Stage
 
 
 class Reporter(Protocol):
@@ -57,7 +58,7 @@ class Circumstances:
 class Session:
     """One experiment in progress."""
 
-    plan: Plan
+    plan: AnyPlan
     store: ArtifactStore
     pool: WorkerPool
     reporter: Reporter

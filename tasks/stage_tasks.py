@@ -106,7 +106,13 @@ async def prepare(stage: Stage) -> Any:
 
 @task(name="train", task_run_name="{stage.label}", tags=["train"], persist_result=False)
 async def train(stage: Stage) -> Any:
-    """Train M_i from M_(i-1) on the newest version of every split."""
+    """Train M_i: from M_(i-1) on the newest version of every split, or a family on what the regime gives it."""
+    return await look_up_or_build(stage)
+
+
+@task(name="sample", task_run_name="{stage.label}", tags=["sample"], persist_result=False)
+async def draw_sample(stage: Stage) -> Any:
+    """Draw from M_i, of another family than language models."""
     return await look_up_or_build(stage)
 
 
@@ -118,13 +124,13 @@ async def regenerate(stage: Stage) -> Any:
 
 @task(name="evaluate", task_run_name="{stage.label}", tags=["evaluate"], persist_result=False)
 async def evaluate(stage: Stage) -> Any:
-    """Ask M_i the questions of all splits seen so far, and measure its perplexity on real text."""
+    """Ask M_i the questions of all splits seen so far, and its perplexity on real text; or take a family's measures."""
     return await look_up_or_build(stage)
 
 
 @task(name="time-to-failure", task_run_name="{stage.label}", tags=["failure"], persist_result=False)
 async def check_failure(stage: Stage) -> Any:
-    """Has the retention of split 0 fallen below the threshold by this generation?"""
+    """Has the retention of split 0, or a family's measure, crossed its threshold by this generation?"""
     return await look_up_or_build(stage)
 
 
@@ -148,6 +154,7 @@ async def write_report(stage: Stage) -> Any:
 
 __all__ = [
     "check_failure",
+    "draw_sample",
     "evaluate",
     "look_up_or_build",
     "measure_drift",

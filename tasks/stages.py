@@ -24,8 +24,22 @@ VERSIONS = {
     "benchmark-check": 1,
     "benchmark": 1,
     "report": 1,
+    "family-data": 1,
+    "family-train": 1,
+    "family-sample": 1,
+    "family-evaluate": 1,
+    "family-segment": 1,
+    "family-failure": 1,
+    "family-report": 1,
 }
-KINDS = {"base": "model", "train": "model", "regenerate": "split", "evaluate": "evaluation"}
+KINDS = {
+    "base": "model",
+    "train": "model",
+    "regenerate": "split",
+    "evaluate": "evaluation",
+    "family-train": "family-model",
+    "family-evaluate": "family-evaluation",
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +71,10 @@ class Stage:
     @property
     def label(self) -> str:
         """As people read it: `regenerate · g2 · split 0`."""
-        parts = [self.role]
-        if self.generation is not None:
+        parts = [self.role.removeprefix("family-")]
+        if self.role == "family-segment":
+            parts.append(f"g{self.content['first']}–{self.content['last']}")
+        elif self.generation is not None:
             parts.append(f"g{self.generation}")
         if self.split is not None:
             parts.append(f"split {self.split}")

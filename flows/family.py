@@ -1,0 +1,97 @@
+"""The recursive-family flow: a mixture, a Gaussian or a VAE on its own samples, a subflow for each run (arm + seed)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from prefect import flow, tags
+from pydantic import Field
+
+from flows.prepare import Prepared, prepare_experiment
+from flows.recursive import run_prepared, task_group
+from flows.reporters import LogReporter
+from fortifai_core.family_config import FamilyExperiment
+from tasks import family_publish, stage_tasks
+from tasks.family_stages import FamilyPlan, FamilyRun, FamilyStep
+from tasks.session import Reporter, current_session
+
+
+@flow(
+    name="recursive-family",
+    flow_run_name="{experiment.name}",
+    description="Fit a model to its own samples, generation after generation: Gaussian, mixture, VAE.",
+    persist_result=False,
+)
+async def recursive_family(
+    experiment: FamilyExperiment,
+    generations: Annotated[int, Field(ge=1)] | None = Field(None, description="Overrides `experiment.generations`."),
+    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(None, description="Overrides `experiment.seeds`."),
+    store: str | None = Field(None, description="The artifact store; by default FORTIFAI_STORE or the user's own."),
+    refresh: list[str] | None = Field(None, description="Stages to build anew, with all that follows from them."),
+) -> dict[str, Any]:
+    """Run one experiment. Whatever was computed before, by this run or another, is found and not computed again."""
+    changes = {"generations": generations, "seeds": seeds}
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    experiment = FamilyExperiment.model_validate({**experiment.model_dump(), **wanted})
+    prepared = prepare_experiment(experiment, store=store, refresh=refresh or [])
+    return await run_prepared(prepared, LogReporter(), one_run=run_of_family)
+
+
+@flow(name="recursive-family", flow_run_name="{experiment}", persist_result=False, validate_parameters=False)
+async def _here(experiment: str) -> dict[str, Any]:
+    """The same flow for `fortifai run`, which has checked and planned before Prefect is started."""
+    prepared, reporter = _handed_over.pop(experiment)
+    return await run_prepared(prepared, reporter, one_run=run_of_family)
+
+
+_handed_over: dict[str, tuple[Prepared, Reporter]] = {}
+
+
+async def run_family_experiment(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
+    """Run a prepared experiment as a flow run of its own."""
+    _handed_over[prepared.plan.config.name] = (prepared, reporter)
+    return await _here(prepared.plan.config.name)
+
+
+@flow(
+    name="run-family",
+    flow_run_name="{arm} · seed {seed}",
+    description="One arm with one seed: train, sample, evaluate, check for failure, generation by generation.",
+    persist_result=False,
+)
+async def run_of_family(experiment: str, arm: str, seed: int) -> str:
+    """One run of the experiment in progress."""
+    running = current_session()
+    plan = running.plan
+    assert isinstance(plan, FamilyPlan)
+    run = plan.run(arm, seed)
+    stop_arm = plan.config.failure is not None and plan.config.failure.stop_arm
+    async with task_group() as group:
+        before: asyncio.Task[bool] | None = None
+        for step in run.steps:
+            with tags(f"g{step.last}"):
+                await stage_tasks.train(step.train)
+                if step.sample is not None:
+                    await stage_tasks.draw_sample(step.sample)
+                # the next generation needs the samples, not the measures: these may overlap it
+                before = group.create_task(_measure(run, step, after=before))
+                if stop_arm and await before:
+                    running.stopped[(arm, seed)] = step.last
+                    running.reporter.noted(f"{arm} · seed {seed}: failed by generation {step.last}, stopped")
+                    return f"{experiment}: {arm} · seed {seed} failed by generation {step.last}"
+    return f"{experiment}: {arm} · seed {seed} finished"
+
+
+async def _measure(run: FamilyRun, step: FamilyStep, after: asyncio.Task[bool] | None) -> bool:
+    """Take the measures of one step, check for failure, show both; True when the run has failed by now."""
+    if step.evaluate is not None:
+        await stage_tasks.evaluate(step.evaluate)
+    if after is not None:
+        await after
+    check: dict[str, Any] = {}
+    if step.failure is not None:
+        found = await stage_tasks.reference(stage_tasks.check_failure(step.failure), step.failure)
+        check = found["metrics"]
+    await family_publish.publish_family(run, step, check)
+    return bool(check.get("status") == "failed")

@@ -1,0 +1,41 @@
+"""Which module draws which family: the figures of a report, and a small picture of each generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fortifai_core.families import Arrays, FamilyConfig, Figure, Results
+from fortifai_core.gaussian_config import GaussianConfig
+from fortifai_core.gmm import GmmConfig
+from fortifai_core.vae_config import VaeConfig
+
+
+def draw(results: Results, directory: Path) -> list[Figure]:
+    """The family's own figures, written into `directory`; none where a family has none."""
+    match results.config:
+        case GaussianConfig():
+            from fortifai_core import gaussian_figures
+
+            return gaussian_figures.draw(results, directory)
+        case GmmConfig():
+            from fortifai_core import gmm_figures
+
+            return gmm_figures.draw(results, directory)
+        case VaeConfig():
+            from fortifai_core import vae_figures
+
+            return vae_figures.draw(results, directory)
+    return []
+
+
+def preview(config: FamilyConfig, *, real: Arrays, sample: Arrays, parameters: Arrays, title: str, path: Path) -> None:
+    """A small PNG of what one generation draws, for the Prefect UI; nothing where a family has none."""
+    match config:
+        case GmmConfig():
+            from fortifai_core import gmm_figures
+
+            gmm_figures.preview(real=real, sample=sample, parameters=parameters, title=title, path=path)
+        case VaeConfig():
+            from fortifai_core import vae_figures
+
+            vae_figures.preview(real=real, sample=sample, title=title, path=path)

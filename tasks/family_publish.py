@@ -1,0 +1,145 @@
+"""What the Prefect UI shows of a family's generations: a table, a live chart, a picture, and events for automations.
+
+Not cached on purpose: a task that is found does not run, and would publish nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
+from prefect.events import emit_event
+
+from storage import shards
+from tasks.families import PREVIEW
+from tasks.family_stages import FamilyPlan, FamilyRun, FamilyStep
+from tasks.prepare import has_file
+from tasks.publish import artifact_key
+from tasks.session import Session, current_session
+
+POINTS = 40  # of a chart: Mermaid draws a label for each
+
+
+def line_chart(title: str, measure: str, values: Sequence[tuple[int, float]], *, threshold: float | None) -> str:
+    """A Mermaid line chart of one measure by generation, with the failure threshold as a second line."""
+    step = max(1, -(-len(values) // POINTS))
+    shown = [*values[:-1:step], values[-1]]
+    names = ", ".join(f"M{generation}" for generation, _ in shown)
+    ends = [value for _, value in shown] + ([] if threshold is None else [threshold])
+    low, high = min(ends), max(ends)
+    room = 0.05 * (high - low) or 1.0
+    lines = [f"    line [{', '.join(_plain(value) for _, value in shown)}]"]
+    if threshold is not None:
+        lines.append(f"    line [{', '.join(_plain(threshold) for _ in shown)}]")
+    return (
+        "```mermaid\n"
+        '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#b5472a, #6b7280"}}}}%%\n'
+        "xychart-beta\n"
+        f'    title "{title}"\n'
+        f"    x-axis [{names}]\n"
+        f'    y-axis "{measure}" {_plain(low - room)} --> {_plain(high + room)}\n' + "\n".join(lines) + "\n```\n"
+    )
+
+
+def _plain(value: float) -> str:
+    """A number without an exponent, which Mermaid does not read."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+@task(name="publish", task_run_name="publish · g{step.last}", persist_result=False)
+async def publish_family(run: FamilyRun, step: FamilyStep, failure: dict[str, Any]) -> None:
+    """The artifacts and events of one step, from the measures so far."""
+    running = current_session()
+    plan = running.plan
+    assert isinstance(plan, FamilyPlan)
+    config, family = plan.config, plan.config.family
+    name, title = config.name, f"{run.arm} · seed {run.seed}"
+    metrics = running.references[step.measured.reference]["metrics"]
+    payload = {"experiment": name, "arm": run.arm, "seed": run.seed, "generation": step.last}
+    emit_event(
+        "generation.finished",
+        resource={
+            "prefect.resource.id": f"fortifai.generation.{step.train.key[:16]}",
+            "prefect.resource.name": f"{name} · {title} · g{step.last}",
+        },
+        payload={**payload, **metrics},
+    )
+    if failure.get("status") == "failed" and step.first <= failure["failed_in"] <= step.last:
+        emit_event(
+            "collapse.detected",
+            resource={
+                "prefect.resource.id": f"fortifai.run.{name}.{run.arm}.{run.seed}",
+                "prefect.resource.name": f"{name} · {title}",
+            },
+            payload={**payload, **failure},
+        )
+    is_last = step.last == config.generations - 1
+    if not is_last and step.measured.reference not in {one.reference for one in running.built}:
+        return  # nothing new to show before the last generation
+    rows = _measured(running, run, upto=step.last)
+    key = artifact_key(name, run.arm, "seed", run.seed)
+    values = [(row["generation"], row[family.headline]) for row in rows if family.headline in row]
+    described = f"{name} · {title}"
+    every = max(1, -(-len(rows) // 250))
+    work = [
+        acreate_table_artifact(
+            [*rows[:-1:every], rows[-1]],
+            key=f"{key}-table"[:250],
+            description=f"{described}: {failure['status']}" if failure else described,
+        )
+    ]
+    if values:
+        chart = line_chart(title, family.headline, values, threshold=_threshold(config, failure))
+        work.append(
+            acreate_markdown_artifact(
+                f"# {family.measures.get(family.headline, family.headline)}\n\n{chart}",
+                key=f"{key}-{artifact_key(family.headline)}"[:250],
+                description=f"{described}: {family.headline}",
+            )
+        )
+    picture = _picture(running, step)
+    if picture is not None:
+        work.append(
+            acreate_image_artifact(
+                f"data:image/png;base64,{picture}",
+                key=f"{key}-picture"[:250],
+                description=f"{described}: what M{step.last} draws",
+            )
+        )
+    await asyncio.gather(*work)
+
+
+def _threshold(config: Any, failure: dict[str, Any]) -> float | None:
+    if config.failure is None or config.failure.metric != config.family.headline:
+        return None
+    return float(failure["threshold"])
+
+
+def _measured(running: Session, run: FamilyRun, *, upto: int) -> list[dict[str, Any]]:
+    """One row a generation: every measure by its name."""
+    rows: dict[int, dict[str, Any]] = {}
+    for step in run.steps:
+        if step.last > upto:
+            continue
+        if step.first == step.last:
+            rows[step.last] = {"generation": step.last, **running.references[step.measured.reference]["metrics"]}
+        else:
+            artifact = running.store.find(*step.measured.reference)
+            assert artifact is not None, step.measured.label
+            for row in shards.read_rows(artifact.file("metrics.parquet")):
+                one = rows.setdefault(row["generation"], {"generation": row["generation"]})
+                if math.isfinite(row["value"]):  # JSON knows no NaN
+                    one[row["metric"]] = row["value"]
+    return [rows[generation] for generation in sorted(rows)]
+
+
+def _picture(running: Session, step: FamilyStep) -> str | None:
+    artifact = running.store.find(*step.measured.reference)
+    if artifact is None or not has_file(artifact, PREVIEW):
+        return None
+    return base64.b64encode(artifact.file(PREVIEW).read_bytes()).decode()
