@@ -48,6 +48,8 @@ def stages(*roles: str) -> list[Stage]:
 def test_what_the_next_generation_waits_for_goes_before_benchmarks_and_drift(tmp_path: Path, workers: int) -> None:
     async def main() -> list[str]:
         made, order = pool(tmp_path, workers)
+        await made.build(stages("source")[0])  # the first one of all starts the workers
+        order.clear()
         busy = [await made.turns.get(0) for _ in range(workers)]
         asked = stages("benchmark", "drift", "train", "benchmark", "regenerate", "evaluate")
         work = [asyncio.create_task(made.build(one)) for one in asked]
