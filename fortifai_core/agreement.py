@@ -35,7 +35,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Correlation:
-    """A correlation with its percentile bootstrap interval; all NaN where a score never changes."""
+    """A correlation with its percentile bootstrap interval; NaN where it has none: a score never changes."""
 
     estimate: float
     low: float
@@ -66,7 +66,7 @@ def agreement(
         first, second: answers of the same models, in the same order.
 
     Raises:
-        InputError: the models differ, or fewer than three points have both scores.
+        InputError: the models differ.
     """
     import numpy as np
 
@@ -80,7 +80,7 @@ def agreement(
     there = np.isfinite(_shares(tables, groups, weights)).all(axis=0)
     points = int(there.sum())
     if points < 3:
-        raise InputError("questions", points, f"{level}: a correlation needs three models with a score in both sets")
+        return Agreement(level, points, _UNDEFINED, _UNDEFINED)
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(split == k) for k in np.unique(split)]
     drawn = []
@@ -92,7 +92,7 @@ def agreement(
     estimate = _correlations(_shares(tables, groups, np.ones(len(names)))[:, there])
     tail = (1 - confidence) / 2
     found = [
-        Correlation(value, *_interval([one[i] for one in drawn], tail)) if math.isfinite(value) else _UNDEFINED
+        _with_interval(value, [one[i] for one in drawn], tail) if math.isfinite(value) else _UNDEFINED
         for i, value in enumerate(estimate)
     ]
     return Agreement(level, points, *found)
@@ -151,11 +151,12 @@ def _correlations(shares: Any) -> tuple[float, float]:
     return float(pearsonr(*kept).statistic), float(spearmanr(*kept).statistic)
 
 
-def _interval(drawn: list[float], tail: float) -> tuple[float, float]:
+def _with_interval(value: float, drawn: list[float], tail: float) -> Correlation:
+    """Percentiles of the draws, widened to the estimate: a draw's noise pulls a correlation towards zero."""
     import numpy as np
 
-    known = [value for value in drawn if math.isfinite(value)]
+    known = [one for one in drawn if math.isfinite(one)]
     if len(known) < len(drawn) / 2:
-        return math.nan, math.nan
-    low, high = np.quantile(known, [tail, 1 - tail])
-    return float(low), float(high)
+        return Correlation(value, math.nan, math.nan)
+    low, high = (float(end) for end in np.quantile(known, [tail, 1 - tail]))
+    return Correlation(value, min(low, value), max(high, value))
