@@ -139,21 +139,29 @@ def serve(
 
 
 @app.command()
-def report(experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False) -> None:
-    """Print the table of a finished experiment and where its HTML report lies."""
-    from flows.local import print_outcome
+def report(
+    experiment: Annotated[str, typer.Argument()] = "latest",
+    target: Annotated[Path | None, typer.Option("--out", help="Copy page, figures and tables to this folder.")] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Print the table of a finished experiment, and where its report lies; `--out` copies all of it."""
+    from flows.exporting import export_report
+    from flows.local import print_outcome, results_table
     from flows.prepare import open_store
     from storage.experiments import load_experiment
 
     opened = open_store(store)
     record = load_experiment(opened, experiment)
+    copied = export_report(opened, record, target=target) if target is not None else None
     if as_json:
-        from flows.local import results_table
-
         headers, rows, path = results_table(opened, record)
-        show_json({"experiment": record.label, "report": str(path), "headers": headers, "rows": rows})
-    else:
-        print_outcome(opened, record, out)
+        place = copied / path.name if copied is not None else path
+        show_json({"experiment": record.label, "report": str(place), "headers": headers, "rows": rows})
+        return
+    print_outcome(opened, record, out)
+    if copied is not None:
+        out.print(f"copied: {copied / 'report.html'}", soft_wrap=True)
 
 
 @app.command("ls")

@@ -1,10 +1,12 @@
-"""`fortifai kr build` and `fortifai kr check`: questions about one's own text, and what is wrong with such files."""
+"""`fortifai kr build | check | compare`: questions about one's own text, what is wrong with them, what they show."""
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +17,12 @@ from fortifai_core.corpora import Document
 from fortifai_core.errors import ConfigError, DataError
 from fortifai_core.kr_build import KINDS, Baseline
 
-app = typer.Typer(help="KR-test questions about your own text: make them, check them. No service is asked.")
+if TYPE_CHECKING:
+    from flows.kr_compare import Comparison
+
+app = typer.Typer(
+    help="KR-test questions about your own text: make them, check them, compare them. No service is asked."
+)
 out = Console()
 
 Source = Annotated[str, typer.Argument(help="A text file (.txt, .jsonl, .parquet), a preset, or an experiment's YAML.")]
@@ -109,6 +116,64 @@ def check(
         verdict += f", and so has the set as a whole ({len(together)}, above)"
     out.print(verdict)
     raise typer.Exit(1 if problems or together else 0)
+
+
+@app.command()
+def compare(
+    experiment: Annotated[str, typer.Argument(help="An experiment's name or id; its models must be in the store.")],
+    questions: Annotated[
+        list[Path], typer.Option("--questions", help="A file of questions; given once, it meets the experiment's own.")
+    ],
+    store: Annotated[str | None, typer.Option("--store", help="Artifact store. [FORTIFAI_STORE]")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Answers scored at a time.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask every model of an experiment two sets of questions: do they tell the same story? Writes nothing."""
+    from flows.kr_compare import compare as ask
+    from flows.prepare import open_store
+    from storage.experiments import load_experiment
+
+    if len(questions) > 2:
+        raise ConfigError("--questions", len(questions), "give two files, or one to compare with the experiment's own")
+    opened = open_store(store)
+    record = load_experiment(opened, experiment)
+    files = [path.expanduser() for path in questions]
+    with Console(stderr=True).status("…") as status:
+        found = ask(
+            opened,
+            record,
+            files,
+            batch=batch,
+            on_model=lambda done, total, name: status.update(f"{done + 1} of {total} models: {name}"),
+        )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        _show_comparison(found)
+
+
+def _show_comparison(found: Comparison) -> None:
+    names = [one["name"] for one in found.sets]
+    table = Table("run", "model", *[f"{n}: {k}" for n in names for k in ("split 0", "all")], box=None, pad_edge=False)
+    for pair in zip(found.rows[::2], found.rows[1::2], strict=True):
+        first = pair[0]
+        cells = [
+            "–" if one[name] is None else f"{one[name]:.1%} ({one[count]})"
+            for one in pair
+            for name, count in (("split_0", "split_0_questions"), ("total", "questions"))
+        ]
+        table.add_row(f"{first['arm']} · seed {first['seed']}", f"M{first['generation']}", *map(escape, cells))
+    out.print(table)
+    agreed = Table("correlation over", "points", "Pearson", "Spearman", box=None, pad_edge=False)
+    for one in found.agreements:
+        both = [
+            "undefined" if math.isnan(c.estimate) else f"{c.estimate:+.2f} ({c.low:+.2f} to {c.high:+.2f})"
+            for c in (one.pearson, one.spearman)
+        ]
+        agreed.add_row(one.level, str(one.points), *both)
+    out.print()
+    out.print(agreed)
+    out.print("[dim]in brackets: 95% intervals over documents; the models are the same in every draw[/]")
 
 
 def _nowhere(locations: list[tuple[int, int | str]], documents: list[Document]) -> list[tuple[int, str]]:

@@ -90,6 +90,25 @@ def export_dataset(
     return target
 
 
+def export_report(store: ArtifactStore, record: Experiment, *, target: Path) -> Path:
+    """Copy an experiment's report into a new folder: report.html, figures/ and tables/.
+
+    Raises:
+        InputError: there is no report yet, or `target` is there already.
+    """
+    from flows.local import report_folder
+
+    source = report_folder(store, record)
+    if source is None:
+        raise InputError("experiment", record.label, f"has no report yet; `fortifai resume {record.label}` finishes it")
+    with _new_folder(target) as folder:
+        shutil.copyfile(source / "report.html", folder / "report.html")
+        for part in ("figures", "tables"):
+            if (source / part).is_dir():
+                shutil.copytree(source / part, folder / part)
+    return target
+
+
 def model_stage(record: Experiment, *, arm: str, seed: int, generation: int) -> StageRecord:
     """The stage that made the model, found step by step, so that the first wrong choice is the one named."""
     if generation == BASE:
@@ -231,4 +250,12 @@ def _origin(record: Experiment, stage: StageRecord, created: str | None) -> list
     ]
 
 
-__all__ = ["BASE", "artifact_of", "export_dataset", "export_model", "model_stage", "text_of"]
+__all__ = [
+    "BASE",
+    "artifact_of",
+    "export_dataset",
+    "export_model",
+    "export_report",
+    "model_stage",
+    "text_of",
+]

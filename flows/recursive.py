@@ -13,6 +13,7 @@ from pydantic import Field
 from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import LogReporter
 from fortifai_core.config import ExperimentConfig
+from fortifai_core.failure_metrics import failure_metric
 from storage.experiments import record_experiment
 from tasks import publish, stage_tasks
 from tasks.family_stages import AnyPlan
@@ -124,7 +125,9 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
     running = current_session()
     plan = running.plan
     assert isinstance(plan, Plan)
-    run, stop_arm = plan.run(arm, seed), plan.config.failure.stop_arm
+    run, failure = plan.run(arm, seed), plan.config.failure
+    # what the rewriting is judged by is known after it; anything else lets an arm stop before it
+    late = failure_metric(failure.metric).role == "drift"
     measured: list[dict[str, Any]] = []
     drifted: list[dict[str, Any]] = []
     async with task_group() as group:
@@ -133,22 +136,40 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
             with tags(f"g{step.generation}"):
                 await stage_tasks.train(step.train)
                 # the next generation needs the regenerations, not the measurements: these may overlap it
-                before = group.create_task(_measure(step, measured, after=before))
+                if not late:
+                    before = group.create_task(_measure(step, measured, after=before))
                 for one in step.benchmarks:
                     group.create_task(_wait(stage_tasks.run_benchmark(one)))
-                if stop_arm and await before:
-                    running.stopped[(arm, seed)] = step.generation
-                    running.reporter.noted(f"{arm} · seed {seed}: failed in generation {step.generation}, stopped")
-                    return f"{experiment}: {arm} · seed {seed} failed in generation {step.generation}"
+                if not late and failure.stop_arm and before is not None and await before:
+                    return _stopped(running, experiment, arm, seed, step.generation)
                 await together(*(stage_tasks.regenerate(one) for one in step.regenerate))
+                drift = None
                 if step.drift is not None:
-                    group.create_task(_drift(step, step.drift, drifted))
+                    drift = group.create_task(_drift(step, step.drift, drifted))
+                if late:
+                    before = group.create_task(_measure(step, measured, after=before, drift=drift))
+                    if failure.stop_arm and await before:
+                        return _stopped(running, experiment, arm, seed, step.generation)
     return f"{experiment}: {arm} · seed {seed} finished"
 
 
-async def _measure(step: GenerationPlan, measured: list[dict[str, Any]], after: asyncio.Task[bool] | None) -> bool:
-    """Evaluate one generation and check for failure; True when the arm has failed by now."""
+def _stopped(running: Session, experiment: str, arm: str, seed: int, generation: int) -> str:
+    """Note that an arm ends here because it failed."""
+    running.stopped[(arm, seed)] = generation
+    running.reporter.noted(f"{arm} · seed {seed}: failed in generation {generation}, stopped")
+    return f"{experiment}: {arm} · seed {seed} failed in generation {generation}"
+
+
+async def _measure(
+    step: GenerationPlan,
+    measured: list[dict[str, Any]],
+    after: asyncio.Task[bool] | None,
+    drift: asyncio.Task[None] | None = None,
+) -> bool:
+    """Evaluate one generation and check for failure, by its `drift` if given; True when the arm has failed by now."""
     evaluation = await stage_tasks.reference(stage_tasks.evaluate(step.evaluate), step.evaluate)
+    if drift is not None:
+        await drift
     if after is not None:
         await after
     check = await stage_tasks.reference(stage_tasks.check_failure(step.failure), step.failure)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from fortifai_core.errors import InputError
+from fortifai_core.mutation import changes
 from storage.catalog import query
 from storage.experiments import Experiment
 from storage.store import ArtifactStore
 from storage.views import quote
-
-_TOKEN = re.compile(r"\s+|\w+|[^\w\s]")
 
 
 def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | None, seed: int | None) -> dict[str, Any]:
@@ -71,14 +67,6 @@ def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | Non
         "versions": [dict(zip(names, row, strict=True)) for row in chain],
         "questions": [dict(zip(asked, row, strict=True)) for row in fates],
     }
-
-
-def changes(before: str, after: str) -> Iterator[tuple[str, bool]]:
-    """`after` in pieces, each with whether it is new against `before`; word by word."""
-    old, new = _TOKEN.findall(before), _TOKEN.findall(after)
-    for kind, _, _, start, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        if start < end:
-            yield "".join(new[start:end]), kind != "equal"
 
 
 def show(found: dict[str, Any], console: Console) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fortifai_core.almanac import Entity
 from fortifai_core.almanac_words import ATTRIBUTES
@@ -11,11 +11,13 @@ from fortifai_core.almanac_words import ATTRIBUTES
 
 @dataclass(frozen=True)
 class StatedFact:
-    """One sentence's claim: the attribute of the entity called `name` has this value."""
+    """One sentence's claim: the attribute of the entity called `name` has this value, at text[start:end]."""
 
     name: str
     attribute: str
     value: str
+    start: int = field(default=-1, compare=False)
+    end: int = field(default=-1, compare=False)
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,18 @@ def stated_facts(text: str) -> Iterator[StatedFact]:
     """Every claim that the text makes in one of the almanac's phrasings; other sentences are passed over.
 
     >>> list(stated_facts("By all accounts Ardenlith was founded in 1340. Nobody knows more."))
-    [StatedFact(name='Ardenlith', attribute='founded', value='1340')]
+    [StatedFact(name='Ardenlith', attribute='founded', value='1340', start=41, end=45)]
     """
+    begin = 0
     for sentence in text.split("."):
         for attribute in ATTRIBUTES:
             for clause in attribute.clauses:
-                subject, found, value = sentence.partition(f" {clause} ")
-                if found and subject.split() and value.strip():
-                    yield StatedFact(subject.split()[-1], attribute.name, value.strip())
+                subject, found, rest = sentence.partition(f" {clause} ")
+                value = rest.strip()
+                if found and subject.split() and value:
+                    start = begin + len(subject) + len(found) + rest.index(value)
+                    yield StatedFact(subject.split()[-1], attribute.name, value, start, start + len(value))
+        begin += len(sentence) + 1
 
 
 def fact_survival(entity: Entity, text: str) -> FactSurvival:

@@ -97,6 +97,26 @@ class FailureInterval:
 
 
 @dataclass(frozen=True)
+class RatioInterval:
+    """Interval of one time to failure over another, in generations; `high` may be infinite.
+
+    Attributes:
+        defined: share of the resampled worlds in which the ratio is a number or a bound: both learned, one failed.
+    """
+
+    low: float
+    high: float
+    level: float
+    defined: float
+
+    def describe(self) -> str:
+        """`0.62 to 2.93×`, or `0.62× and more`."""
+        if math.isinf(self.high):
+            return f"{self.low:.2f}× and more"
+        return f"{self.low:.2f} to {self.high:.2f}×"
+
+
+@dataclass(frozen=True)
 class McNemar:
     """Exact McNemar test. It takes questions to be independent; the cluster intervals do not."""
 
@@ -181,6 +201,43 @@ def bootstrap_time_to_failure(
     failed = float(np.mean(np.isfinite(moments)))
     outcome = (failed, censored, never)
     return FailureInterval(float(low), float(high), level, *outcome, last, regime, scope_of(len(runs)))
+
+
+def bootstrap_failure_ratio(
+    curves_a: Any,
+    curves_b: Any,
+    *,
+    clusters: Any,
+    threshold: float = 0.75,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> RatioInterval | None:
+    """Interval of arm a's time to failure over arm b's, in generations, each world drawn for both arms together.
+
+    Where only a is censored in a world its ratio is unbounded; where only b is, it is 0, for b may last for ever.
+    Worlds in which one never learned, or neither failed, have no ratio; None where these are more than half.
+
+    Args:
+        curves_a, curves_b: as in `bootstrap_time_to_failure`, on the same questions of the same runs.
+    """
+    import numpy as np
+
+    first, second = _as_runs(curves_a, dimensions=2), _as_runs(curves_b, dimensions=2)
+    if [a.shape for a in first] != [b.shape for b in second]:
+        shapes = [b.shape for b in second]
+        raise InputError("curves_b", shapes, "give the same runs, generations and questions for both arms")
+    tables = [np.concatenate([a, b]).T for a, b in zip(first, second, strict=True)]
+    drawn = np.concatenate(list(_resample(_runs(tables, clusters), draws, seed)))
+    generations = first[0].shape[0]
+    top, bottom = (crossings(half, threshold) for half in (drawn[:, :generations], drawn[:, generations:]))
+    known = (top > -np.inf) & (bottom > 0) & (np.isfinite(top) | np.isfinite(bottom))
+    if known.mean() < 0.5:
+        return None
+    ratios = np.where(np.isinf(bottom[known]), 0.0, top[known] / np.where(np.isinf(bottom[known]), 1.0, bottom[known]))
+    low = np.quantile(ratios, _tail(level), method="inverted_cdf")
+    high = np.quantile(ratios, 1 - _tail(level), method="inverted_cdf")
+    return RatioInterval(float(low), float(high), level, float(known.mean()))
 
 
 def crossings(curves: Floats, threshold: float) -> Floats:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fortifai_core import failure_metrics
+
 
 class Frozen(BaseModel):
     """Base of all configuration: immutable, and unknown fields are refused."""
@@ -307,10 +309,23 @@ class Evaluation(Frozen):
 
 
 class Failure(Frozen):
-    """When an arm counts as failed: retention of split 0 first below the threshold."""
+    """When an arm counts as failed: by default, retention of split 0 first below three quarters."""
 
-    threshold: float = Field(0.75, gt=0.5, lt=1)
+    metric: str = Field(failure_metrics.DEFAULT, description=f"What it is judged by: {failure_metrics.CHOICES}.")
+    threshold: float = Field(0.75, gt=0, description="Beyond it: below for what should stay high, above otherwise.")
     stop_arm: bool = Field(False, description="Stop an arm in the generation in which it fails.")
+
+    @model_validator(mode="after")
+    def _threshold_fits_metric(self) -> Failure:
+        try:
+            metric = failure_metrics.failure_metric(self.metric)
+        except KeyError:
+            raise Inconsistent("failure.metric", self.metric, f"choose {failure_metrics.CHOICES}") from None
+        lowest = 0.5 if self.metric.startswith("kr-") else 0.0
+        if metric.share and not lowest < self.threshold < 1:
+            remedy = f"{self.metric} is a share: between {lowest:g}" + (", which is guessing," if lowest else "")
+            raise Inconsistent("failure.threshold", self.threshold, f"{remedy} and 1")
+        return self
 
 
 class Runtime(Frozen):
@@ -356,6 +371,14 @@ class ExperimentConfig(Frozen):
         if self.generations > self.splits:
             remedy = f"is above splits = {self.splits}: each generation brings in one; lower it, or raise splits"
             raise Inconsistent("generations", self.generations, remedy)
+        judged = failure_metrics.failure_metric(self.failure.metric)
+        if judged.role == "drift" and not self.evaluation.drift:
+            raise Inconsistent("failure.metric", judged.name, "is measured by the drift: set evaluation.drift to true")
+        if judged.name == "perplexity-real" and not self.evaluation.perplexity:
+            raise Inconsistent("failure.metric", judged.name, "is not measured: set evaluation.perplexity to true")
+        if judged.first >= self.generations:
+            remedy = f"split {judged.first} is not seen before generation {judged.first}: raise generations"
+            raise Inconsistent("failure.metric", judged.name, remedy)
         labels = self.arm_labels
         if len(set(labels)) < len(labels):
             raise Inconsistent("losses", labels, "two arms are the same; remove one")

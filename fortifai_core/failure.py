@@ -60,11 +60,12 @@ class TimeToFailure:
     """The outcome of one run or arm.
 
     Attributes:
-        status: `failed`, `censored` (never below the threshold) or `never-learned` (below it from M_0 on).
-        threshold: share of questions; falling below it is failure, being exactly at it is not.
+        status: `failed`, `censored` (never beyond the threshold) or `never-learned` (beyond it from the first on).
+        threshold: falling below it (or rising above it) is failure, being exactly at it is not.
         last_generation: the last generation that was measured.
         failure: when it failed; None unless `status` is `failed`.
         observed: how far the run was followed; the bound of a censored run.
+        falls: failure is falling below the threshold; otherwise rising above it.
     """
 
     status: Status
@@ -72,6 +73,7 @@ class TimeToFailure:
     last_generation: int
     failure: Effort | None
     observed: Effort
+    falls: bool = True
 
     def value(self, unit: Unit = "generations") -> float | None:
         """The time to failure in `unit`; None unless it failed and the unit is known."""
@@ -94,9 +96,9 @@ class TimeToFailure:
         return self.value("synthetic_splits")
 
     def describe(self, unit: Unit = "generations") -> str:
-        """`1.69`, `> 5` or `never learned`; `unknown` for a token unit without token counts."""
+        """`1.69`, `> 5`, `never learned` (or `from the start`); `unknown` for a token unit without token counts."""
         if self.status == "never-learned":
-            return "never learned"
+            return "never learned" if self.falls else "from the start"
         if self.status == "censored":
             bound = self.observed.value(unit)
             return "unknown" if bound is None else f"> {_number(bound, unit, exact=False)}"
@@ -117,6 +119,7 @@ class TimeToFailure:
             last_generation=values["last_generation"],
             failure=None if failure is None else Effort(**failure),
             observed=Effort(**values["observed"]),
+            falls=values["falls"],
         )
 
 
@@ -155,27 +158,55 @@ def time_to_failure(
     >>> time_to_failure([0.803, 0.779, 0.737]).describe()
     '1.69'
     """
+    if not retention:
+        raise InputError("retention", [], "give the retention of at least one generation")
     for share in retention:
         if not (math.isfinite(share) and 0 <= share <= 1):
             raise InputError("retention", share, "give shares between 0 and 1, not percent")
-    if not retention:
-        raise InputError("retention", [], "give the retention of at least one generation")
     if not 0 < threshold < 1:
         raise InputError("threshold", threshold, "give a share between 0 and 1")
-    if tokens is not None and len(tokens) != len(retention):
-        raise InputError("tokens", len(tokens), f"give one pair for each of the {len(retention)} generations")
+    return time_to_crossing(retention, threshold=threshold, falls=True, regime=regime, tokens=tokens)
 
-    last = len(retention) - 1
+
+def time_to_crossing(
+    values: Sequence[float],
+    *,
+    threshold: float,
+    falls: bool,
+    first: int = 0,
+    regime: Regime = Regime.PAPER,
+    tokens: Sequence[tuple[float, float]] | None = None,
+) -> TimeToFailure:
+    """`time_to_failure` of any measure: where it first falls below the threshold, or (`falls` false) rises above it.
+
+    Args:
+        values: of M_first, M_first+1, …; linear in between.
+        first: the generation of the first value; moments are counted from M_0 all the same.
+        tokens: as there, for every generation from M_0 on.
+
+    Raises:
+        InputError: there are no values, one is no number, or `tokens` does not fit.
+    """
+    if not values:
+        raise InputError("values", [], "give the value of at least one generation")
+    for value in values:
+        if not math.isfinite(value):
+            raise InputError("values", value, "is not a finite number")
+    last = first + len(values) - 1
+    if tokens is not None and len(tokens) != last + 1:
+        raise InputError("tokens", len(tokens), f"give one pair for each of the {last + 1} generations")
+    # a threshold from above is one from below with all signs turned
+    turned = [value - threshold if falls else threshold - value for value in values]
     observed = effort(last, last_generation=last, regime=regime, tokens=tokens)
-    if retention[0] < threshold:
-        return TimeToFailure("never-learned", threshold, last, None, observed)
-    for i in range(1, last + 1):
-        before, after = retention[i - 1], retention[i]
-        if after < threshold:
-            moment = i - 1 + (before - threshold) / (before - after)
+    if turned[0] < 0:
+        return TimeToFailure("never-learned", threshold, last, None, observed, falls)
+    for i in range(1, len(turned)):
+        before, after = turned[i - 1], turned[i]
+        if after < 0:
+            moment = first + i - 1 + before / (before - after)
             failure = effort(moment, last_generation=last, regime=regime, tokens=tokens)
-            return TimeToFailure("failed", threshold, last, failure, observed)
-    return TimeToFailure("censored", threshold, last, None, observed)
+            return TimeToFailure("failed", threshold, last, failure, observed, falls)
+    return TimeToFailure("censored", threshold, last, None, observed, falls)
 
 
 def effort(

@@ -1,21 +1,27 @@
-"""The report of an experiment: one self-contained HTML file, its numbers as CSV, and its main figure."""
+"""The report of an experiment: one self-contained HTML file, its figures as SVG and PNG, its tables as CSV."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fortifai_core.confidence import Interval
 from fortifai_core.failure import UNIT_TITLES
+from fortifai_core.mutation import RULE as mutation_rule
+from fortifai_core.mutation import marked
 from fortifai_core.report_analysis import Analysis, ArmSummary, analyse, points
+from fortifai_core.report_charts import retention_chart, small_charts, strips, write_figures
 from fortifai_core.report_confidence import CONFIDENCE_CSS, confidence_svg
 from fortifai_core.report_data import ArmResult, GenerationResult, ReportData, RunResult, Scores, title_of
-from fortifai_core.report_figures import CHART_CSS, PALETTE, Chart, Point, Series, png, svg
+from fortifai_core.report_figures import CHART_CSS, PALETTE, svg
+from fortifai_core.report_paper import beside_the_paper
+from fortifai_core.report_strip import STRIP_CSS, strip_svg
+from fortifai_core.report_tables import report_tables
+from fortifai_core.survival import Survival
 
 __all__ = [
     "ArmResult",
@@ -40,24 +46,19 @@ class TerminalTable:
 
 
 def build_report(data: ReportData, directory: str | Path) -> list[Path]:
-    """Write report.html, results.csv and, where retention was measured, retention.svg and retention.png.
+    """Write report.html, figures/*.svg and *.png, and tables/*.csv.
 
     The same data gives the same files. `directory` is made if need be; files in it are overwritten.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "tables").mkdir(parents=True, exist_ok=True)
     analysis = analyse(data)
-    files = [directory / "report.html", directory / "results.csv"]
-    files[0].write_text(render(analysis), encoding="utf-8")
-    with files[1].open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("experiment", "arm", "seed", "generation", "metric", "split", "value", "low", "high"))
-        writer.writerows(result_rows(analysis))
-    main = retention_chart(analysis)
-    if main.series:
-        files += [directory / "retention.svg", directory / "retention.png"]
-        files[2].write_text(svg(main, width=760, height=400, standalone=True), encoding="utf-8")
-        png(main, files[3], title=f"{data.experiment}: retention of split 0")
+    page = directory / "report.html"
+    page.write_text(render(analysis), encoding="utf-8")
+    files = [page, *write_figures(analysis, directory / "figures")]
+    for table in report_tables(analysis):
+        files.append(directory / "tables" / f"{table.name}.csv")
+        table.write_csv(files[-1])
     return files
 
 
@@ -69,7 +70,8 @@ def terminal_table(data: ReportData) -> TerminalTable:
     for generation in range(max(arm.arm.generations for arm in analysis.arms)):
         cells = [plus_minus(arm.split0[generation]) if generation < len(arm.split0) else "–" for arm in analysis.arms]
         rows.append([f"M{generation}", *cells])
-    rows.append([f"time to failure ({data.threshold:.0%})", *(_failure(arm) for arm in analysis.arms)])
+    rule = data.judged.level(data.threshold) if data.by_retention else failure_rule(data)
+    rows.append([f"time to failure ({rule})", *(_failure(arm) for arm in analysis.arms)])
     if len(analysis.arms) > 1:
         base = analysis.arms[0].arm.title
         gaps = [_last_gap(arm.differences) for arm in analysis.arms[1:]]
@@ -104,11 +106,13 @@ def render(analysis: Analysis) -> str:
         "isnan": math.isnan,
         "duration": duration,
         "title_of": title_of,
+        "moment": lambda value: "not reached" if math.isinf(value) else f"{value:.2f}",
+        "median_interval": median_interval,
     }
     environment.filters.update(filters)
     main = retention_chart(analysis)
     # A chart without data is an empty string, so that the template can ask for any of them.
-    small = _small_charts(analysis)
+    small = small_charts(analysis)
     figures = {name: Markup(svg(chart, width=372, height=264)) for name, chart in small.items()}
     data = analysis.data
     page = environment.get_template("report.html")
@@ -119,13 +123,25 @@ def render(analysis: Analysis) -> str:
         baseline=analysis.arms[0].arm.title,
         generations=range(max(arm.arm.generations for arm in analysis.arms)),
         facts=_facts(analysis),
-        styles=Markup(PALETTE + CHART_CSS + CONFIDENCE_CSS),
+        styles=Markup(PALETTE + CHART_CSS + CONFIDENCE_CSS + STRIP_CSS),
         main={
             "wide": Markup(svg(main, width=820, height=420)),
             "narrow": Markup(svg(main, width=372, height=340)),
         },
         figures=figures,
         confidence=[(arm.arm, Markup(confidence_svg(arm.arm, i))) for i, arm in enumerate(analysis.arms)],
+        strips=[
+            {
+                "title": wide.title,
+                "colour": wide.colour % 6,
+                "wide": Markup(strip_svg(wide, width=820)),
+                "narrow": Markup(strip_svg(narrow, width=372)),
+            }
+            for wide, narrow in zip(strips(analysis, bins=256), strips(analysis, bins=110), strict=True)
+        ],
+        mutations=[(one, title_of(one.label), marked(one)) for one in data.mutations],
+        rule=mutation_rule,
+        paper=beside_the_paper(analysis),
         benchmarks=list(dict.fromkeys(name for arm in analysis.arms for name in arm.benchmarks)),
         unit_titles=UNIT_TITLES,
         times=_times(data),
@@ -133,134 +149,12 @@ def render(analysis: Analysis) -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------------ figures
+# ------------------------------------------------------------------------------------------------ in words
 
 
-def retention_chart(analysis: Analysis) -> Chart:
-    """Retention of split 0 with intervals, the failure threshold, and where each mean curve crosses it."""
-    data = analysis.data
-    series = tuple(
-        Series(
-            arm.arm.title,
-            i,
-            _points(arm.split0),
-            arm.failure.generations if arm.failure is not None else None,
-        )
-        for i, arm in enumerate(analysis.arms)
-        if arm.split0
-    )
-    return Chart(
-        "Retention of split 0 after each generation, per arm",
-        series,
-        unit="%",
-        rule=(100 * data.threshold, f"{data.threshold:.0%}: failure"),
-        floor=100 * data.chance,
-        ceiling=100 * data.threshold + 5,
-    )
-
-
-def _small_charts(analysis: Analysis) -> dict[str, Chart]:
-    """Every other chart, by name; some may be without data."""
-    arms = list(enumerate(analysis.arms))
-    gaps = tuple(Series(arm.arm.title, i, _points(arm.differences)) for i, arm in arms if arm.differences)
-    totals = tuple(Series(arm.arm.title, i, _points(arm.total)) for i, arm in arms if arm.total)
-
-    def plain(name: str) -> tuple[Series, ...]:
-        found = ((i, arm, getattr(arm, name)) for i, arm in arms)
-        lines = (
-            Series(arm.arm.title, i, tuple(Point(x, y) for x, y in enumerate(values) if y is not None))
-            for i, arm, values in found
-        )
-        return tuple(line for line in lines if line.points)
-
-    def drift(name: str) -> tuple[Series, ...]:
-        lines = (
-            Series(arm.arm.title, i, tuple(Point(x, y) for x, y in enumerate(arm.drift.get(name, ())) if y is not None))
-            for i, arm in arms
-        )
-        return tuple(line for line in lines if line.points)
-
-    base = analysis.arms[0].arm.title
-    return {
-        "model_kl": Chart("Model KL from M0 on held-out real text", drift("model-kl"), floor=0),
-        "facts": Chart("Facts of split 0 still stated truly", _percent(drift("facts-true-0")), unit="%", floor=0),
-        "tail": Chart(
-            "Rare words of split 0 still in use", _percent(drift("tail-types-kept-0")), unit="%", floor=0, ceiling=100
-        ),
-        "self_bleu": Chart("Self-BLEU of split 0's newest text", drift("self-bleu-0")),
-        "difference": Chart(f"Difference to {base} in points", gaps, style="dots", signed=True, floor=-2, ceiling=2),
-        "total": Chart("Retention over all splits seen", totals, unit="%", floor=100 * analysis.data.chance),
-        "perplexity": Chart("Perplexity on held-out real text", plain("perplexity")),
-        "kl": Chart("Unigram KL of split 0's newest text against the real one", plain("unigram_kl"), floor=0),
-        "live": Chart("Share of live tokens", _percent(plain("live_fraction")), unit="%", floor=0, ceiling=100),
-    }
-
-
-def _points(intervals: tuple[Interval, ...]) -> tuple[Point, ...]:
-    return tuple(Point(i, 100 * v.estimate, 100 * v.low, 100 * v.high) for i, v in enumerate(intervals))
-
-
-def _percent(series: tuple[Series, ...]) -> tuple[Series, ...]:
-    return tuple(Series(s.title, s.colour, tuple(Point(p.x, 100 * p.y) for p in s.points)) for s in series)
-
-
-# ------------------------------------------------------------------------------------------------ numbers
-
-
-def result_rows(analysis: Analysis) -> Iterator[tuple[object, ...]]:
-    """Every number of the report in long form; `seed` is `all` for a mean over runs, with its interval."""
-    name = analysis.data.experiment
-    for arm in analysis.arms:
-        label = arm.arm.label
-        for run in arm.arm.runs:
-            for result in run.generations:
-                for metric, split, value in _measured(result):
-                    yield (name, label, run.seed, result.generation, metric, split, value, "", "")
-        means = {
-            "kr-split-0": arm.split0,
-            "kr-total": arm.total,
-            "difference-split-0": arm.differences,
-            "difference-total": arm.total_differences,
-        }
-        for metric, intervals in means.items():
-            split = 0 if metric.endswith("split-0") else ""
-            for generation, v in enumerate(intervals):
-                ends = ("", "") if math.isnan(v.low) else (v.low, v.high)
-                yield (name, label, "all", generation, metric, split, v.estimate, *ends)
-        if arm.discordant is not None:
-            last = len(arm.differences) - 1
-            for metric, value in (
-                ("mcnemar-only-this-arm", arm.discordant.only_a),
-                ("mcnemar-only-baseline", arm.discordant.only_b),
-                ("mcnemar-p", arm.discordant.p_value),
-            ):
-                yield (name, label, "all", last, metric, 0, value, "", "")
-        if arm.failure is not None:
-            for unit in analysis.units:
-                metric = f"time-to-failure-{unit.replace('_', '-')}"
-                yield (name, label, "all", "", metric, 0, arm.failure.describe(unit), "", "")
-
-
-def _measured(result: GenerationResult) -> Iterator[tuple[str, object, float]]:
-    for split in sorted(set(result.scores.split)):
-        share = result.retention(split)
-        if share is not None:
-            yield (f"kr-split-{split}", split, share)
-    plain = {
-        "kr-total": result.retention(None),
-        "perplexity-real": result.perplexity,
-        "live-fraction": result.live_fraction,
-        "tokens-trained": result.tokens_trained,
-        "tokens-synthetic": result.tokens_synthetic,
-    }
-    yield from ((metric, "", value) for metric, value in plain.items() if value is not None)
-    for name, value in sorted(result.drift.items()):
-        of_split = name.endswith("-0")
-        if name != "live-fraction":
-            yield (name.removesuffix("-0") if of_split else name, 0 if of_split else "", value)
-    yield from ((metric, "", value) for metric, value in sorted(result.benchmarks.items()))
-    yield from (("unigram-kl", split, value) for split, value in sorted(result.unigram_kl.items()))
-    yield from ((f"seconds-{stage}", "", value) for stage, value in sorted(result.seconds.items()))
+def failure_rule(data: ReportData) -> str:
+    """What an arm fails by: `perplexity-real > 300`."""
+    return f"{data.metric} {'<' if data.judged.falls else '>'} {data.judged.level(data.threshold)}"
 
 
 def plus_minus(interval: Interval) -> str:
@@ -274,6 +168,15 @@ def span(interval: Interval) -> str:
     if math.isnan(interval.low):
         return "no interval"
     return f"{100 * interval.low:.1f}–{100 * interval.high:.1f}"
+
+
+def median_interval(found: Survival) -> str:
+    """`0.63 to 1.15`, `from 0.63 on` where the runs set no upper end, or nothing at all."""
+    if math.isinf(found.median_low):
+        return "no interval"
+    if math.isinf(found.median_high):
+        return f"from {found.median_low:.2f} on"
+    return f"{found.median_low:.2f} to {found.median_high:.2f}"
 
 
 def duration(seconds: float) -> str:

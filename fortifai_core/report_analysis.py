@@ -11,6 +11,8 @@ from fortifai_core.confidence import (
     FailureInterval,
     Interval,
     McNemar,
+    RatioInterval,
+    bootstrap_failure_ratio,
     bootstrap_retention,
     bootstrap_time_to_failure,
     mcnemar,
@@ -24,10 +26,12 @@ from fortifai_core.failure import (
     Unit,
     ratio,
     relative_threshold,
+    time_to_crossing,
     time_to_failure,
 )
 from fortifai_core.report_data import ArmResult, GenerationResult, ReportData
 from fortifai_core.seeds import derive_seed
+from fortifai_core.survival import FEWEST_RUNS, Survival, survival
 
 NO_INTERVAL = "one document of one run: no interval can be made"
 
@@ -39,7 +43,8 @@ class ArmSummary:
     Attributes:
         split0, total: retention of split 0 and of all splits seen; empty where there are no questions.
         failure, relative: of the mean curve, at the absolute and at the relative threshold.
-        failures_by_run: the same at the absolute threshold, one for each seed.
+        failures_by_run: the same at the absolute threshold, one for each of `failure_seeds`.
+        survival: of the runs, where at least three of them learned the split.
         change: retention of split 0, last generation against M_0, on the same questions.
         differences, total_differences: to the baseline arm, paired; empty for the baseline itself.
         drift, benchmarks: means over runs, by the name of the measure.
@@ -53,7 +58,10 @@ class ArmSummary:
     failure_interval: FailureInterval | None = None
     relative: TimeToFailure | None = None
     failures_by_run: tuple[TimeToFailure, ...] = ()
+    failure_seeds: tuple[int, ...] = ()
+    survival: Survival | None = None
     ratios: dict[Unit, Ratio] = field(default_factory=dict)
+    ratio_interval: RatioInterval | None = None
     change: Interval | None = None
     differences: tuple[Interval, ...] = ()
     total_differences: tuple[Interval, ...] = ()
@@ -87,15 +95,18 @@ def analyse(data: ReportData) -> Analysis:
     if start[0] is not None and start[0] > data.chance:
         half_way = relative_threshold(data.chance, start[0])
     arms: list[ArmSummary] = []
+    horizon = min(arm.generations for arm in ordered) - 1
     for arm in ordered:
-        arms.append(_summary(data, arm, arms[0] if arms else None, half_way))
+        arms.append(_summary(data, arm, arms[0] if arms else None, half_way, horizon))
     tokens = all(_tokens(arm) is not None for arm in ordered)
     units = UNITS if tokens else tuple(unit for unit in UNITS if not unit.endswith("_tokens"))
     runs = min(len(arm.runs) for arm in ordered)
     return Analysis(data, tuple(arms), half_way, units, tuple(_headline(data, arms)), scope_of(runs))
 
 
-def _summary(data: ReportData, arm: ArmResult, baseline: ArmSummary | None, half_way: float | None) -> ArmSummary:
+def _summary(
+    data: ReportData, arm: ArmResult, baseline: ArmSummary | None, half_way: float | None, horizon: int
+) -> ArmSummary:
     generations = range(arm.generations)
     values: dict[str, Any] = {
         "perplexity": _series(arm, lambda g: g.perplexity),
@@ -105,34 +116,54 @@ def _summary(data: ReportData, arm: ArmResult, baseline: ArmSummary | None, half
         "benchmarks": _named(arm, lambda g: g.benchmarks),
     }
     curves, documents = _curves([arm], 0)
-    if not curves:
-        return ArmSummary(arm, **values)
     seed = derive_seed("report", "retention")
     options: dict[str, Any] = {"draws": data.draws, "seed": seed, "level": data.level}
-    values["split0"] = tuple(_retention([c[g] for c in curves[0]], documents, options) for g in generations)
-    totals = [_curves([arm], None, only=g) for g in generations]
-    values["total"] = tuple(_retention([c[0] for c in own[0]], names, options) for own, names in totals)
-    if arm.generations > 1:
-        ends = [c[-1] for c in curves[0]], [c[0] for c in curves[0]]
-        values["change"] = _difference(*ends, documents, options)
-
-    mean = [interval.estimate for interval in values["split0"]]
     rule: dict[str, Any] = {"regime": data.regime, "tokens": _tokens(arm)}
-    failure = time_to_failure(mean, threshold=data.threshold, **rule)
-    values["failure"] = failure
-    values["failures_by_run"] = tuple(
-        time_to_failure([float(row.mean()) for row in curve], threshold=data.threshold, **rule) for curve in curves[0]
-    )
-    if half_way is not None:
-        values["relative"] = time_to_failure(mean, threshold=half_way, **rule)
-    if _resamplable(documents):
-        how = {"threshold": data.threshold, "regime": data.regime, **options}
-        values["failure_interval"] = bootstrap_time_to_failure(curves[0], clusters=documents, **how)
-
-    if baseline is not None and baseline.failure is not None:
-        values["ratios"] = {unit: ratio(failure, baseline.failure, unit=unit) for unit in UNITS}
+    if curves:
+        values["split0"] = tuple(_retention([c[g] for c in curves[0]], documents, options) for g in generations)
+        totals = [_curves([arm], None, only=g) for g in generations]
+        values["total"] = tuple(_retention([c[0] for c in own[0]], names, options) for own, names in totals)
+        if arm.generations > 1:
+            ends = [c[-1] for c in curves[0]], [c[0] for c in curves[0]]
+            values["change"] = _difference(*ends, documents, options)
+        if half_way is not None:
+            mean = [interval.estimate for interval in values["split0"]]
+            values["relative"] = time_to_failure(mean, threshold=half_way, **rule)
+        if data.by_retention and _resamplable(documents):
+            how = {"threshold": data.threshold, "regime": data.regime, **options}
+            values["failure_interval"] = bootstrap_time_to_failure(curves[0], clusters=documents, **how)
+    values |= _failure(data, arm, rule, horizon)
+    if baseline is not None:
+        if "failure" in values and baseline.failure is not None:
+            values["ratios"] = {unit: ratio(values["failure"], baseline.failure, unit=unit) for unit in UNITS}
         values |= _compared(arm, baseline.arm, options)
+        if data.by_retention:
+            values["ratio_interval"] = _ratio_interval(data, arm, baseline.arm, options)
     return ArmSummary(arm, **values)
+
+
+def _failure(data: ReportData, arm: ArmResult, rule: dict[str, Any], horizon: int) -> dict[str, Any]:
+    """Time to failure of the mean curve, of each run, and over the runs together; empty where it was not measured."""
+    judged = data.judged
+    reached = range(judged.first, arm.generations)
+    runs = [[run.generations[g].value(judged.name) for g in reached] for run in arm.runs]
+    known = [
+        (run.seed, [value for value in values if value is not None]) for run, values in zip(arm.runs, runs, strict=True)
+    ]
+    complete = [(seed, values) for seed, values in known if values and len(values) == len(reached)]
+    if not complete:
+        return {}
+    how: dict[str, Any] = {"threshold": data.threshold, "falls": judged.falls, "first": judged.first, **rule}
+    mean = [sum(column) / len(column) for column in zip(*(values for _, values in complete), strict=True)]
+    outcomes = tuple(time_to_crossing(values, **how) for _, values in complete)
+    found: dict[str, Any] = {
+        "failure": time_to_crossing(mean, **how),
+        "failures_by_run": outcomes,
+        "failure_seeds": tuple(seed for seed, _ in complete),
+    }
+    if sum(one.status != "never-learned" for one in outcomes) >= FEWEST_RUNS and horizon > judged.first:
+        found["survival"] = survival(outcomes, horizon=float(horizon), level=data.level)
+    return found
 
 
 def _compared(arm: ArmResult, baseline: ArmResult, options: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +183,16 @@ def _compared(arm: ArmResult, baseline: ArmResult, options: dict[str, Any]) -> d
         ),
         "discordant": mcnemar([c[last] for c in own], [c[last] for c in other]),
     }
+
+
+def _ratio_interval(
+    data: ReportData, arm: ArmResult, baseline: ArmResult, options: dict[str, Any]
+) -> RatioInterval | None:
+    """Of the two times to failure, on the seeds, generations and questions that both arms have."""
+    pairs, documents = _curves([arm, baseline], 0)
+    if not pairs or not _resamplable(documents):
+        return None
+    return bootstrap_failure_ratio(pairs[0], pairs[1], clusters=documents, threshold=data.threshold, **options)
 
 
 def _curves(
@@ -250,9 +291,10 @@ def _ends(interval: Interval) -> str:
 def _headline(data: ReportData, arms: Sequence[ArmSummary]) -> list[str]:
     """Plain sentences that claim no more than the intervals allow."""
     base = arms[0]
+    judged = [] if data.by_retention else [_judged(data, arm) for arm in arms]
     if not base.split0:
-        return ["There are no questions about split 0, so retention was not measured."]
-    sentences = [_own_story(data, base)]
+        return ["There are no questions about split 0, so retention was not measured.", *judged]
+    sentences = [_own_story(data, base), *judged]
     for other in arms[1:]:
         if other.differences:
             sentences.append(_comparison(other, base))
@@ -261,11 +303,25 @@ def _headline(data: ReportData, arms: Sequence[ArmSummary]) -> list[str]:
     return sentences
 
 
+def _judged(data: ReportData, arm: ArmSummary) -> str:
+    """When an arm failed, by a measure that has no interval of its own."""
+    judged, title = data.judged, arm.arm.title
+    rule = f"{judged.title} {judged.verb} {judged.level(data.threshold)}"
+    if arm.failure is None:
+        return f"Under {title}, {judged.title} was not measured, so nothing is said about failure."
+    if arm.failure.status == "never-learned":
+        side = "below" if judged.falls else "above"
+        return f"Under {title}, {judged.title} was {side} {judged.level(data.threshold)} from the start."
+    if arm.failure.status == "censored":
+        return f"Under {title}, it was never seen that {rule}."
+    return f"Under {title}, {rule} after {arm.failure.describe()} generations (no interval)."
+
+
 def _own_story(data: ReportData, arm: ArmSummary) -> str:
     title, first, last = arm.arm.title, arm.split0[0], arm.split0[-1]
     final = f"M{len(arm.split0) - 1}"
-    assert arm.failure is not None
-    if arm.failure.status == "never-learned":
+    failure = arm.failure if data.by_retention else None
+    if failure is not None and failure.status == "never-learned":
         guess = not first.low > data.chance
         return (
             f"Under {title}, M0 answered {first.estimate:.0%} of the questions on split 0{_ends(first)}"
@@ -285,8 +341,10 @@ def _own_story(data: ReportData, arm: ArmSummary) -> str:
             f"Under {title}, retention of split 0 went from {ends} ({points(arm.change.estimate)} points, "
             f"{_between(arm.change)}): not distinguishable from no change at this size."
         )
-    if arm.failure.status == "failed":
-        when = f"{arm.failure.describe()} generations"
+    if failure is None:
+        return f"{story}."
+    if failure.status == "failed":
+        when = f"{failure.describe()} generations"
         if arm.failure_interval is not None:
             when += f" ({data.level:.0%} interval {arm.failure_interval.describe()})"
         return f"{story}; it first fell below {data.threshold:.0%} after {when}."

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 from fortifai_core.report_data import ArmResult
+from fortifai_core.report_figures import COLOURS_LIGHT, STYLE
 
 TEXTS = {"real": "held-out real text", "seen": "text it was trained on", "self": "text it wrote itself"}
 BINS = 10
@@ -42,7 +44,7 @@ def pooled(arm: ArmResult, generation: int) -> Mapping[tuple[str, str], list[int
     return found
 
 
-def confidence_svg(arm: ArmResult, colour: int) -> str:
+def confidence_svg(arm: ArmResult, colour: int, *, standalone: bool = False) -> str:
     """Three panels, one a text: shares of target tokens by probability. Empty where nothing was measured."""
     last = arm.generations - 1
     end, start = pooled(arm, last), pooled(arm, 0)
@@ -54,10 +56,14 @@ def confidence_svg(arm: ArmResult, colour: int) -> str:
     }
     if last and start:
         lines = {"M0": ("generation", start, f"first c{colour % 6}"), **lines}
+    size = f' xmlns="http://www.w3.org/2000/svg" width="{_WIDTH:g}" height="{_HEIGHT:g}"' if standalone else ""
     title = f"How sure {arm.title} is of the next token: shares of tokens by their probability"
     parts = [
-        f'<svg class="chart confidence" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{escape(title)}">'
+        f'<svg class="chart confidence"{size} viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
+        f'aria-label="{escape(title)}">'
     ]
+    if standalone:
+        parts.append(f'<style>{STYLE}{CONFIDENCE_CSS}</style><rect class="paper" width="100%" height="100%"/>')
     panel = (_WIDTH - _LEFT - 2 * _GAP - 8) / len(TEXTS)
     curves = {
         (name, text): shares(counts[who, text])
@@ -95,6 +101,40 @@ def confidence_svg(arm: ArmResult, colour: int) -> str:
             tip = f"{name} on {words}: {curves[name, text][-1]:.0%} of tokens above 0.9"
             parts.append(f'<polyline class="step {kind}" points="{path}"><title>{escape(tip)}</title></polyline>')
     return "".join(parts) + "</svg>"
+
+
+def confidence_png(arms: Sequence[ArmResult], path: Path) -> bool:
+    """All arms for slides, on white, one row an arm; False, and no file, where none has histograms."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [(i, arm) for i, arm in enumerate(arms) if pooled(arm, arm.generations - 1)]
+    if not shown:
+        return False
+    figure = Figure(figsize=(9.6, 0.6 + 2.1 * len(shown)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(shown), len(TEXTS), sharey=True, squeeze=False)
+    edges = [i / BINS for i in range(BINS + 1)]
+    for row, (colour_index, arm) in zip(panels, shown, strict=True):
+        last = arm.generations - 1
+        end, start = pooled(arm, last), pooled(arm, 0)
+        colour = COLOURS_LIGHT[colour_index % 6]
+        curves: list[tuple[str, str, Mapping[tuple[str, str], list[int]], dict[str, object]]] = [
+            ("base model", "base", end, {"color": "#6a655d", "linestyle": ":", "linewidth": 1.5}),
+            ("M0", "generation", start, {"color": colour, "linewidth": 1, "alpha": 0.7}),
+            (f"M{last}", "generation", end, {"color": colour, "linewidth": 2.5}),
+        ]
+        for axes, (text, words) in zip(row, TEXTS.items(), strict=True):
+            for name, who, counts, style in curves:
+                if sum(counts.get((who, text), [])):
+                    axes.stairs(shares(counts[who, text]), edges, label=name, baseline=None, **style)
+            axes.set_title(f"{arm.title}: {words}", fontsize=9, loc="left")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(length=0, labelsize=8)
+            axes.grid(axis="y", color="#e4dfd6")
+        row[0].legend(frameon=False, fontsize=8)
+    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+    return True
 
 
 CONFIDENCE_CSS = (

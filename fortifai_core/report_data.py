@@ -8,6 +8,8 @@ from typing import Any
 
 from fortifai_core.config import Regime
 from fortifai_core.errors import InputError
+from fortifai_core.failure_metrics import DEFAULT, FailureMetric, failure_metric
+from fortifai_core.mutation import Mutation
 from fortifai_core.paper import PaperArm
 
 
@@ -69,6 +71,14 @@ class GenerationResult:
         answers = self.scores.of(split)
         return sum(right for _, right in answers.values()) / len(answers) if answers else None
 
+    def value(self, metric: str) -> float | None:
+        """What an arm may be judged by (`failure_metrics`); None where it was not measured."""
+        if metric == "kr-total":
+            return self.retention(None)
+        if metric.startswith("kr-split-"):
+            return self.retention(int(metric.removeprefix("kr-split-")))
+        return self.perplexity if metric == "perplexity-real" else self.drift.get(metric)
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -126,6 +136,8 @@ class ReportData:
         environment: versions and hardware, in words.
         notes: facts to be read beside any result: ceilings, what was left out.
         quoted: arms of the paper's tables, shown as quotations.
+        threshold, metric: what an arm fails by, and where (`failure_metrics`).
+        mutations: one document in every arm, by the first seed.
         baseline: the arm that others are compared with; the first one, where it is absent.
         chance: retention of a model that knows nothing.
     """
@@ -139,6 +151,8 @@ class ReportData:
     quoted: Sequence[PaperArm] = ()
     regime: Regime = Regime.PAPER
     threshold: float = 0.75
+    metric: str = DEFAULT
+    mutations: Sequence[Mutation] = ()
     baseline: str = "ce"
     chance: float = 0.5
     level: float = 0.95
@@ -148,3 +162,13 @@ class ReportData:
         labels = [arm.label for arm in self.arms]
         if not labels or len(set(labels)) < len(labels):
             raise InputError("arms", labels, "give at least one arm, and each once")
+
+    @property
+    def judged(self) -> FailureMetric:
+        """The measure that arms fail by."""
+        return failure_metric(self.metric)
+
+    @property
+    def by_retention(self) -> bool:
+        """Whether arms fail by the retention of split 0, as in the paper."""
+        return self.metric == DEFAULT

@@ -11,16 +11,16 @@ import math
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 COLOURS_LIGHT = ("#b5482a", "#2458a6", "#3b7d4f", "#8a5a9e", "#a67c1a", "#3a7c8c")
 COLOURS_DARK = ("#f0916e", "#8ab4f8", "#86cc9a", "#cfa5e0", "#e0bd62", "#7cc7d6")
 _VARIABLES = "".join(f"--s{i}:{colour};" for i, colour in enumerate(COLOURS_LIGHT))
 _DARK = "".join(f"--s{i}:{colour};" for i, colour in enumerate(COLOURS_DARK))
 PALETTE = (
-    f":root{{--paper:#fdfcfa;--ink:#22201d;--soft:#6a655d;--line:#e4dfd6;--band:.13;{_VARIABLES}}}"
+    f":root{{--paper:#fdfcfa;--ink:#22201d;--soft:#6a655d;--line:#e4dfd6;--band:.13;--mark:#f6e7b8;--wrong:#c22017;{_VARIABLES}}}"
     f"@media screen and (prefers-color-scheme:dark){{"
-    f":root{{--paper:#191817;--ink:#eceae5;--soft:#a29c92;--line:#383531;--band:.2;{_DARK}}}}}"
+    f":root{{--paper:#191817;--ink:#eceae5;--soft:#a29c92;--line:#383531;--band:.2;--mark:#4a421f;--wrong:#ff8f85;{_DARK}}}}}"
 )
 CHART_CSS = "".join(f".c{i}{{--c:var(--s{i})}}" for i in range(len(COLOURS_LIGHT))) + (
     ".chart{display:block;width:100%;height:auto;font:12px system-ui,-apple-system,'Segoe UI',Roboto,"
@@ -77,6 +77,7 @@ class Chart:
         unit: follows the number on the axis (`%`).
         rule: a dashed line with its label; a threshold.
         floor, ceiling: at least this much of the axis is shown.
+        marks: every point has its arm's mark; staircases have none.
     """
 
     title: str
@@ -87,6 +88,12 @@ class Chart:
     rule: tuple[float, str] | None = None
     floor: float | None = None
     ceiling: float | None = None
+    marks: bool = True
+
+    @property
+    def last(self) -> int:
+        """The last generation on the axis."""
+        return max(1, math.ceil(max(p.x for s in self.series for p in s.points) - 1e-9))
 
 
 def svg(chart: Chart, *, width: int, height: int, standalone: bool = False) -> str:
@@ -119,7 +126,7 @@ class _Plot:
         self.left, self.right = 44.0, width - 16.0 - min(7.2 * longest, width / 4)
         self.top, self.bottom = 14.0, height - 28.0
         points = [point for series in chart.series for point in series.points]
-        self.last = max(1, int(max(point.x for point in points)))
+        self.last = chart.last
         values = [v for p in points for v in (p.y, *(p.interval or ()))] + ([chart.rule[0]] if chart.rule else [])
         low = min(values + ([chart.floor] if chart.floor is not None else []))
         high = max(values + ([chart.ceiling] if chart.ceiling is not None else []))
@@ -155,7 +162,7 @@ class _Plot:
         if self.chart.rule:
             at, label = self.chart.rule
             parts.append(_line("rule", self.left, self.y(at), self.right, self.y(at)))
-            parts.append(_text(label, self.left + 6, self.y(at) + 15, "start"))
+            parts.append(_text(label, self.right - 4, self.y(at) - 6, "end"))
         return parts
 
     def band(self, series: Series) -> list[str]:
@@ -169,7 +176,7 @@ class _Plot:
     def curve(self, series: Series) -> list[str]:
         line = " ".join(f"{self.x(p.x)},{self.y(p.y)}" for p in series.points)
         path = f'<polyline class="curve c{series.colour % 6}" points="{line}"/>'
-        if len(series.points) > MARKED:
+        if not self.chart.marks or len(series.points) > MARKED:
             return [path]
         return [path] + [self.mark(series, p, self.x(p.x)) for p in series.points]
 
@@ -227,37 +234,48 @@ class _Plot:
         ]
 
 
-def png(chart: Chart, path: Path, *, title: str) -> None:
-    """The same chart for slides, 1920 × 1080, on white."""
+def png(chart: Chart, path: Path, *, title: str, wide: bool = False) -> None:
+    """The same chart for slides, on white: 16 by 9, `wide` 1920 pixels, otherwise 1200."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 5.4), dpi=200, layout="constrained")
+    # the same proportions, so that small charts have larger letters
+    size, dots = ((9.6, 5.4), 200) if wide else ((6.4, 3.6), 187.5)
+    figure = Figure(figsize=size, dpi=dots, layout="constrained")
     axes = figure.add_subplot()
-    for series in chart.series:
+    for order, series in enumerate(chart.series):
         colour = COLOURS_LIGHT[series.colour % 6]
-        marker = "os^DvP"[series.colour % 6]
-        x, y = [p.x for p in series.points], [p.y for p in series.points]
-        axes.plot(x, y, color=colour, marker=marker, linewidth=2.25, label=series.title, markeredgecolor="white")
-        bands = [(p.x, *p.interval) for p in series.points if p.interval]
+        marker = "os^DvP"[series.colour % 6] if chart.marks else ""
+        dodge = (order - (len(chart.series) - 1) / 2) * 0.08 if chart.style == "dots" else 0.0
+        x, y = [p.x + dodge for p in series.points], [p.y for p in series.points]
+        line = "none" if chart.style == "dots" else "-"
+        axes.plot(x, y, line, color=colour, marker=marker, linewidth=2.25, label=series.title, markeredgecolor="white")
+        bands = [(p.x + dodge, *p.interval) for p in series.points if p.interval]
         if bands:
             at, low, high = ([band[i] for band in bands] for i in range(3))
-            axes.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
+            if chart.style == "dots":
+                axes.vlines(at, low, high, color=colour, linewidth=2)
+            else:
+                axes.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
         if series.crossing is not None and chart.rule:
             axes.plot([series.crossing], [chart.rule[0]], "o", color="white", markeredgecolor=colour, zorder=5)
     if chart.rule:
         axes.axhline(chart.rule[0], color="#22201d", linestyle=(0, (5, 4)), linewidth=1)
-        axes.annotate(chart.rule[1], (0, chart.rule[0]), (4, -12), textcoords="offset points", fontsize=9)
+        place: dict[str, Any] = {"xy": (1, chart.rule[0]), "xycoords": ("axes fraction", "data"), "xytext": (-4, 5)}
+        axes.annotate(chart.rule[1], **place, textcoords="offset points", fontsize=9, ha="right")
+    if chart.signed:
+        axes.axhline(0, color="#22201d", linewidth=1)
     frame = _Plot(chart, 760, 400)
     axes.set_ylim(frame.low, frame.high)
-    axes.set_title(title, loc="left", fontsize=13, pad=12)
-    axes.set_xticks(range(int(max(p.x for s in chart.series for p in s.points)) + 1))
+    axes.set_title(title, loc="left", fontsize=13 if wide else 11, pad=12)
+    axes.set_xticks(range(0, chart.last + 1, max(1, chart.last // 12)))
     axes.xaxis.set_major_formatter(lambda value, _: f"M{value:.0f}")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{chart.unit}")
+    axes.yaxis.set_major_formatter(lambda value, _: frame.number(value))
     axes.grid(axis="y", color="#e4dfd6")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
-    axes.legend(frameon=False)
+    if len(chart.series) > 1:
+        axes.legend(frameon=False)
     FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
 
 

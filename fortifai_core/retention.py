@@ -16,6 +16,7 @@ import numpy as np
 
 from fortifai_core.corpora import Question
 from fortifai_core.errors import DataError, StageFailed
+from fortifai_core.shared_prefix import worthwhile
 
 # logits held at once, as float32: half a gibibyte
 LOGITS_AT_ONCE = 2**27
@@ -121,6 +122,47 @@ def sequence_log_probabilities(model: Any, sequences: Sequence[ScoredSequence], 
     return result
 
 
+def shared_log_probabilities(model: Any, sequences: Sequence[ScoredSequence], *, batch: int) -> list[np.ndarray]:
+    """`sequence_log_probabilities` with every context read once, for models that `shared_prefix` knows.
+
+    The same numbers but for rounding: the sums within a softmax are taken in another order.
+    """
+    import torch
+
+    from fortifai_core import shared_prefix
+    from fortifai_core.decoding import inference
+
+    result: list[np.ndarray] = [np.empty(0)] * len(sequences)
+    with inference(model) as core:
+        parameter = next(core.parameters())
+        vocabulary = text_setting(core, "vocab_size") or 1
+        at_once = max(1, LOGITS_AT_ONCE // vocabulary)
+        for rows in shared_prefix.batches(shared_prefix.rows_of(sequences), batch=batch, logits=at_once):
+            ids, positions, mask = (
+                one.to(parameter.device) for one in shared_prefix.inputs(rows, sequences, dtype=parameter.dtype)
+            )
+            first = min(len(row.prefix) for row in rows) - 1
+            logits = core(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                use_cache=False,
+                logits_to_keep=torch.arange(first, ids.shape[1], device=ids.device),
+            ).logits.float()
+            total = logits.logsumexp(-1)
+            for place, row in enumerate(rows):
+                for index, start in zip(row.members, row.starts, strict=True):
+                    count = sequences[index].targets
+                    # the first token of an answer is foretold at the context's end, the others within the answer
+                    asked = torch.tensor([len(row.prefix) - 1, *range(start, start + count - 1)], device=ids.device)
+                    wanted = ids[place, start : start + count]
+                    scores = logits[place, asked - first, wanted] - total[place, asked - first]
+                    result[index] = scores.double().cpu().numpy()
+    if any(bool(np.isnan(one).any()) for one in result):
+        raise StageFailed("scoring: the model's logits are not numbers; its training has diverged")
+    return result
+
+
 def _encoded(
     question: Question, encode: Callable[[str], list[int]], *, prefix: list[int], longest: int | None
 ) -> tuple[list[ScoredSequence], int]:
@@ -154,6 +196,7 @@ def score_questions(
     variant: Literal["sum", "mean-cut"],
     batch: int,
     bos_id: int | None,
+    shared: bool | None = None,
 ) -> list[QuestionScore]:
     """Score both answers of every question, in the order given.
 
@@ -163,6 +206,7 @@ def score_questions(
             log-probability of each answer's first n tokens, n the shorter answer's count, as the authors' code does.
         batch: sequences at a time, two a question; changes no result but by rounding.
         bos_id: stands before every context, also before one that was cut; None: nothing does.
+        shared: read each context once for all its answers; None: where that saves enough (`shared_prefix`).
 
     Raises:
         DataError: an answer without tokens or longer than the model's window, or nothing before an answer.
@@ -179,7 +223,10 @@ def score_questions(
         pair, cut = _encoded(question, encode, prefix=prefix, longest=longest)
         sequences += pair
         cuts.append(cut)
-    logs = sequence_log_probabilities(model, sequences, batch=batch)
+    if shared is None:
+        shared = worthwhile(core, sequences)
+    score = shared_log_probabilities if shared else sequence_log_probabilities
+    logs = score(model, sequences, batch=batch)
     scores = []
     for question, cut, true, false in zip(questions, cuts, logs[::2], logs[1::2], strict=True):
         if variant == "sum":

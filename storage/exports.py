@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from fortifai_core.errors import DataError
+from storage import durable
 from storage.shards import ROW_GROUP, iter_batches
 
 
@@ -57,3 +60,22 @@ def export_text(target: Path, parts: Iterable[tuple[int, int, Sequence[Path]]]) 
                 tokens += sum(len(one) for one in batch["tokens"])
         written.append(ExportedText(split, version, documents, tokens))
     return written
+
+
+def write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """A table for other programs as Parquet (zstd); the types follow from the values, None is null.
+
+    Raises:
+        DataError: a column holds values of different types.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise DataError(str(path), name, f"its values do not make one column: {error}") from error
+    with durable.naming_full_disk(path), durable.replacing(path) as aside:
+        pq.write_table(pa.table(arrays), aside, compression="zstd")

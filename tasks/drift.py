@@ -33,7 +33,9 @@ BLEU_DOCUMENTS, BLEU_TOKENS = 100, 64
 def build_drift(context: Context) -> dict[str, Any]:
     """metrics.parquet: one row a measure and split; confidence.parquet: histograms of p."""
     content = context.stage.content
-    entities = _entities(context)
+    recipe = context.stage.recipe
+    corpus = _CORPUS.validate_python(recipe["corpus"])
+    entities = entities_by_document(corpus, splits=recipe["splits"], world=recipe["world"])
     metrics: list[dict[str, Any]] = []
     for split, version in content["rewritten"]:
         rewritten = text_measures(_documents(context, split, version), entities)
@@ -198,12 +200,10 @@ def _tokens(context: Context, split: int, version: int) -> Iterator[list[int]]:
         yield row["tokens"]
 
 
-def _entities(context: Context) -> dict[str, Entity]:
+def entities_by_document(corpus: Corpus, *, splits: int, world: int) -> dict[str, Entity]:
     """Every entity of an almanac in the corpus, by the id of its document; none for other corpora."""
     from fortifai_core.almanac import entities_of
 
-    recipe = context.stage.recipe
-    corpus = _CORPUS.validate_python(recipe["corpus"])
     mixed = isinstance(corpus, MixtureCorpus)
     parts = corpus.parts if isinstance(corpus, MixtureCorpus) else [corpus]
     found: dict[str, Entity] = {}
@@ -211,7 +211,7 @@ def _entities(context: Context) -> dict[str, Entity]:
     for number, part in enumerate(almanacs, start=1):
         # as `storage.sources` names the parts of a mixture
         prefix = ("almanac:" if number == 1 else f"almanac-{number}:") if mixed else ""
-        for entities in entities_of(part, splits=recipe["splits"], seed=recipe["world"]):
+        for entities in entities_of(part, splits=splits, seed=world):
             found |= {prefix + entity.id: entity for entity in entities}
     return found
 

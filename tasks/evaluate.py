@@ -40,7 +40,7 @@ def build_evaluation(context: Context) -> dict[str, Any]:
             questions,
             variant=config.kr_score,
             batch=context.runtime.inference_batch,
-            bos_id=_automatic_bos(tokenizer),
+            bos_id=automatic_bos(tokenizer),
         )
         rows = [
             {
@@ -73,7 +73,7 @@ def build_evaluation(context: Context) -> dict[str, Any]:
     return {row["metric"]: row["value"] for row in metrics}
 
 
-def _automatic_bos(tokenizer: Any) -> int | None:
+def automatic_bos(tokenizer: Any) -> int | None:
     """The token that the tokenizer puts before every text by itself, as in the model's own training; or none."""
     first = tokenizer("a")["input_ids"][0]
     return int(first) if first == tokenizer.bos_token_id else None

@@ -1,4 +1,4 @@
-"""Builder of the time-to-failure check: has the retention of split 0 fallen below the threshold by now?"""
+"""Builder of the time-to-failure check: has what it is judged by gone beyond the threshold by now?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fortifai_core.config import Regime
-from fortifai_core.failure import SPLIT_UNITS, time_to_failure
+from fortifai_core.failure import SPLIT_UNITS, time_to_crossing
+from fortifai_core.failure_metrics import DEFAULT, failure_metric
 
 if TYPE_CHECKING:
     from tasks.build import Context
@@ -15,21 +16,27 @@ NOT_MEASURED = "not-measured"
 
 
 def build_failure(context: Context) -> dict[str, Any]:
-    """The check after the last of the evaluations given; `failed_in` is the first generation below, or −1."""
+    """The check after the last of the generations given; `failed_in` is the first one beyond the threshold, or −1."""
     content = context.stage.content
-    retention = []
-    for generation in range(len(context.stage.parents)):
-        metrics = context.parent(f"g{generation}").manifest.metrics
-        if "kr-split-0" in metrics:
-            retention.append(float(metrics["kr-split-0"]))
+    metric = failure_metric(content.get("metric", DEFAULT))
+    generations = range(metric.first, len(context.stage.parents))
+    measured = [context.parent(f"g{generation}").manifest.metrics.get(metric.name) for generation in generations]
+    values = [float(value) for value in measured if value is not None]
     result: dict[str, Any]
-    if len(retention) < len(context.stage.parents):
-        result = {"status": NOT_MEASURED, "failed_in": -1}  # a corpus without questions on split 0
+    if not measured or len(values) < len(measured):
+        # a corpus without questions on split 0, or a split that no generation has seen yet
+        result = {"status": NOT_MEASURED, "failed_in": -1}
     else:
-        outcome = time_to_failure(retention, threshold=content["threshold"], regime=Regime(content["regime"]))
-        below = [i for i, value in enumerate(retention) if value < content["threshold"]]
-        result = {"status": outcome.status, "failed_in": below[0] if below else -1}
+        rule: dict[str, Any] = {"threshold": content["threshold"], "falls": metric.falls, "first": metric.first}
+        outcome = time_to_crossing(values, **rule, regime=Regime(content["regime"]))
+        beyond = [
+            i
+            for i, value in zip(generations, values, strict=True)
+            if (value < content["threshold"] if metric.falls else value > content["threshold"])
+        ]
+        result = {"status": outcome.status, "failed_in": beyond[0] if beyond else -1}
         result |= {unit: value for unit in SPLIT_UNITS if (value := outcome.value(unit)) is not None}
         result["time-to-failure"] = outcome.describe()
-    (context.directory / "failure.json").write_text(json.dumps({**result, "retention": retention}, indent=2))
+    kept = "retention" if metric.name == DEFAULT else metric.name
+    (context.directory / "failure.json").write_text(json.dumps({**result, kept: values}, indent=2))
     return result

@@ -18,6 +18,7 @@ from fortifai_core.config import (
     TextCorpus,
     TruncatedCrossEntropyLoss,
 )
+from fortifai_core.failure_metrics import DEFAULT, failure_metric
 from fortifai_core.schedule import SplitVersion, regenerated, splits_seen, training_set
 from tasks.stages import GenerationPlan, Plan, RunPlan, Stage, stage
 
@@ -222,6 +223,12 @@ def _drift_stage(
     )
 
 
+def _failure_content(config: ExperimentConfig) -> dict[str, Any]:
+    """The rule of failure; the measure that was always used is said in no key."""
+    judged = {} if config.failure.metric == DEFAULT else {"metric": config.failure.metric}
+    return {"threshold": config.failure.threshold, "regime": config.regime.value, **judged}
+
+
 def _plan_run(
     config: ExperimentConfig,
     *,
@@ -239,6 +246,8 @@ def _plan_run(
     versions: dict[SplitVersion, Stage] = {}
     generations: list[GenerationPlan] = []
     evaluations: dict[str, Stage] = {}
+    drifts: dict[str, Stage] = {}
+    judged = failure_metric(config.failure.metric)
     previous = base
     last = config.generations - 1
     for i in range(config.generations):
@@ -299,6 +308,7 @@ def _plan_run(
                 names,
                 versions,
             )
+            drifts[f"g{i}"] = drift
         evaluate = stage(
             "evaluate",
             content={
@@ -311,8 +321,8 @@ def _plan_run(
         evaluations[f"g{i}"] = evaluate
         failure = stage(
             "failure",
-            content={"threshold": config.failure.threshold, "regime": config.regime.value},
-            parents=dict(evaluations),
+            content=_failure_content(config),
+            parents=dict(drifts if judged.role == "drift" else evaluations),
             **names,
         )
         benchmarks = [

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
+import itertools
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from tasks.stages import Stage
 OnProgress = Callable[[int, int, str], None]
 AnyExperiment = ExperimentConfig | FamilyExperiment
 AnyRuntime = Runtime | FamilyRuntime
+# Only the report waits for these: whatever the next generation waits for gets a worker before them.
+LATER = frozenset({"drift", "benchmark"})
 
 
 class WorkerError(StageFailed):
@@ -132,8 +137,39 @@ class Worker:
             await self.process.wait()
 
 
+class Turns:
+    """The free workers. Who waits for one is served by rank (0 first), and within a rank first come, first served."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._free = deque(workers)
+        self._waiting: list[tuple[int, int, asyncio.Future[Worker]]] = []
+        self._arrivals = itertools.count()
+
+    async def get(self, rank: int) -> Worker:
+        """A worker, which is the caller's until it is `put` back."""
+        if self._free:
+            return self._free.popleft()
+        turn: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (rank, next(self._arrivals), turn))
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.put(turn.result())  # it was handed over in the very moment of the cancellation
+            raise
+
+    def put(self, worker: Worker) -> None:
+        """Hand the worker to the next in line, or keep it."""
+        while self._waiting:
+            turn = heapq.heappop(self._waiting)[2]
+            if not turn.done():  # a cancelled one is done
+                turn.set_result(worker)
+                return
+        self._free.append(worker)
+
+
 class WorkerPool:
-    """`workers` child processes; `build` waits for a free one, first come, first served."""
+    """`workers` child processes; `build` waits for a free one, and measurements let the training go first."""
 
     def __init__(self, *, store_url: str, runtime: AnyRuntime, workers: int, threads: int, logs: Path) -> None:
         devices = devices_for(runtime, workers)
@@ -148,22 +184,20 @@ class WorkerPool:
             )
             for index in range(workers)
         ]
-        self.free: asyncio.Queue[Worker] = asyncio.Queue()
+        self.turns = Turns(self.workers)
         self._warm = False
-        for worker in self.workers:
-            self.free.put_nowait(worker)
 
     async def build(self, stage: Stage, on_progress: OnProgress | None = None) -> dict[str, Any]:
-        """Build one stage on the next free worker."""
+        """Build one stage on the next free worker; what only the report waits for is built when nothing else waits."""
         if not self._warm:
             # the others import their libraries while the first one builds what all wait for
             self._warm = True
             await asyncio.gather(*(worker.start() for worker in self.workers))
-        worker = await self.free.get()
+        worker = await self.turns.get(int(stage.role in LATER))
         try:
             return await worker.build(stage, on_progress)
         finally:
-            self.free.put_nowait(worker)
+            self.turns.put(worker)
 
     async def close(self) -> None:
         """Stop every child."""
@@ -205,4 +239,4 @@ async def worker_pool(config: AnyExperiment, *, store_url: str, logs: Path) -> A
         await pool.close()
 
 
-__all__ = ["FortifaiError", "Worker", "WorkerError", "WorkerPool", "devices_for", "pool_size", "worker_pool"]
+__all__ = ["FortifaiError", "Turns", "Worker", "WorkerError", "WorkerPool", "devices_for", "pool_size", "worker_pool"]

@@ -6,15 +6,17 @@ Not cached on purpose: a task that is found does not run, and would publish noth
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 from prefect.events import emit_event
 
 from fortifai_core.config import ExperimentConfig
+from fortifai_core.failure_metrics import DEFAULT
 from tasks.session import current_session
 from tasks.stages import GenerationPlan
 
@@ -24,9 +26,11 @@ def artifact_key(*parts: str | int) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(str(part) for part in parts).lower()).strip("-")
 
 
-def retention_chart(title: str, measured: Sequence[dict[str, Any]], *, threshold: float) -> str:
-    """A Mermaid line chart of retention by generation, with the failure threshold as a second line."""
-    ordered = sorted(measured, key=lambda m: m["generation"])
+def retention_chart(title: str, measured: Sequence[dict[str, Any]], *, threshold: float | None) -> str:
+    """A Mermaid line chart of retention by generation, with the threshold, if it is one of retention, as a second."""
+    ordered = sorted((m for m in measured if m.get("kr-split-0") is not None), key=lambda m: m["generation"])
+    if not ordered:
+        return "No questions were asked about split 0.\n"
     shares = [100.0 * float(m["kr-split-0"]) for m in ordered]
     names = ", ".join(f"M{m['generation']}" for m in ordered)
     low = min([50.0, *shares])
@@ -39,9 +43,39 @@ def retention_chart(title: str, measured: Sequence[dict[str, Any]], *, threshold
         f"    x-axis [{names}]\n"
         f'    y-axis "Retention of split 0 (%)" {low:.0f} --> 100\n'
         f"    line [{', '.join(f'{share:.1f}' for share in shares)}]\n"
-        f"    line [{', '.join(f'{100 * threshold:.1f}' for _ in shares)}]\n"
-        "```\n"
+        + ("" if threshold is None else f"    line [{', '.join(f'{100 * threshold:.1f}' for _ in shares)}]\n")
+        + "```\n"
     )
+
+
+def retention_image(title: str, measured: Sequence[dict[str, Any]], *, threshold: float | None) -> str:
+    """The report's own chart of retention by generation, as a `data:` address that an image artifact can show."""
+    from fortifai_core.report_figures import Chart, Point, Series, svg
+
+    points = tuple(
+        Point(m["generation"], 100 * float(m["kr-split-0"])) for m in measured if m.get("kr-split-0") is not None
+    )
+    rule = None if threshold is None else (100 * threshold, f"{100 * threshold:g}%: failure")
+    chart = Chart(f"Retention of split 0: {title}", (Series(title, 0, points),), unit="%", rule=rule, floor=50)
+    drawn = svg(chart, width=760, height=400, standalone=True)
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}" if drawn else ""
+
+
+def drift_charts(drifted: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """A Mermaid line chart by generation of every measure; those with a single number have none."""
+    parts = []
+    for column in columns:
+        known = [(m["generation"], float(m[column])) for m in drifted if column in m]
+        if len(known) < 2:
+            continue
+        names = ", ".join(f"M{generation}" for generation, _ in known)
+        values = ", ".join(f"{value:.4g}" for _, value in known)
+        parts.append(
+            "```mermaid\n"
+            '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#b5472a"}}}}%%\n'
+            f'xychart-beta\n    title "{column}"\n    x-axis [{names}]\n    line [{values}]\n```\n'
+        )
+    return "\n".join(parts)
 
 
 @task(name="publish", task_run_name="publish · g{step.generation}", persist_result=False)
@@ -75,9 +109,18 @@ async def publish_generation(step: GenerationPlan, measured: list[dict[str, Any]
     key = artifact_key(name, arm or "", "seed", seed or 0)
     ordered = sorted(measured, key=lambda m: m["generation"])
     columns = ["generation", "kr-split-0", "kr-total", "perplexity-real"]
+    rule = config.failure
+    threshold = rule.threshold if rule.metric == DEFAULT else None
+    image = retention_image(f"{arm} · seed {seed}", ordered, threshold=threshold)
+    if image:
+        await acreate_image_artifact(
+            image,
+            key=f"{key}-retention-image"[:250],
+            description=f"{name} · {arm} · seed {seed}: retention of split 0, as in the report",
+        )
     await asyncio.gather(
         acreate_markdown_artifact(
-            "# Retention\n\n" + retention_chart(f"{arm} · seed {seed}", ordered, threshold=config.failure.threshold),
+            "# Retention\n\n" + retention_chart(f"{arm} · seed {seed}", ordered, threshold=threshold),
             key=f"{key}-retention"[:250],
             description=f"{name} · {arm} · seed {seed}: retention of split 0",
         ),
@@ -110,6 +153,13 @@ async def publish_drift(step: GenerationPlan, drifted: list[dict[str, Any]]) -> 
     name, arm, seed = running.plan.config.name, step.train.arm, step.train.seed
     ordered = sorted(drifted, key=lambda m: m["generation"])
     columns = [c for c in DRIFT_COLUMNS if any(c in m for m in ordered)]
+    charts = drift_charts(ordered, columns)
+    if charts:
+        await acreate_markdown_artifact(
+            "# Drift\n\n" + charts,
+            key=artifact_key(name, arm or "", "seed", seed or 0, "drift-charts")[:250],
+            description=f"{name} · {arm} · seed {seed}: drift by generation",
+        )
     await acreate_table_artifact(
         [{"generation": m["generation"], **{c: m[c] for c in columns if c in m}} for m in ordered],
         key=artifact_key(name, arm or "", "seed", seed or 0, "drift")[:250],

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 
 def build_report(context: Context) -> dict[str, Any]:
-    """report.html, its figures and tables, and table.json for the terminal."""
+    """report.html, its figures (SVG, PNG) and tables (CSV, Parquet), and table.json for the terminal."""
     from fortifai_core.paper import paper_time_to_failure, read_results
     from fortifai_core.report import build_report as write_report
     from fortifai_core.report import terminal_table
     from fortifai_core.report_analysis import analyse
     from fortifai_core.report_data import ReportData
+    from fortifai_core.report_tables import report_tables
+    from storage.exports import write_columns
+    from tasks.report_mutation import mutations
 
     config = ExperimentConfig.model_validate(context.stage.recipe["config"])
     with resources.as_file(resources.files("storage") / "paper" / "results.csv") as path:
@@ -38,12 +41,17 @@ def build_report(context: Context) -> dict[str, Any]:
         quoted=quoted,
         regime=config.regime,
         threshold=config.failure.threshold,
+        metric=config.failure.metric,
+        mutations=mutations(context, config),
         baseline=config.losses[0].label,
     )
     write_report(data, context.directory)
+    analysis = analyse(data)
+    for one in report_tables(analysis):
+        write_columns(context.directory / "tables" / f"{one.name}.parquet", one.columns)
     table = {
         **asdict(terminal_table(data)),
-        "headline": list(analyse(data).headline),
+        "headline": list(analysis.headline),
         "notes": list(data.notes),
     }
     (context.directory / "table.json").write_text(json.dumps(table, indent=1, ensure_ascii=False))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fortifai_core.config import ExperimentConfig
+from fortifai_core.failure_metrics import DEFAULT, failure_metric
 from storage.keys import artifact_key
 
 # Raise the number of a role when its code changes what it makes: every artifact after it is rebuilt.
@@ -18,12 +19,12 @@ VERSIONS = {
     "corpus": 1,
     "train": 1,
     "regenerate": 1,
-    "evaluate": 1,
+    "evaluate": 2,
     "failure": 1,
     "drift": 1,
     "benchmark-check": 1,
     "benchmark": 1,
-    "report": 1,
+    "report": 2,
     "family-data": 1,
     "family-train": 1,
     "family-sample": 1,
@@ -162,8 +163,10 @@ class Plan:
         for run in self.runs:
             last = (reached or {}).get((run.arm, run.seed))
             for g in run.generations[: None if last is None else last + 1]:
-                # an arm that is stopped rewrites nothing after the generation in which it failed
-                missing = ("regenerate", "drift") if g.generation == last else ()
+                # an arm that is stopped rewrites nothing after the generation in which it failed, unless that is what
+                # it was judged by
+                stopped = g.generation == last and failure_metric(self.config.failure.metric).role == "evaluate"
+                missing = ("regenerate", "drift") if stopped else ()
                 read += [(run, g.generation, one) for one in g.results if one.role not in missing]
         return stage(
             "report",
@@ -172,9 +175,11 @@ class Plan:
                 "arms": [loss.label for loss in self.config.losses],
                 "regime": self.config.regime.value,
                 "threshold": self.config.failure.threshold,
+                **({} if self.config.failure.metric == DEFAULT else {"metric": self.config.failure.metric}),
             },
             parents={
-                **{f"{one.role}/{one.seed}": one for one in self.shared if one.role in ("source", "corpus")},
+                **{f"source/{i}": one for i, one in enumerate(o for o in self.shared if o.role == "source")},
+                **{f"corpus/{run.seed}": run.corpus for run in self.runs},
                 **{
                     f"{run.arm}/{run.seed}/{generation}/{one.role}"
                     + ("" if one.split is None else f"/{one.split}")

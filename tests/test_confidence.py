@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 from fortifai_core.confidence import (
+    bootstrap_failure_ratio,
     bootstrap_retention,
     bootstrap_time_to_failure,
     crossings,
@@ -193,3 +194,42 @@ def test_bad_input_is_named() -> None:
         mcnemar(scores, scores[:1])
     with pytest.raises(InputError, match="generations"):
         bootstrap_time_to_failure([np.ones((2, 6)), np.ones((3, 6))], clusters=list("aabbcc"))
+
+
+# --------------------------------------------------------------------------------- one time to failure over another
+
+
+def worlds(levels: list[float], *, seed: int, documents: int = 60, each: int = 5) -> np.ndarray:
+    """[generation, question], questions of about the given shares."""
+    hard = np.random.default_rng(seed).random(documents * each)
+    return np.array([hard < level for level in levels])
+
+
+def test_the_ratio_of_two_times_to_failure_is_drawn_for_both_arms_together() -> None:
+    names = [f"d{i // 5}" for i in range(300)]
+    curve = worlds([0.9, 0.8, 0.7, 0.6], seed=0)
+    same = bootstrap_failure_ratio(curve, curve, clusters=names, draws=300)
+    assert same is not None and (same.low, same.high) == (1.0, 1.0), "an arm lasts exactly as long as itself"
+    # apart, either time is uncertain by itself
+    alone = bootstrap_time_to_failure(curve, clusters=names, draws=300)
+    assert alone.high > alone.low
+    slower = worlds([0.9, 0.86, 0.82, 0.6], seed=1)
+    found = bootstrap_failure_ratio(slower, curve, clusters=names, draws=300)
+    estimate = crossings(np.array([slower.mean(1)]), 0.75)[0] / crossings(np.array([curve.mean(1)]), 0.75)[0]
+    assert found is not None and found.defined == 1.0 and 1 < found.low < estimate < found.high
+    back = bootstrap_failure_ratio(curve, slower, clusters=names, draws=300)
+    assert back is not None and (back.low, back.high) == pytest.approx((1 / found.high, 1 / found.low), rel=0.05)
+
+
+def test_a_ratio_is_unbounded_where_one_lasts_and_nothing_where_neither_fails_or_learned() -> None:
+    names = [f"d{i // 5}" for i in range(300)]
+    falling, lasting = worlds([0.9, 0.5], seed=0), worlds([0.95, 0.95], seed=1)
+    never = worlds([0.5, 0.4], seed=2)
+    found = bootstrap_failure_ratio(lasting, falling, clusters=names, draws=200)
+    assert found is not None and math.isinf(found.high) and "and more" in found.describe()
+    below = bootstrap_failure_ratio(falling, lasting, clusters=names, draws=200)
+    assert below is not None and below.low == 0.0
+    assert bootstrap_failure_ratio(lasting, lasting, clusters=names, draws=200) is None
+    assert bootstrap_failure_ratio(never, falling, clusters=names, draws=200) is None
+    with pytest.raises(InputError, match="same runs"):
+        bootstrap_failure_ratio(falling, lasting[:1], clusters=names)

@@ -134,22 +134,19 @@ def test_building_again_gives_the_same_bytes(built: tuple[ArtifactStore, Plan]) 
 
 
 def test_a_mixtures_almanacs_are_found_under_their_own_names(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
     from storage.sources import load_source
-    from tasks.drift import _entities
+    from tasks.drift import entities_by_document
 
     parts = [
         {"type": "almanac", "entities": 4, "facts": 2, "pretraining_entities": 4, "validation_entities": 2, "seed": s}
         for s in (0, 1)
     ]
     config = load_experiment_config("smoke", [f"corpus={json.dumps({'type': 'mixture', 'parts': parts})}"])
-    recipe = {"corpus": config.corpus.model_dump(mode="json"), "splits": 3, "world": 5}
-    context: Any = SimpleNamespace(stage=SimpleNamespace(recipe=recipe))
     source = load_source(config.corpus, splits=3, seed=5)
-    entities = _entities(context)
+    entities = entities_by_document(config.corpus, splits=3, world=5)
     assert set(entities) == {document.id for document in source.documents}
     assert all(entities[d.id].name in d.text for d in source.documents)
     alone = AlmanacCorpus.model_validate(parts[0])
-    recipe["corpus"] = alone.model_dump(mode="json")
-    assert set(_entities(context)) == {d.id for d in generate_almanac(alone, splits=3, seed=5).documents}
+    assert set(entities_by_document(alone, splits=3, world=5)) == {
+        d.id for d in generate_almanac(alone, splits=3, seed=5).documents
+    }

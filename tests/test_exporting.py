@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.exporting import export_dataset, export_model
+from flows.exporting import export_dataset, export_model, export_report
+from flows.kr_compare import compare
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, prepare_experiment
 from fortifai_core.config import ExperimentConfig
 from fortifai_core.errors import InputError
+from storage.experiments import Experiment, load_experiment
+from storage.question_files import write_questions
 from storage.shards import read_rows
 from storage.store import ArtifactStore
 from tasks.build import build
@@ -214,3 +218,67 @@ def test_the_engines_are_timed_on_what_an_experiment_made(run: Prepared) -> None
     assert 0 <= ours["acceptance"] <= 1 and reference["acceptance"] is None
     with pytest.raises(InputError, match="generation"):
         bench_experiment(run.store, record, generations=[7])
+
+
+def built_report(run: Prepared) -> Experiment:
+    stage = run.plan.report()
+    build(stage, run.store, run.plan.config.runtime, progress=lambda done, total, unit: None)
+    return load_experiment(run.store, run.record_id)
+
+
+def test_a_report_leaves_the_store_with_its_figures_and_every_table_in_two_forms(run: Prepared, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    target = export_report(run.store, built_report(run), target=tmp_path / "report")
+    assert (target / "report.html").read_text().startswith("<!DOCTYPE html>")
+    stems = {path.stem for path in (target / "tables").glob("*.csv")}
+    assert {"results", "questions", "mutation", "time-to-failure", "quoted"} <= stems
+    for stem in stems:
+        with (target / "tables" / f"{stem}.csv").open(newline="") as file:
+            header, *rows = list(csv.reader(file))
+        table = pq.read_table(target / "tables" / f"{stem}.parquet")
+        assert table.column_names == header
+        assert [["" if v is None else str(v) for v in row.values()] for row in table.to_pylist()] == rows
+    for path in (target / "figures").glob("*.svg"):
+        assert path.with_suffix(".png").is_file() or path.stem.startswith("survival-strip-")
+    assert (target / "figures" / "survival-strip.png").is_file()
+    with pytest.raises(InputError, match="is there already"):
+        export_report(run.store, load_experiment(run.store, run.record_id), target=target)
+
+
+def test_the_reports_paragraph_is_the_first_document_that_is_asked_about(run: Prepared, tmp_path: Path) -> None:
+    folder = export_report(run.store, built_report(run), target=tmp_path / "report")
+    with (folder / "tables" / "mutation.csv").open(newline="") as file:
+        real, written, *_ = csv.DictReader(file)
+    corpus = artifact_path(run, "corpus")
+    asked = {row["document"] for row in read_rows(corpus / "questions.parquet") if row["split"] == 0}
+    first = next(row for row in read_rows(corpus / split_file(0)) if row["document"] in asked)
+    assert (real["document"], real["text"], real["true"]) == (first["document"], first["text"], "3")
+    rewritten = {
+        row["document"]: row["text"] for row in read_rows(sorted(artifact_path(run, "regenerate", 0).glob("part-*")))
+    }
+    assert written["text"] == rewritten[first["document"]] and written["writer"] == "0"
+
+
+def test_the_same_questions_from_a_file_are_answered_alike(run: Prepared, tmp_path: Path) -> None:
+    own = read_rows(artifact_path(run, "corpus") / "questions.parquet")
+    rows = [
+        {
+            "context": row["context"],
+            "sentence_true": row["true_answer"],
+            "sentence_false": row["false_answer"],
+            "location": row["document"],
+        }
+        for row in own
+    ]
+    path = tmp_path / "again.json"
+    write_questions(path, [*rows, {**rows[0], "location": "somebody-else"}])
+    found = compare(run.store, load_experiment(run.store, run.record_id), [path], draws=100)
+    assert [one["questions"] for one in found.sets] == [len(own), len(own)], "what is in no split is left out"
+    for mine, theirs in zip(found.rows[::2], found.rows[1::2], strict=True):
+        assert {**mine, "set": ""} == {**theirs, "set": ""}
+    evaluation = run.store.find(*next(s.reference for s in run.plan.stages() if s.role == "evaluate"))
+    assert evaluation is not None
+    assert found.rows[0]["split_0"] == pytest.approx(evaluation.manifest.metrics["kr-split-0"])
+    each = found.agreements[-1]
+    assert each.level == "each split" and each.points == 3 and each.pearson.estimate == pytest.approx(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -196,3 +197,21 @@ def test_relative_threshold_is_half_way_and_needs_something_to_lose() -> None:
     assert relative_threshold(0.5, 0.803) == pytest.approx(0.6515)
     with pytest.raises(InputError, match="chance"):
         relative_threshold(0.5, 0.48)
+
+
+def test_any_measure_may_cross_from_either_side() -> None:
+    from fortifai_core.failure import time_to_crossing
+
+    falling = [0.9, 0.8, 0.7, 0.6]
+    assert time_to_crossing(falling, threshold=0.75, falls=True) == time_to_failure(falling)
+    # upside down: the same moment
+    rising = [100 - 100 * value for value in falling]
+    risen = time_to_crossing(rising, threshold=25, falls=False)
+    assert risen.status == "failed" and risen.generations == pytest.approx(1.5)
+    assert time_to_crossing([3.0, 4.0], threshold=2, falls=False).describe() == "from the start"
+    assert time_to_crossing([3.0, 4.0], threshold=4, falls=False).status == "censored", "at it is not beyond it"
+    # split 2 enters at generation 2: moments are counted from M_0
+    late = time_to_crossing([0.9, 0.6], threshold=0.75, falls=True, first=2)
+    assert late.generations == pytest.approx(2.5) and late.last_generation == 3
+    with pytest.raises(InputError, match="finite"):
+        time_to_crossing([1.0, math.nan], threshold=2, falls=False)

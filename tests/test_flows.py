@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -98,6 +100,11 @@ def test_the_ui_is_shown_retention_and_drift(finished: tuple[Path, Prepared, Rec
     artifacts = asyncio.run(shown())
     for arm in ("ce", "tce-0-9"):
         assert "xychart-beta" in artifacts[f"smoke-{arm}-seed-0-retention"]
+        assert artifacts[f"smoke-{arm}-seed-0-drift-charts"].count("xychart-beta") >= 4
+        kind, _, drawn = artifacts[f"smoke-{arm}-seed-0-retention-image"].partition(",")
+        assert kind == "data:image/svg+xml;base64"
+        tips = [title.text or "" for title in ElementTree.fromstring(base64.b64decode(drawn)).iter("{*}title")]
+        assert [tip.partition(":")[0].rpartition(" ")[2] for tip in tips] == ["M0", "M1"]
         for name, columns in (("table", {"kr-split-0", "kr-total"}), ("drift", {"model-kl", "facts-true-0"})):
             rows = json.loads(artifacts[f"smoke-{arm}-seed-0-{name}"])
             assert {row["generation"] for row in rows} == {0, 1} and all(columns <= set(row) for row in rows)

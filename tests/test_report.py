@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -197,7 +198,7 @@ def test_everything_from_outside_is_escaped(tmp_path: Path) -> None:
     files = build_report(hostile, tmp_path)
     text = files[0].read_text()
     assert "<script" not in text and text.count("&lt;script&gt;") >= 8
-    svg_file = (tmp_path / "retention.svg").read_text()
+    svg_file = (tmp_path / "figures" / "retention.svg").read_text()
     assert "<script" not in svg_file
     ElementTree.fromstring(svg_file)
 
@@ -224,7 +225,7 @@ def test_notes_command_and_time_are_there(built: Path) -> None:
 
 
 def test_results_hold_every_number_and_their_means(built: Path) -> None:
-    with (built / "results.csv").open(newline="") as file:
+    with (built / "tables" / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
 
     def of(seed: str, metric: str, generation: int) -> dict[str, str]:
@@ -247,14 +248,17 @@ def test_results_hold_every_number_and_their_means(built: Path) -> None:
 def test_the_same_data_gives_the_same_files(tmp_path: Path) -> None:
     data = data_of(FALLING, SLOWER)
     one, two = build_report(data, tmp_path / "one"), build_report(data, tmp_path / "two")
-    assert [f.name for f in one] == ["report.html", "results.csv", "retention.svg", "retention.png"]
+    names = {str(f.relative_to(tmp_path / "one")) for f in one}
+    assert {"report.html", "figures/retention.svg", "figures/retention.png", "tables/results.csv"} <= names
+    assert {"figures/survival-strip.png", "figures/survival-strip-tce-0.9.svg", "tables/questions.csv"} <= names
+    assert names == {str(f.relative_to(tmp_path / "one")) for f in (tmp_path / "one").rglob("*") if f.is_file()}
     assert [f.read_bytes() for f in one] == [f.read_bytes() for f in two]
 
 
 def test_the_figure_is_an_image_of_its_own(built: Path) -> None:
-    root = ElementTree.fromstring((built / "retention.svg").read_text())
+    root = ElementTree.fromstring((built / "figures" / "retention.svg").read_text())
     assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("width")
-    assert (built / "retention.png").read_bytes().startswith(b"\x89PNG")
+    assert (built / "figures" / "retention.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ------------------------------------------------------------------------------------------ little data
@@ -266,7 +270,8 @@ def test_a_report_without_questions_says_so_and_keeps_the_rest(tmp_path: Path) -
     files = build_report(data, tmp_path)
     text = files[0].read_text()
     assert "retention was not measured" in text and "Perplexity" in text and "Time to failure" not in text
-    assert [f.name for f in files] == ["report.html", "results.csv"]
+    names = {f.name for f in files}
+    assert names == {"report.html", "perplexity.svg", "perplexity.png", "results.csv"}
     assert terminal_table(data).rows[0] == ["M0", "–"]
 
 
@@ -398,7 +403,7 @@ def test_drift_confidence_and_benchmarks_are_in_page_and_table(tmp_path: Path) -
         tips = [title.text or "" for title in figure.iter("title")]
         # three texts, each with M0, base model and M3: 5 of 10 tokens above 0.9, 8 of 13 at M3
         assert len(tips) == 9 and sum("50%" in tip for tip in tips) == 3 and sum("62%" in tip for tip in tips) == 6
-    with (tmp_path / "with" / "results.csv").open() as file:
+    with (tmp_path / "with" / "tables" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     kl = [(row["generation"], row["split"], float(row["value"])) for row in rows if row["metric"] == "model-kl"]
     assert ("3", "", pytest.approx(0.3)) in kl
@@ -414,8 +419,111 @@ def test_mcnemars_test_of_the_same_questions_is_in_the_table(tmp_path: Path) -> 
     answers = [arm.runs[0].generations[-1].scores.of(0) for arm in data.arms]
     gaps = [answers[1][q][1] - answers[0][q][1] for q in answers[0]]
     alone, other = gaps.count(1), gaps.count(-1)
-    with (tmp_path / "results.csv").open() as file:
+    with (tmp_path / "tables" / "results.csv").open() as file:
         rows = {row["metric"]: row for row in csv.DictReader(file) if row["metric"].startswith("mcnemar")}
     assert {row["arm"] for row in rows.values()} == {"tce-0.9"} and rows["mcnemar-p"]["generation"] == "3"
     assert [float(rows[f"mcnemar-only-{who}"]["value"]) for who in ("this-arm", "baseline")] == [alone, other]
     assert float(rows["mcnemar-p"]["value"]) == pytest.approx(binomtest(alone, alone + other).pvalue)
+
+
+# ------------------------------------------------------------------------- the strip, the paragraph, the paper, failure
+
+
+def test_the_strip_orders_questions_by_death_and_keeps_every_answer() -> None:
+    from fortifai_core.report_strip import fates, strip_of
+
+    arm = data_of(FALLING).arms[0]
+    strip = strip_of(arm, 0, bins=10**6)  # a bin a question
+    assert strip is not None and strip.generations == 4
+    for band in strip.bands:
+        own = [one for one in fates(arm) if one.split == band.split]
+        assert band.questions == len(own) == len(band.rows[0])
+        for generation, row in enumerate(band.rows):
+            if generation < band.split:  # not yet asked: blank, neither right nor wrong
+                assert set(row) == {None}
+            else:
+                assert sum(row) == sum(one.answers[generation - band.split] for one in own)
+        last = [max((g for g, row in enumerate(band.rows) if row[i]), default=-1) for i in range(band.questions)]
+        assert last == sorted(last, reverse=True)
+    # binned, the shares still add up
+    few = strip_of(arm, 0, bins=40)
+    assert few is not None and sum(len(band.rows[0]) for band in few.bands) == 40
+    first = few.bands[0]
+    assert np.mean(first.rows[2]) == pytest.approx(np.mean(strip.bands[0].rows[2]))
+
+
+def test_when_a_question_died() -> None:
+    from fortifai_core.report_strip import Fate
+
+    def of(*answers: bool) -> tuple[str, int | None]:
+        fate = Fate(0, "q", "d", 1, 1, answers)
+        return fate.fate, fate.died_in
+
+    assert of(True, True) == ("alive", None) and of(False, True) == ("alive", None)
+    assert of(True, False, False) == ("died", 2) and of(True, True, False) == ("died", 3)
+    assert of(False, False) == ("never learned", None)
+
+
+def mutated(text: str) -> tuple[Any, ...]:
+    from fortifai_core.almanac import Entity, Fact
+    from fortifai_core.mutation import Mutation, Version
+
+    real = "By all accounts Ardenlith was founded in 1340. Nobody knows more."
+    entity = Entity("split-0-0", "Ardenlith", "city", (Fact("founded", "1340", (0,)),))
+    versions = (Version(None, real), Version(0, real.replace("1340", "1840")), Version(1, text))
+    return tuple(Mutation("split-0-0", label, 0, versions, entity=entity) for label in ("ce", "tce-0.9"))
+
+
+def test_the_paragraph_shows_changes_and_false_facts_and_escapes_the_models_text(tmp_path: Path) -> None:
+    evil = '<script>alert("x")</script> <b>Ardenlith</b>'
+    build_report(replace(data_of(FALLING, SLOWER), mutations=mutated(evil)), tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    section = text[text.index("How one paragraph mutates") : text.index("Time to failure</h2>")]
+    assert section.count('<mark class="false">1840</mark>') == 2, "once in each arm"
+    assert section.count('<span class="true">1340</span>') == 1, "the real text stands there once"
+    assert "the first document of split 0 that questions are asked about" in section.lower()
+    assert "0 true, 1 false, 0 gone" in section and "0 true, 0 false, 1 gone" in section
+    assert "<script" not in text and "<b>Ardenlith" not in text and "&lt;b" in section
+    with (tmp_path / "tables" / "mutation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows if row["version"] == "2"] == [evil, evil]
+
+
+def test_the_papers_table_for_the_same_text_stands_beside_the_measured_one(tmp_path: Path) -> None:
+    quoted = paper_time_to_failure(read_results(RESULTS))
+    wikitext = {"type": "huggingface", "dataset": "Salesforce/wikitext"}
+    mixture = {"parts": [wikitext, {"dataset": "Rowan/hellaswag"}, {"dataset": "openai/gsm8k"}]}
+    pages = {}
+    for name, corpus in (("wikitext", wikitext), ("imagination", mixture), ("almanac", {"type": "almanac"})):
+        data = replace(data_of(FALLING, SLOWER), config={"corpus": corpus}, quoted=quoted)
+        text = build_report(data, tmp_path / name)[0].read_text()
+        pages[name] = text[text.index("Beside the paper") : text.index("To make this again")]
+    assert "measured here" in pages["wikitext"] and "Table D2" in pages["wikitext"] and "Table D3" in pages["wikitext"]
+    assert "Table D4" not in pages["wikitext"] and "Table D4" in pages["imagination"]
+    # rows of one loss stand together: measured, then quoted
+    first = [pages["wikitext"].index(words) for words in ("measured here", "Table D2", "Table D3")]
+    assert first == sorted(first)
+    assert "measured here" not in pages["almanac"].replace("not measured here", "")
+    assert "has no experiment on this text" in pages["almanac"] and "Quoted" in pages["almanac"]
+
+
+def test_several_runs_get_a_survival_estimate_and_two_do_not() -> None:
+    three, two = analyse(data_of(FALLING, SLOWER, seeds=3)), analyse(data_of(FALLING, SLOWER, seeds=2))
+    assert all(arm.survival is None for arm in two.arms)
+    found = three.arms[0].survival
+    moments = [one.generations for one in three.arms[0].failures_by_run]
+    assert found is not None and found.failed == 3
+    assert found.restricted_mean == pytest.approx(np.mean(moments))
+    assert found.median == pytest.approx(sorted(moments)[1])
+
+
+def test_failure_may_be_judged_by_another_measure(tmp_path: Path) -> None:
+    # perplexity is 8, 9, 10, 11
+    data = replace(data_of(FALLING, SLOWER, seeds=3), metric="perplexity-real", threshold=9.5)
+    analysis = analyse(data)
+    assert [arm.failure.describe() for arm in analysis.arms] == ["1.50", "1.50"]
+    assert analysis.arms[0].survival.failed == 3 and analysis.arms[0].failure_interval is None
+    assert any("perplexity on held-out real text rose above 9.5 after 1.50" in line for line in analysis.headline)
+    text = build_report(data, tmp_path)[0].read_text()
+    assert "rises above 9.5" in text and "75%: failure" not in text
+    assert "time to failure (perplexity-real > 9.5)" in [row[0] for row in terminal_table(data).rows]

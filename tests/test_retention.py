@@ -65,7 +65,8 @@ def make_model(family: str, **options: Any) -> Any:
         return LlamaForCausalLM(LlamaConfig(**shape)).eval()
     if family == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(head_dim=8, **shape)).eval()
-    local = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+    window = shape.pop("sliding_window", 6)
+    local = {"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"]}
     # a soft-capped head: probabilities would be wrong if it were passed over
     head = {"final_logit_softcapping": 2.0}
     return Gemma3ForCausalLM(Gemma3TextConfig(head_dim=8, query_pre_attn_scalar=8, **local, **head, **shape)).eval()
@@ -252,3 +253,41 @@ def test_modes_come_back() -> None:
 def test_retention_is_the_share_of_right_answers() -> None:
     scores = [QuestionScore(str(i), 0.0, -1.0, i < 3) for i in range(4)]
     assert retention(scores) == 0.75
+
+
+# --------------------------------------------------------------------------------------------- contexts read once
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("batch", [1, 7, 100])
+def test_contexts_read_once_give_the_scores_of_every_answer_by_itself(family: str, batch: int) -> None:
+    # gemma's window must be as long as the text, or `worthwhile` leaves the model to the plain way
+    model = make_model(family, **({"sliding_window": 64} if family == "gemma3" else {}))
+    plain = make_questions()
+    # the same context asked about several times, answers of very different length, and a context of one token
+    questions = [*plain, *(replace(q, id=f"{q.id}-b", true_answer="a", false_answer="bcdefgh") for q in plain[:5])]
+    questions.append(Question("short", "d", "a", "bc", "d"))
+    ways = [
+        score_questions(model, encode, questions, variant="sum", batch=batch, bos_id=0, shared=shared)
+        for shared in (False, True)
+    ]
+    for one, other in zip(*ways, strict=True):
+        assert (other.logp_true, other.logp_false) == pytest.approx((one.logp_true, one.logp_false), abs=5e-5)
+        assert other.correct == one.correct
+
+
+def test_contexts_are_shared_where_that_saves_enough_and_the_model_is_known() -> None:
+    from fortifai_core.shared_prefix import tokens_read, worthwhile
+
+    def sequences(context: int, answer: int) -> list[ScoredSequence]:
+        return [ScoredSequence([*range(2, context + 2), *[9] * (answer - 1), last], answer) for last in (5, 6)]
+
+    long, short = sequences(30, 3), sequences(2, 12)
+    assert tokens_read(long) == (66, 36) and tokens_read(short) == (28, 26)
+    assert worthwhile(make_model("llama"), long) and not worthwhile(make_model("llama"), short)
+    assert not worthwhile(make_model("gemma3"), long), "its window of 6 needs a mask of its own"
+    assert worthwhile(make_model("gemma3", sliding_window=64), long)
+    assert not worthwhile(Bigrams(torch.rand(28, 28)), long)
+    eager = make_model("llama")
+    eager.set_attn_implementation("eager")
+    assert worthwhile(eager, long)

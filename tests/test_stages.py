@@ -8,6 +8,7 @@ import pytest
 
 from flows.load import load_experiment_config
 from fortifai_core.config import ExperimentConfig
+from fortifai_core.errors import ConfigError
 from tasks.plan import plan_experiment
 from tasks.stages import Plan, Stage
 
@@ -198,3 +199,45 @@ def test_the_report_of_a_stopped_arm_reads_nothing_that_was_never_made() -> None
     assert {s.reference for s in first.results} <= parents
     assert parents & {s.reference for s in last.results} == {last.train.reference, last.evaluate.reference}
     assert parents.isdisjoint(s.reference for step in run.generations[2:] for s in step.stages)
+
+
+def test_the_measure_of_failure_is_in_the_key_of_the_check_alone_and_the_old_one_in_none() -> None:
+    default = plan()
+    assert by_place(plan("failure.metric=kr-split-0")) == by_place(default)
+    assert all("metric" not in s.content for s in default.stages() if s.role in ("failure", "report"))
+    other = plan("failure.metric=perplexity-real", "failure.threshold=20")
+    assert {s.role for s in other.stages() if s.key not in keys(default)} == {"failure", "report"}
+
+
+def test_a_check_by_drift_reads_the_drift_of_every_generation_so_far() -> None:
+    judged = plan("failure.metric=model-kl", "failure.threshold=0.5", "failure.stop_arm=true")
+    for run in judged.runs:
+        for step in run.generations:
+            drifts = [g.drift.reference for g in run.generations[: step.generation + 1] if g.drift is not None]
+            assert list(step.failure.parents.values()) == drifts
+    # what an arm was judged by is there when it is stopped, and the report reads it
+    run = judged.runs[0]
+    parents = set(judged.report({(run.arm, run.seed): 1}).parents.values())
+    assert {s.reference for s in run.generations[1].results} <= parents
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["failure.metric=accuracy"], "failure.metric"),
+        (["failure.threshold=1.5"], "failure.threshold"),
+        (["failure.threshold=0.4"], "failure.threshold"),
+        (["failure.metric=facts-true-0", "failure.threshold=2"], "failure.threshold"),
+        (["failure.metric=model-kl", "evaluation.drift=false"], "failure.metric"),
+        (["failure.metric=perplexity-real", "evaluation.perplexity=false"], "failure.metric"),
+        (["failure.metric=kr-split-9"], "failure.metric"),
+    ],
+)
+def test_a_measure_that_cannot_be_judged_by_is_refused(overrides: list[str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
+        plan(*overrides)
+
+
+def test_the_report_reads_the_corpus_of_every_seed() -> None:
+    parents = plan("seeds=[0, 1]").report().parents
+    assert parents["corpus/0"] != parents["corpus/1"] and parents["source/0"] != parents["source/1"]
