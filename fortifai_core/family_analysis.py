@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from fortifai_core.families import Figure, Results
 
 T = TypeVar("T")
+# What a mask sets or does by itself: that it differs between arms is no finding.
+SETTINGS = ("gamma", "live-fraction", "em-converged")
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,12 @@ class FamilyReport:
 def title_of(arm: str) -> str:
     """`CE`, `TCE 0.8` for `ce`, `tce-0.8`; numbers and words that follow stay as they are.
 
-    >>> title_of("tce-0.8"), title_of("elbo"), title_of("tce-adaptive")
-    ('TCE 0.8', 'ELBO', 'TCE adaptive')
+    >>> title_of("tce-0.8"), title_of("elbo"), title_of("dynamic-q0.8")
+    ('TCE 0.8', 'ELBO', 'Dynamic q0.8')
     """
     first, _, rest = arm.partition("-")
-    return " ".join([first.upper(), *([rest.replace("-", " ")] if rest else [])])
+    name = first.upper() if first in ("ce", "tce", "elbo") else first.capitalize()
+    return " ".join([name, *([rest.replace("-", " ")] if rest else [])])
 
 
 def estimate(values: Sequence[float], *, level: float = 0.95) -> Estimate:
@@ -130,7 +133,7 @@ class FamilyAnalysis:
 
     def title(self, measure: str) -> str:
         """What a measure is, in words."""
-        title = self.report.results.config.measures.get(measure, measure)
+        title = self.report.results.config.measures.get(measure, measure.replace("-", " "))
         return title[:1].upper() + title[1:]
 
 
@@ -163,7 +166,7 @@ def analyse(report: FamilyReport) -> FamilyAnalysis:
         estimates=estimates,
         differences=differences,
         last=last,
-        shown=spread(sorted({i for by in estimates.values() for i in by}), 7),
+        shown=spread(sorted({i for by in estimates.values() for i in by}), 5),
         failures=tuple(_failures(report, arm) for arm in results.arms) if report.failures else (),
         headline=(),
         scope=scope,
@@ -253,7 +256,8 @@ def number(value: float) -> str:
 
 def with_interval(value: Estimate) -> str:
     """`0.31 (0.25 to 0.38)`, or the mean alone."""
-    return number(value.mean) + (f" ({number(value.low)} to {number(value.high)})" if value.known else "")
+    there = value.known and value.low < value.high
+    return number(value.mean) + (f" ({number(value.low)} to {number(value.high)})" if there else "")
 
 
 def _words(analysis: FamilyAnalysis) -> list[str]:
@@ -282,8 +286,9 @@ def _compared(analysis: FamilyAnalysis, arm: str, base: str, gap: Estimate) -> s
         return f"{which}; from one run nobody can tell what of it is chance."
     over = f"the median of {gap.replicates} replicates" if gap.replicates else f"{gap.runs} seeds"
     verdict = "told apart" if gap.excludes_zero else "not distinguishable at this size"
-    headline = analysis.report.results.config.headline
-    others = {n: own for (of, n), own in analysis.differences.items() if of == arm and n != headline and own.known}
+    config = analysis.report.results.config
+    named = {n: analysis.differences.get((arm, n)) for n in config.measures if n not in (config.headline, *SETTINGS)}
+    others = {n: own for n, own in named.items() if own is not None and own.known}
     told = [name for name, own in others.items() if own.excludes_zero]
     more = ""
     if others:

@@ -40,7 +40,9 @@ class FamilyFailure(Frozen):
     metric: str = Field(min_length=1, description="Name of a measure of the family, e.g. `component-survival`.")
     threshold: float = Field(description="A run has failed in the first generation whose measure lies beyond it.")
     when: Literal["below", "above"] = Field("below", description="Which side of the threshold is failure.")
-    relative: bool = Field(False, description="The threshold is a share of the measure's value at generation 0.")
+    relative: bool = Field(
+        False, description="The threshold is a share of the measure's value at M_0, which must be positive."
+    )
     stop_arm: bool = Field(False, description="Stop a run in the generation in which it fails.")
 
 

@@ -8,6 +8,7 @@ from fortifai_core.families import Arrays, FamilyConfig, Figure, Results
 from fortifai_core.gaussian_config import GaussianConfig
 from fortifai_core.gmm import GmmConfig
 from fortifai_core.vae_config import VaeConfig
+from fortifai_core.zipf import ZipfConfig
 
 
 def draw(results: Results, directory: Path) -> list[Figure]:
@@ -25,6 +26,10 @@ def draw(results: Results, directory: Path) -> list[Figure]:
             from fortifai_core import vae_figures
 
             return vae_figures.draw(results, directory)
+        case ZipfConfig():
+            from fortifai_core import zipf_figures
+
+            return zipf_figures.draw(results, directory)
     return []
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fortifai_core import pictures
 from fortifai_core.families import Arrays, Figure, Results, Run
+from fortifai_core.family_analysis import title_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,11 +70,6 @@ def chosen(generations: list[int], count: int) -> list[int]:
     while len(places) < count:
         places.add(next(fill))
     return [generations[i] for i in sorted(places)]
-
-
-def title_of(arm: str) -> str:
-    """`CE`, `TCE 0.8` for `ce`, `tce-0.8`."""
-    return arm.upper().replace("-", " ")
 
 
 def _fill(panels: Any, run: Run, shown: list[int], view: _View) -> None:

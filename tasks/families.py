@@ -126,7 +126,7 @@ def build_evaluate(context: Context) -> dict[str, Any]:
         real=real,
         sample=sample,
         parameters=parameters,
-        title=f"{context.stage.arm} · M{content['generation']}",
+        title=f"M{content['generation']}",  # not the arm's name: arms may share what is found by this key
         path=context.directory / PREVIEW,
     )
     return _finite(measured)

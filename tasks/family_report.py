@@ -64,7 +64,7 @@ def _real(context: Context) -> Arrays:
 
 
 def _run(context: Context, config: FamilyExperiment, arm: str, seed: int) -> Run:
-    """One run. Samples of the first seed only: figures show no more, and memory is finite."""
+    """One run. Samples of the first seed, and everybody's last: figures show no more, and memory is finite."""
     metrics: dict[int, dict[str, float]] = {}
     arrays: dict[int, tuple[Arrays, Arrays]] = {}
     for name, (of_arm, of_seed, last, role) in _places(context):
@@ -77,7 +77,7 @@ def _run(context: Context, config: FamilyExperiment, arm: str, seed: int) -> Run
         if role == "family-segment":
             arrays |= {i: ({}, chain) for i, chain in read_chain(context.parent(name).file(CHAIN)).items()}
             continue
-        if seed == config.seeds[0] and role == "family-sample":
+        if role == "family-sample" and (seed == config.seeds[0] or last == config.generations - 1):
             sample = read_arrays(context.parent(name).file(SAMPLE))
         if role == "family-train":
             parameters = read_parameters(context.parent(name).file(PARAMETERS))

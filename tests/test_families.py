@@ -202,6 +202,8 @@ def test_a_run_that_never_crosses_has_no_number_and_one_that_starts_beyond_never
     assert (started.status, started.generations, started.describe()) == ("never-learned", None, "never learned")
     broken = first_beyond({0: 1.0, 1: math.nan}, threshold=0.5, when="below")
     assert (broken.status, broken.generations) == ("failed", 1.0)
+    with pytest.raises(ConfigError, match="has no shares"):
+        first_beyond({0: -4.0, 1: -9.0}, threshold=0.5, when="below", relative=True)
     with pytest.raises(ValueError, match="none to look at"):
         first_beyond({}, threshold=0.5, when="below")
 

@@ -282,7 +282,7 @@ def test_the_flow_builds_every_stage_once_and_the_ui_shows_table_chart_and_pictu
 @pytest.mark.long
 @pytest.mark.usefixtures("prefect_server")
 def test_an_arm_stops_when_it_has_failed(tmp_path: Path) -> None:
-    stop = ["failure={metric: covariance-trace, threshold: 1.0, when: below, relative: true, stop_arm: true}"]
+    stop = ["failure={metric: sliced-wasserstein, threshold: 1.2, when: above, relative: true, stop_arm: true}"]
     one = prepared(tmp_path, "gmm", *GMM, "generations=6", "arms=[{type: none}]", *stop)
     recorder = run(one)
     trained = Counter(s.seed for s in recorder.built if s.role == "family-train")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from fortifai_core.errors import ConfigError, DataError
-from fortifai_core.families import Arrays, Mask, NoMask, ThresholdMask
+from fortifai_core.families import Arrays, Generation, Mask, NoMask, Results, Run, ThresholdMask
 from fortifai_core.gaussian import AdaptiveMask
 from fortifai_core.zipf import ZipfConfig, ZipfFamily, capped, dropped, tail_types
+from fortifai_core.zipf_figures import draw
 
 COUNTS = np.array([500.0, 250.0, 120.0, 60.0, 40.0, 20.0, 9.0, 1.0, 0.0])
 
@@ -171,3 +174,20 @@ def test_bad_input_is_refused() -> None:
         family.fit(family.real(seed=0), **{**fit, "mask": AdaptiveMask()})  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="at most 4000 types"):
         ZipfConfig(order=2, vocabulary=10_000)
+
+
+def test_its_figures(tmp_path: Path) -> None:
+    config = ZipfConfig(vocabulary=200, documents=20, length=50)
+    family, runs = ZipfFamily(config), []
+    real = family.real(seed=0)
+    for mask in (NoMask(), ThresholdMask(gamma=0.05)):
+        rows = chain(config, mask, seed=0, generations=3)
+        sample = family.sample({"start": np.full(200, 1 / 200)}, count=20, generation=0, seed=0)
+        generations = tuple(Generation(generation=g, metrics=row, sample=sample) for g, row in enumerate(rows))
+        runs.append(Run(arm=mask.label, seed=0, generations=generations))
+    results = Results(config=config, arms=("ce", "tce-0.05"), real=real, runs=tuple(runs))
+    figures = draw(results, tmp_path)
+    assert [figure.name for figure in figures] == ["zipf-survival", "zipf-by-frequency"]
+    for figure in figures:
+        text = "".join(ET.parse(figure.paths[0]).getroot().itertext())
+        assert "TCE 0.05" in text and figure.paths[1].stat().st_size > 1000
