@@ -133,7 +133,7 @@ def _grids(shown: list[Run], places: list[int], real: NDArray[Any], images: Call
     across = min(4, len(shown))
     down = -(-len(shown) // across)
     rows = 1 + max(len(run.generations) for run in shown)
-    figure = pictures.canvas(3.3 * across, down * (0.31 * rows + 0.45))
+    figure = pictures.canvas(3.3 * across, down * (0.284 * rows + 0.4))
     panels = figure.subplots(down, across, squeeze=False).flat
     side = real.shape[-1]
     gap = max(1, side // 8)
@@ -192,9 +192,8 @@ def _curve(axes: Any, runs: tuple[Run, ...], name: str, place: int) -> None:
 
 
 def _style(axes: Any, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=9.5)
+    axes.set_title(title, loc="left", fontsize=9.5, color=INK)
     pictures.plain(axes)
-    axes.title.set_color(INK)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", visible=False)
     axes.tick_params(length=0)
@@ -208,8 +207,8 @@ def _confidences(shown: list[Run], places: list[int]) -> Any:
     panels = figure.subplots(1, len(shown), squeeze=False, sharey=True).flat
     for place, run, axes in zip(places, shown, panels, strict=True):
         colour = ARM_COLOURS[place % 6]
-        _style(axes, arm_title(run.arm))
-        axes.title.set(color=colour, fontsize=11, fontweight="bold")
+        _style(axes, "")
+        axes.set_title(arm_title(run.arm), loc="left", color=colour, fontsize=11, fontweight="bold")
         first, last = run.generations[0], run.generations[-1]
         for generation, filled in ((last, True), (first, False)):
             counts = generation.parameters["trace/confidence"]
@@ -220,8 +219,9 @@ def _confidences(shown: list[Run], places: list[int]) -> Any:
         if gamma < 1:
             axes.axvline(gamma, color=INK, linewidth=1, linestyle=(0, (5, 4)))
             where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "va": "top"}
-            axes.annotate(f"γ = {gamma:.3g}", (gamma, 0.98), (-4, 0), fontsize=8.5, color=INK, **where)
+            axes.annotate(f"γ = {gamma:.4g}", (gamma, 0.98), (-4, 0), fontsize=8.5, color=INK, **where)
         axes.set_yscale("log")
+        axes.tick_params(which="minor", length=0)
         axes.set_xlabel("p(x|z)", fontsize=8.5, color=INK)
         axes.legend(loc="upper left", frameon=False, fontsize=8, labelcolor=INK)
     figure.axes[0].set_ylabel("% of pixels", fontsize=8.5, color=INK)
