@@ -39,6 +39,7 @@ def export_model(store: ArtifactStore, experiment: str, *, arm: str, seed: int, 
             there already, or the artifact is not in the store (the message says which command builds it).
     """
     record = load_experiment(store, experiment)
+    record.refuse_family("experiment", "`fortifai path KEY` names the folder of an artifact, its samples as Parquet")
     stage = _model_stage(record, arm=arm, seed=seed, generation=generation)
     with _new_folder(target) as folder:
         artifact = _artifact(store, record, stage.kind, stage.key)
@@ -71,6 +72,7 @@ def export_dataset(
     from storage.exports import export_text
 
     record = load_experiment(store, experiment)
+    record.refuse_family("experiment", "`fortifai path KEY` names the folder of an artifact, its samples as Parquet")
     stage = _model_stage(record, arm=arm, seed=seed, generation=generation)
     if generation == BASE:
         raise InputError("--generation", generation, "the base model's text is in no split; choose 0 or above")

@@ -29,6 +29,7 @@ def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | Non
     Raises:
         InputError: no document or question of the experiment is called so, or there is no such run.
     """
+    record.refuse_family("experiment", "it has no documents; `fortifai sql` lists its metrics and samples")
     runs = [(str(run.arm), int(run.seed or 0)) for run in record.stages if run.role == "train"]
     arm = runs[0][0] if arm is None else arm
     seed = next((s for a, s in runs if a == arm), 0) if seed is None else seed

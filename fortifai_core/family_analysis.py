@@ -1,8 +1,9 @@
 """What an experiment on a family shows: means over runs with their intervals, differences, and a summary in words.
 
 Intervals are Student's t over runs (seeds): they cover what differs from run to run, and take the runs' means to be
-about normal. One run has none, unless the family measured replicates of its own and gives quartiles. Differences are
-taken seed by seed: two arms with one seed share their draws.
+about normal. One run has none, unless the family ran replicates of its own: then a value comes with their quartiles,
+and a difference is the median over replicates with the interval of its order statistics. Differences are taken seed by
+seed, or replicate by replicate: two arms with one seed share their draws.
 """
 
 from __future__ import annotations
@@ -11,19 +12,27 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fortifai_core.families import Figure, Results
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over runs; `low` and `high` are NaN where no interval can be made."""
+    """A mean over runs; `low` and `high` are NaN where no interval can be made.
+
+    Attributes:
+        runs: how many it is the mean of.
+        replicates: where it is a median over the replicates of one run, how many these are; else 0.
+    """
 
     mean: float
     low: float
     high: float
     runs: int
+    replicates: int = 0
 
     @property
     def known(self) -> bool:
@@ -90,6 +99,21 @@ def estimate(values: Sequence[float], *, level: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half, mean + half, n)
 
 
+def median_estimate(values: Sequence[float], *, level: float = 0.95) -> Estimate:
+    """The median of independent replicates, with the distribution-free interval of its order statistics.
+
+    [x_(k+1), x_(n-k)] covers the median with probability 1 − 2 P(B ≤ k), B ~ Binomial(n, 1/2) (Conover 1999, 3.2).
+    """
+    from scipy.stats import binom
+
+    ordered, n = sorted(values), len(values)
+    k = int(binom.ppf((1 - level) / 2, n, 0.5)) - 1
+    middle = statistics.median(ordered)
+    if k < 0:
+        return Estimate(middle, math.nan, math.nan, 1, n)
+    return Estimate(middle, ordered[k], ordered[n - 1 - k], 1, n)
+
+
 @dataclass(frozen=True)
 class FamilyAnalysis:
     """Derived from a `FamilyReport`; see `analyse`."""
@@ -115,7 +139,7 @@ def analyse(report: FamilyReport) -> FamilyAnalysis:
     results = report.results
     found = {name for run in results.runs for g in run.generations for name in g.metrics}
     known = [name for name in results.config.measures if name in found]
-    measures = tuple(known + sorted(found - set(known)))
+    measures = tuple(name for name in known + sorted(found - set(known)) if not _is_end(name, found))
     estimates = {
         (arm, name): by_generation
         for arm in results.arms
@@ -147,8 +171,14 @@ def analyse(report: FamilyReport) -> FamilyAnalysis:
     return FamilyAnalysis(**{**analysis.__dict__, "headline": tuple(_words(analysis))})
 
 
-def spread(generations: Sequence[int], count: int) -> tuple[int, ...]:
-    """At most `count` of them: every so-manieth, and the last."""
+def _is_end(name: str, found: set[str]) -> bool:
+    """Whether a measure is the end of another's interval (`sigma-low`), and no measure of its own."""
+    stem = name.removesuffix("-low").removesuffix("-high")
+    return stem != name and stem in found
+
+
+def spread(generations: Sequence[T], count: int) -> tuple[T, ...]:
+    """At most `count` of them, evenly: the first and the last among them."""
     if len(generations) <= count:
         return tuple(generations)
     last = len(generations) - 1
@@ -184,7 +214,22 @@ def _difference(report: FamilyReport, base: str, arm: str, name: str, at: int) -
 
     mine, theirs = by_seed(arm), by_seed(base)
     both = sorted(mine.keys() & theirs.keys())
+    if len(both) == 1:
+        pair = [_replicates(report, label, name, at) for label in (arm, base)]
+        if len(pair[0]) == len(pair[1]) > 1:
+            return median_estimate([a - b for a, b in zip(*pair, strict=True)], level=report.level)
     return estimate([mine[s] - theirs[s] for s in both], level=report.level) if both else None
+
+
+def _replicates(report: FamilyReport, arm: str, name: str, at: int) -> list[float]:
+    """The values of the replicates of the one run of an arm; none where the measure is no array of the model's."""
+    found = [
+        g.parameters[name]
+        for run in report.results.of(arm)
+        for g in run.generations
+        if g.generation == at and name in g.parameters and f"{name}-low" in g.metrics
+    ]
+    return [float(value) for value in found[0]] if found else []
 
 
 def _failures(report: FamilyReport, arm: str) -> FailureRow:
@@ -222,22 +267,29 @@ def _words(analysis: FamilyAnalysis) -> list[str]:
         sentences.append(f"{analysis.title(name)}, at M{last}: {values}.")
     for arm in results.arms[1:]:
         gap = analysis.differences.get((arm, name))
-        if gap is None:
-            continue
-        which = f"{title_of(arm)} minus {title_of(base)} is {with_interval(gap)}"
-        if not gap.known:
-            sentences.append(f"{which}; from one run nobody can tell what of it is chance.")
-        elif gap.excludes_zero:
-            others = [n for n in analysis.measures if n != name and (arm, n) in analysis.differences]
-            told = sum(analysis.differences[arm, n].excludes_zero for n in others)
-            more = f" Of the {len(others)} other measures, {told} tell the two apart as well." if others else ""
-            sentences.append(f"{which}, {gap.runs} seeds compared one by one: told apart.{more}")
-        else:
-            sentences.append(f"{which}, {gap.runs} seeds compared one by one: not distinguishable at this size.")
+        if gap is not None:
+            sentences.append(_compared(analysis, arm, base, gap))
     if report.failure is not None and analysis.failures:
         what = analysis.title(report.failure["metric"])
         sentences.append(f"{what}, {_threshold(report.failure)}: " + "; ".join(map(_failed, analysis.failures)) + ".")
     return sentences
+
+
+def _compared(analysis: FamilyAnalysis, arm: str, base: str, gap: Estimate) -> str:
+    """One difference in words."""
+    which = f"{title_of(arm)} minus {title_of(base)}: {with_interval(gap)}"
+    if not gap.known:
+        return f"{which}; from one run nobody can tell what of it is chance."
+    over = f"the median of {gap.replicates} replicates" if gap.replicates else f"{gap.runs} seeds"
+    verdict = "told apart" if gap.excludes_zero else "not distinguishable at this size"
+    headline = analysis.report.results.config.headline
+    others = {n: own for (of, n), own in analysis.differences.items() if of == arm and n != headline and own.known}
+    told = [name for name, own in others.items() if own.excludes_zero]
+    more = ""
+    if others:
+        which_ones = f" ({', '.join(told)})" if told else ""
+        more = f" Of the {len(others)} other measures, {len(told) or 'none'} tell the two apart{which_ones}."
+    return f"{which}, {over} compared one by one: {verdict}.{more}"
 
 
 def _threshold(failure: Mapping[str, Any]) -> str:

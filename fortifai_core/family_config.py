@@ -11,16 +11,26 @@ from fortifai_core.config import Frozen, Inconsistent
 from fortifai_core.families import Family, FamilyConfig, Mask, NoMask, ThresholdMask
 from fortifai_core.gaussian_config import AdaptiveMask, GaussianConfig, NoisyEstimator, PredictedOptimumMask
 from fortifai_core.gmm import GmmConfig
+from fortifai_core.vae_config import DynamicIntersectionMask, DynamicQuantileMask, VaeConfig
+from fortifai_core.zipf import ZipfConfig, ZipfFamily
 
-AnyFamily = Annotated[GaussianConfig | GmmConfig, Field(discriminator="type")]
+AnyFamily = Annotated[GaussianConfig | GmmConfig | VaeConfig | ZipfConfig, Field(discriminator="type")]
 AnyMask = Annotated[
-    NoMask | ThresholdMask | PredictedOptimumMask | AdaptiveMask | NoisyEstimator,
+    NoMask
+    | ThresholdMask
+    | PredictedOptimumMask
+    | AdaptiveMask
+    | NoisyEstimator
+    | DynamicQuantileMask
+    | DynamicIntersectionMask,
     Field(discriminator="type"),
 ]
 # The arms that a family knows; every other one is refused before anything is computed.
 ARMS: dict[str, tuple[type[Mask], ...]] = {
     "gaussian": (NoMask, ThresholdMask, PredictedOptimumMask, AdaptiveMask, NoisyEstimator),
     "gmm": (NoMask, ThresholdMask),
+    "vae": (NoMask, ThresholdMask, DynamicQuantileMask, DynamicIntersectionMask),
+    "zipf": (NoMask, ThresholdMask),
 }
 
 
@@ -30,7 +40,9 @@ class FamilyFailure(Frozen):
     metric: str = Field(min_length=1, description="Name of a measure of the family, e.g. `component-survival`.")
     threshold: float = Field(description="A run has failed in the first generation whose measure lies beyond it.")
     when: Literal["below", "above"] = Field("below", description="Which side of the threshold is failure.")
-    relative: bool = Field(False, description="The threshold is a share of the measure's value at generation 0.")
+    relative: bool = Field(
+        False, description="The threshold is a share of the measure's value at M_0, which must be positive."
+    )
     stop_arm: bool = Field(False, description="Stop a run in the generation in which it fails.")
 
 
@@ -42,13 +54,17 @@ class FamilyRuntime(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "cpu"
 
 
+def _plain_and_masked() -> list[AnyMask]:
+    return [NoMask(), ThresholdMask()]
+
+
 class FamilyExperiment(Frozen):
     """One experiment: every arm (mask × seed) of one family under recursive training."""
 
     name: str = Field("family", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Lower case, digits, dashes.")
     family: AnyFamily = Field(description="The model class, with its data and settings.")
     arms: list[AnyMask] = Field(
-        default_factory=lambda: [NoMask(), ThresholdMask()], min_length=1, description="The first is the baseline."
+        default_factory=_plain_and_masked, min_length=1, description="The first is the baseline."
     )
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1, description="One run of every arm for each.")
     generations: int = Field(10, ge=1, le=100_000, description="How far each run goes: M_0 to M_(generations-1).")
@@ -102,6 +118,12 @@ def family_from_config(config: FamilyConfig, *, folder: Path | None = None) -> F
     match config:
         case GmmConfig():
             return Gmm(config)
+        case VaeConfig():
+            from fortifai_core.vae import VaeFamily
+
+            return VaeFamily(config, folder)
+        case ZipfConfig():
+            return ZipfFamily(config)
     raise TypeError(f"family = {config.type!r}: no family that is fitted and sampled one generation at a time")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fortifai_core.errors import ConfigError
+
 Status = Literal["failed", "censored", "never-learned"]
 
 
@@ -48,11 +50,14 @@ def first_beyond(
 
     Raises:
         ValueError: there are no values.
+        ConfigError: a share is asked for of what is not positive.
     """
     if not values:
         raise ValueError("values: there are none to look at")
     generations = sorted(values)
     start = generations[0]
+    if relative and not values[start] > 0:
+        raise ConfigError("failure.relative", True, f"M_0's value is {values[start]:g}, and has no shares; set false")
     limit = threshold * values[start] if relative else threshold
     sign = 1.0 if when == "below" else -1.0
 

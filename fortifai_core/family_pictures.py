@@ -7,6 +7,7 @@ from pathlib import Path
 from fortifai_core.families import Arrays, FamilyConfig, Figure, Results
 from fortifai_core.gaussian_config import GaussianConfig
 from fortifai_core.gmm import GmmConfig
+from fortifai_core.vae_config import VaeConfig
 
 
 def draw(results: Results, directory: Path) -> list[Figure]:
@@ -20,6 +21,10 @@ def draw(results: Results, directory: Path) -> list[Figure]:
             from fortifai_core import gmm_figures
 
             return gmm_figures.draw(results, directory)
+        case VaeConfig():
+            from fortifai_core import vae_figures
+
+            return vae_figures.draw(results, directory)
     return []
 
 
@@ -30,3 +35,7 @@ def preview(config: FamilyConfig, *, real: Arrays, sample: Arrays, parameters: A
             from fortifai_core import gmm_figures
 
             gmm_figures.preview(real=real, sample=sample, parameters=parameters, title=title, path=path)
+        case VaeConfig():
+            from fortifai_core import vae_figures
+
+            vae_figures.preview(real=real, sample=sample, title=title, path=path)

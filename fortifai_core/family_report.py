@@ -40,7 +40,7 @@ def write_family_report(report: FamilyReport, directory: str | Path) -> FamilyAn
         writer.writerows(result_rows(analysis))
     for name in analysis.measures:
         one = chart(analysis, name)
-        if one.series:
+        if _moves(one):
             drawn = svg(one, width=760, height=400, standalone=True)
             (directory / f"{name}.svg").write_text(drawn, encoding="utf-8")
             png(one, directory / f"{name}.png", title=f"{report.experiment}: {analysis.title(name)}")
@@ -48,19 +48,34 @@ def write_family_report(report: FamilyReport, directory: str | Path) -> FamilyAn
 
 
 def chart(analysis: FamilyAnalysis, measure: str) -> Chart:
-    """One measure over the generations, a curve an arm, with intervals and the failure threshold."""
+    """One measure over the generations, a curve an arm, with intervals and the failure threshold.
+
+    What spans more than three powers of ten is drawn by its logarithm.
+    """
     report = analysis.report
-    series = []
-    for colour, arm in enumerate(report.results.arms):
-        values = analysis.estimates.get((arm, measure), {})
-        shown = spread([i for i, v in values.items() if math.isfinite(v.mean)], POINTS)
-        if shown:
-            points = tuple(Point(i, values[i].mean, values[i].low, values[i].high) for i in shown)
-            series.append(Series(title_of(arm), colour, points))
+    drawn = [
+        (colour, arm, [(i, v) for i, v in analysis.estimates.get((arm, measure), {}).items() if math.isfinite(v.mean)])
+        for colour, arm in enumerate(report.results.arms)
+    ]
+    means = [v.mean for _, _, values in drawn for _, v in values]
+    logarithmic = bool(means) and min(means) > 0 and max(means) > 1000 * min(means)
+
+    def scaled(value: float) -> float:
+        return value if not logarithmic or math.isnan(value) else math.log10(max(value, min(means) / 10))
+
+    series = tuple(
+        Series(
+            title_of(arm),
+            colour,
+            tuple(Point(i, scaled(v.mean), scaled(v.low), scaled(v.high)) for i, v in spread(values, POINTS)),
+        )
+        for colour, arm, values in drawn
+        if values
+    )
     failure, rule = report.failure, None
-    if failure is not None and failure["metric"] == measure and not failure["relative"]:
+    if failure is not None and failure["metric"] == measure and not failure["relative"] and not logarithmic:
         rule = (failure["threshold"], f"{number(failure['threshold'])}: failure")
-    return Chart(analysis.title(measure), tuple(series), rule=rule)
+    return Chart(analysis.title(measure) + (", log₁₀" if logarithmic else ""), series, rule=rule)
 
 
 def terminal_table(analysis: FamilyAnalysis) -> TerminalTable:
@@ -140,7 +155,7 @@ def render(analysis: FamilyAnalysis) -> str:
         {"number": number, "title_of": title_of, "duration": duration, "interval": with_interval}
     )
     report = analysis.report
-    charts = [(name, chart(analysis, name)) for name in analysis.measures if _drawn(analysis, name)]
+    charts = [chart(analysis, name) for name in analysis.measures]
     total = sum(sum(own.values()) for own in report.seconds.values())
     return environment.get_template("family.html").render(
         report=report,
@@ -149,7 +164,7 @@ def render(analysis: FamilyAnalysis) -> str:
         facts=_facts(report),
         styles=Markup(PALETTE + CHART_CSS),
         pictures=[(figure, _embedded(figure)) for figure in report.figures],
-        charts=[(analysis.title(name), Markup(svg(one, width=372, height=264))) for name, one in charts if one.series],
+        charts=[(one.title, Markup(svg(one, width=372, height=264))) for one in charts if _moves(one)],
         intervals=_intervals(analysis),
         stages=sorted(report.seconds.items(), key=lambda item: -sum(item[1].values())),
         total=total,
@@ -157,10 +172,9 @@ def render(analysis: FamilyAnalysis) -> str:
     )
 
 
-def _drawn(analysis: FamilyAnalysis, name: str) -> bool:
-    """Whether a measure has a chart of its own: the ends of another's interval have not."""
-    stem = name.removesuffix("-low").removesuffix("-high")
-    return stem == name or stem not in analysis.measures
+def _moves(one: Chart) -> bool:
+    """Whether there is anything to be seen: what never changes stands in the table alone."""
+    return len({point.y for series in one.series for point in series.points}) > 1
 
 
 def _embedded(figure: Figure) -> str:
@@ -182,6 +196,7 @@ def _facts(report: FamilyReport) -> list[str]:
         f"{generations} generation{'s' if generations > 1 else ''}",
         f"{report.config['regime']} regime",
         f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed",
+        *([f"{replicates} replicates"] if (replicates := getattr(results.config, "replicates", 0)) else []),
     ]
 
 

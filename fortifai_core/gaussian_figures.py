@@ -14,15 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fortifai_core import theory
+from fortifai_core.curves import INK, LINE, MARKERS, SOFT, canvas, colour, curve, end_labels, law, save, title_of
 from fortifai_core.errors import DataError
 from fortifai_core.families import Figure, Mask, Results
 from fortifai_core.gaussian import GaussianConfig, predict, sample_of
-from fortifai_core.report_figures import COLOURS_LIGHT
 
 Floats = NDArray[np.float64]
 
-INK, SOFT, LINE = "#22201d", "#6a655d", "#e4dfd6"
-MARKERS = "os^DvP"
 PAPER_2 = (
     "Figure 2 of the paper: the variance of a one-dimensional Gaussian over generations of 10,000 samples with "
     "sampling bias 0.9. Cross entropy collapses rapidly; a threshold of 0.85 delays that substantially; 0.80 may "
@@ -56,12 +54,6 @@ class Series:
     @property
     def title(self) -> str:
         return title_of(self.label)
-
-
-def title_of(label: str) -> str:
-    """How an arm is called in a figure: `CE`, `TCE 0.85`, `TCE optimum`."""
-    head, _, tail = label.partition("-")
-    return f"{head.upper()} {tail.replace('-', ' ')}".strip()
 
 
 def series_of(config: GaussianConfig, mask: Mask, arrays: dict[str, Floats], *, seed: int) -> Series:
@@ -128,14 +120,14 @@ def draw_series(config: GaussianConfig, series: list[Series], directory: Path) -
 
 def draw_spread(config: GaussianConfig, series: list[Series], directory: Path) -> Figure:
     """Figure 2: sigma² per arm, the first generations on a plain axis and all of them on a logarithmic one."""
-    figure, (left, right) = _canvas(9.6, 4.2, columns=2)
+    figure, (left, right) = canvas(9.6, 4.2, columns=2)
     length = max(len(own.sigma) for own in series)
     early = min(length, 60)
     for axes, shown in ((left, early), (right, length)):
         for i, own in enumerate(series):
-            _curve(axes, own.sigma[:shown] ** 2 / config.sigma**2, i, length=length)
+            curve(axes, own.sigma[:shown] ** 2 / config.sigma**2, i)
             if own.predicted is not None:
-                _law(axes, own.predicted[:shown] ** 2 / config.sigma**2)
+                law(axes, own.predicted[:shown] ** 2 / config.sigma**2)
         axes.axhline(1, color=SOFT, linewidth=0.8)
         axes.set_xlabel("generation")
         axes.set_xlim(0, shown - 1)
@@ -148,7 +140,7 @@ def draw_spread(config: GaussianConfig, series: list[Series], directory: Path) -
     right.set_ylim(max(low, 1e-6), min(high, 1e6))
     right.set_title("all generations, logarithmic", loc="left", fontsize=10)
     right.text(0.98, 0.94, "dotted: theory", transform=right.transAxes, ha="right", color=SOFT, fontsize=8)
-    _end_labels(right, [(own.title, own.sigma**2 / config.sigma**2) for own in series])
+    end_labels(right, [(own.title, own.sigma**2 / config.sigma**2) for own in series])
     caption = (
         f"Median (line) and quartiles (band) of the variance over {series[0].sigma.shape[1]} replicates, "
         f"{config.samples:,} samples a generation, λ = {config.sampling_bias:g} on the "
@@ -156,7 +148,7 @@ def draw_spread(config: GaussianConfig, series: list[Series], directory: Path) -
         "finite-sample correction."
     )
     return Figure(
-        "gaussian-variance", "Variance by generation", caption, _save(figure, directory, "gaussian-variance"), PAPER_2
+        "gaussian-variance", "Variance by generation", caption, save(figure, directory, "gaussian-variance"), PAPER_2
     )
 
 
@@ -166,7 +158,7 @@ def draw_histograms(config: GaussianConfig, series: list[Series], directory: Pat
     shown = sorted({g for g in (0, 10, 50, 100, 300, 1000, 3000) if g < length - 1} | {length - 1})[-5:]
     if shown[0] != 0:
         shown = [0, *shown[1:]]
-    figure, grid = _canvas(1.9 * len(shown) + 0.6, 1.05 * len(series) + 0.8, rows=len(series), columns=len(shown))
+    figure, grid = canvas(1.9 * len(shown) + 0.6, 1.05 * len(series) + 0.8, rows=len(series), columns=len(shown))
     grid = np.reshape(grid, (len(series), len(shown)))
     edges = config.mean + config.sigma * np.linspace(-4, 4, 81)
     x = np.linspace(edges[0], edges[-1], 121)
@@ -177,7 +169,7 @@ def draw_histograms(config: GaussianConfig, series: list[Series], directory: Pat
             values = sample_of(config, seed=own.seed, generation=generation + 1, mean=mean, sigma=sigma)
             heights = np.histogram(values, bins=edges)[0] / values.size / np.diff(edges)
             axes.fill_between(x, real, color=LINE, linewidth=0)
-            axes.stairs(heights, edges, fill=True, color=_colour(i), alpha=0.75)
+            axes.stairs(heights, edges, fill=True, color=colour(i), alpha=0.75)
             # A spike would flatten everything else: what is beyond the axis is said in numbers.
             axes.set_ylim(0, 2.2 * real.max())
             axes.set_yticks([])
@@ -187,7 +179,7 @@ def draw_histograms(config: GaussianConfig, series: list[Series], directory: Pat
             axes.text(0.97, 0.93, label, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=INK)
             if own is not series[-1]:
                 axes.tick_params(labelbottom=False)
-        row[0].set_ylabel(own.title, color=_colour(i), fontweight="bold", rotation=0, ha="right", va="center")
+        row[0].set_ylabel(own.title, color=colour(i), fontweight="bold", rotation=0, ha="right", va="center")
     for axes, generation in zip(grid[0], shown, strict=True):
         axes.set_title(f"M{generation}", loc="left", fontsize=10)
     caption = (
@@ -196,21 +188,21 @@ def draw_histograms(config: GaussianConfig, series: list[Series], directory: Pat
         "can be shown. σ: the model's standard deviation in units of the real one."
     )
     return Figure(
-        "gaussian-histograms", "What each model generates", caption, _save(figure, directory, "gaussian-histograms"),
+        "gaussian-histograms", "What each model generates", caption, save(figure, directory, "gaussian-histograms"),
         PAPER_C4 if any(own.label.startswith("ce-noisy") for own in series) else PAPER_2,
     )  # fmt: skip
 
 
 def draw_estimators(config: GaussianConfig, series: list[Series], directory: Path) -> Figure:
     """Figure C4 (b): mean and standard deviation of a perfect and a noisy estimator, every arm that does not mask."""
-    figure, (left, right) = _canvas(9.6, 3.9, columns=2)
+    figure, (left, right) = canvas(9.6, 3.9, columns=2)
     own_series = [(i, own) for i, own in enumerate(series) if own.label.startswith("ce")]
     length = max(len(own.sigma) for _, own in own_series)
     for i, own in own_series:
-        _curve(left, np.abs(own.mean - config.mean) / config.sigma, i, length=length)
-        _curve(right, own.sigma / config.sigma, i, length=length)
+        curve(left, np.abs(own.mean - config.mean) / config.sigma, i)
+        curve(right, own.sigma / config.sigma, i)
         if own.predicted is not None:
-            _law(right, own.predicted / config.sigma)
+            law(right, own.predicted / config.sigma)
     for axes in (left, right):
         axes.set_xlabel("generation")
         axes.set_xlim(0, length - 1)
@@ -219,7 +211,7 @@ def draw_estimators(config: GaussianConfig, series: list[Series], directory: Pat
     right.text(0.02, 0.03, "dotted: theory", transform=right.transAxes, color=SOFT, fontsize=8)
     left.set_title("distance of the mean / real standard deviation", loc="left", fontsize=10)
     right.set_title("standard deviation / real", loc="left", fontsize=10)
-    _end_labels(right, [(own.title, own.sigma / config.sigma) for _, own in own_series], [i for i, _ in own_series])
+    end_labels(right, [(own.title, own.sigma / config.sigma) for _, own in own_series], [i for i, _ in own_series])
     caption = (
         f"Median and quartiles of the estimates over {series[0].sigma.shape[1]} replicates of {config.samples:,} "
         f"samples a generation, λ = {config.sampling_bias:g}; dotted: the theory. Multiplicative noise (as in the "
@@ -228,36 +220,36 @@ def draw_estimators(config: GaussianConfig, series: list[Series], directory: Pat
     )
     return Figure(
         "gaussian-estimators", "A perfect and a noisy estimator", caption,
-        _save(figure, directory, "gaussian-estimators"), PAPER_C4,
+        save(figure, directory, "gaussian-estimators"), PAPER_C4,
     )  # fmt: skip
 
 
 def draw_gamma(config: GaussianConfig, series: list[Series], directory: Path) -> Figure:
     """The gamma that each masked arm used, against the fixed point."""
-    figure, axes = _canvas(6.4, 3.6)
+    figure, axes = canvas(6.4, 3.6)
     optimum = theory.optimal_gamma(config.sampling_bias, bias_on=config.bias_on, density=config.density)
     masked = [(i, own) for i, own in enumerate(series) if not own.label.startswith("ce")]
     for i, own in masked:
         t = np.arange(1, len(own.gamma))
-        axes.plot(t, own.gamma[1:], color=_colour(i), linewidth=2.2)
+        axes.plot(t, own.gamma[1:], color=colour(i), linewidth=2.2)
     axes.axhline(optimum, color=INK, linewidth=1.1, linestyle=(0, (1.2, 2.2)), zorder=4)
     length = max(len(own.gamma) for own in series)
     axes.set_xlim(0, length - 1)
     axes.set_xlabel("generation")
     axes.set_title("gamma: least dense share that is kept", loc="left", fontsize=10)
     entries = [(own.title, own.gamma[:, None]) for _, own in masked]
-    _end_labels(axes, [*entries, ("fixed point", np.full((length, 1), optimum))], [*(i for i, _ in masked), -1])
+    end_labels(axes, [*entries, ("fixed point", np.full((length, 1), optimum))], [*(i for i, _ in masked), -1])
     caption = (
         f"Median over replicates. Dotted: the predicted fixed point, γ = {optimum:.4f} at λ = {config.sampling_bias:g}."
     )
-    return Figure("gaussian-gamma", "The gamma used", caption, _save(figure, directory, "gaussian-gamma"))
+    return Figure("gaussian-gamma", "The gamma used", caption, save(figure, directory, "gaussian-gamma"))
 
 
 def draw_stability(config: GaussianConfig, series: list[Series], directory: Path) -> Figure:
     """The map over (λ, γ): what a generation multiplies sigma by, the line where it stays, and the arms."""
     from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 
-    figure, axes = _canvas(6.4, 4.6)
+    figure, axes = canvas(6.4, 4.6)
     low_bias = min(0.7, max(0.05, config.sampling_bias - 0.1))
     low_gamma = min(0.5, max(0.02, min(float(own.gamma[-1]) for own in series) - 0.05))
     bias, gamma = np.linspace(low_bias, 1, 161), np.linspace(low_gamma, 1, 161)
@@ -294,36 +286,8 @@ def draw_stability(config: GaussianConfig, series: list[Series], directory: Path
     )
     return Figure(
         "gaussian-stability", "Where recursive training is stable", caption,
-        _save(figure, directory, "gaussian-stability"),
+        save(figure, directory, "gaussian-stability"),
     )  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------ pieces
-
-
-def _colour(i: int) -> str:
-    return INK if i < 0 else COLOURS_LIGHT[i % len(COLOURS_LIGHT)]
-
-
-def _curve(axes: Any, values: Floats, i: int, *, length: int) -> None:
-    """Median with a band of quartiles over replicates (second axis), thinned to what a figure can show."""
-    step = max(1, len(values) // 300)
-    t = np.arange(0, len(values), step)
-    low, middle, high = np.quantile(values[::step], (0.25, 0.5, 0.75), axis=1)
-    axes.fill_between(t, low, high, color=_colour(i), alpha=0.2, linewidth=0)
-    # A few marks, each arm's at other places, tell the arms apart where colours don't.
-    every = max(1, len(t) // 6)
-    axes.plot(
-        t, middle, color=_colour(i), linewidth=2.2, zorder=3, marker=MARKERS[i % 6], markersize=6,
-        markeredgecolor="white", markevery=(min(i * every // 6, len(t) - 1), every),
-    )  # fmt: skip
-
-
-def _law(axes: Any, predicted: Floats) -> None:
-    """The theory's curve, over the measured one."""
-    step = max(1, len(predicted) // 300)
-    t = np.arange(0, len(predicted), step)
-    axes.plot(t, predicted[::step], color=INK, linewidth=1.1, linestyle=(0, (1.2, 2.2)), zorder=4)
 
 
 def _mark_arms(axes: Any, config: GaussianConfig, series: list[Series], *, span: float, towards: int) -> None:
@@ -341,54 +305,11 @@ def _mark_arms(axes: Any, config: GaussianConfig, series: list[Series], *, span:
     x = config.sampling_bias
     for gamma, height, i, title in names:
         axes.plot(
-            x, gamma, MARKERS[i % 6], color=_colour(i), markersize=8, markeredgecolor="white", clip_on=False, zorder=6
+            x, gamma, MARKERS[i % 6], color=colour(i), markersize=8, markeredgecolor="white", clip_on=False, zorder=6
         )
         axes.annotate(
-            title, (x, gamma), (x + towards * 0.05 * (1 - axes.get_xlim()[0]), height), color=_colour(i), fontsize=8.5,
+            title, (x, gamma), (x + towards * 0.05 * (1 - axes.get_xlim()[0]), height), color=colour(i), fontsize=8.5,
             fontweight="bold", ha="left" if towards > 0 else "right", va="center", zorder=5, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": _colour(i), "linewidth": 1, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={"arrowstyle": "-", "color": colour(i), "linewidth": 1, "shrinkA": 1, "shrinkB": 0},
             bbox={"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
         )  # fmt: skip
-
-
-def _end_labels(axes: Any, entries: list[tuple[str, Floats]], colours: list[int] | None = None) -> None:
-    """Each curve's name beside its end, moved apart where ends are close; at the axis' edge where it has left it."""
-    low, high = axes.get_ylim()
-    transform = axes.transData + axes.transAxes.inverted()
-    places = []
-    for k, (title, values) in enumerate(entries):
-        final = float(np.clip(np.median(values[-1]), min(low, high), max(low, high)))
-        y = float(transform.transform((0, final))[1])
-        places.append([y, title, _colour(k if colours is None else colours[k])])
-    places.sort(key=lambda place: place[0])
-    gap = 0.062
-    for k in range(1, len(places)):
-        places[k][0] = max(places[k][0], places[k - 1][0] + gap)
-    overflow = max(0.0, places[-1][0] - 1.0)
-    for y, title, colour in places:
-        axes.text(1.015, y - overflow, title, transform=axes.transAxes, color=colour, va="center", fontweight="bold")
-
-
-def _canvas(width: float, height: float, *, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure as Canvas
-
-    figure = Canvas(figsize=(width, height), dpi=200, layout="constrained")
-    grid = figure.subplots(rows, columns)
-    for axes in np.ravel(grid):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(SOFT)
-        axes.grid(color=LINE, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.tick_params(which="both", colors=SOFT, labelsize=8, length=0)
-    return figure, grid
-
-
-def _save(figure: Any, directory: Path, name: str) -> tuple[Path, ...]:
-    import matplotlib
-
-    directory.mkdir(parents=True, exist_ok=True)
-    vector, bitmap = directory / f"{name}.svg", directory / f"{name}.png"
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
-    figure.savefig(bitmap, format="png", metadata={"Software": None})
-    return vector, bitmap

@@ -61,6 +61,10 @@ MEASURES = {
     "component-trace": "Trace of a component's own covariance, by weight",
     "class-agreement": "Share of the samples whose nearest real point is of their class",
 }
+FIT_MEASURES = {
+    "live-fraction": "Share of the samples that a fit was made from, the rest being dropped",
+    "em-converged": "Share of the fits whose EM converged",
+}
 MixtureData = Annotated[Moons | Blobs | Table, Field(discriminator="type")]
 
 
@@ -69,7 +73,7 @@ class GmmConfig(FamilyConfig):
 
     data_fields: ClassVar[frozenset[str]] = frozenset({"data"})
     measure_fields: ClassVar[frozenset[str]] = frozenset({"projections", "survival_radius"})
-    measures: ClassVar[dict[str, str]] = MEASURES
+    measures: ClassVar[dict[str, str]] = {**MEASURES, **FIT_MEASURES}
     headline: ClassVar[str] = "sliced-wasserstein"
     path_fields: ClassVar[frozenset[str]] = frozenset({"file"})
     masks_real_data: ClassVar[bool] = False

@@ -70,6 +70,12 @@ class Experiment:
             return self.status
         return "running" if rest == _process(int(rest.partition("@")[0])) else "interrupted"
 
+    def refuse_family(self, field: str, remedy: str) -> None:
+        """Raise an `InputError` where the experiment is on another family than language models."""
+        family = self.config.get("family")
+        if family is not None:
+            raise InputError(field, self.label, f"is an experiment on the family {family['type']}: {remedy}")
+
     @property
     def label(self) -> str:
         """`<name>-<first eight digits of the id>`: its file, and a name that stays unique."""

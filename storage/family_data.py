@@ -1,4 +1,4 @@
-"""Real data of a family that come from outside: a user's table. What stands for them in a key, and their arrays.
+"""Real data of a family that come from outside: a user's table, MNIST. What stands for them in a key; where they are.
 
 Data that a family draws or ships itself are none of this module's business: then there are no digests, and nothing
 is read.
@@ -6,20 +6,27 @@ is read.
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fortifai_core.errors import DataError
 from fortifai_core.families import FamilyConfig
 from fortifai_core.gmm import GmmConfig, Table
+from fortifai_core.vae_config import MnistData, VaeConfig
+from storage import durable, hub, mirror
+from storage.remote import cache_directory
 from storage.textfiles import check_file, content_digest, file_format, open_content
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from fortifai_core.families import Arrays
 
 FIELD = "family.data.file"
+MNIST_FILES = [(part, kind) for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 TABLE_FORMATS = (".csv", ".parquet")
 
 
@@ -32,7 +39,64 @@ def data_digests(config: FamilyConfig) -> dict[str, str]:
     if isinstance(config, GmmConfig) and isinstance(config.data, Table):
         path = _checked(config.data.file)
         return {"file": content_digest(path, field=FIELD)}
+    if isinstance(config, VaeConfig) and isinstance(config.data, MnistData):
+        return mnist_digests()
     return {}
+
+
+def data_folder(config: FamilyConfig) -> Path | None:
+    """The folder that a family reads its real data from; None for one that needs none.
+
+    Raises:
+        DataError: the mirror lacks a file, or the hub cannot be reached.
+    """
+    if isinstance(config, VaeConfig) and isinstance(config.data, MnistData):
+        return mnist_folder()
+    return None
+
+
+def mnist_digests() -> dict[str, str]:
+    """What stands for MNIST in a key: digests of the mirror's four files, or its name on the hub.
+
+    Raises:
+        DataError: the mirror lacks a file.
+    """
+    root = mirror.root()
+    if root is None:
+        return {"hub": f"{hub.MNIST}@main"}
+    digests = {}
+    for part, kind in MNIST_FILES:
+        path = root / "mnist" / idx_name(part, kind)
+        if not path.is_file():
+            remedy = f"add it to the folder that {mirror.VARIABLE} names, or unset {mirror.VARIABLE} to use the hub"
+            raise DataError(mirror.VARIABLE, f"mnist/{path.name}", f"the local mirror lacks it: {remedy}")
+        digests[f"mirror.{path.name}"] = content_digest(path, field=mirror.VARIABLE)
+    return digests
+
+
+def mnist_folder() -> Path:
+    """Where MNIST's four IDX files lie: in the mirror, or in a cache that the hub's rows are written to once."""
+    root = mirror.root()
+    if root is not None:
+        return root / "mnist"
+    folder = cache_directory(hub.MNIST)
+    for part, split in (("train", "train"), ("t10k", "test")):
+        paths = [folder / idx_name(part, kind) for _, kind in MNIST_FILES[:2]]
+        if not all(path.is_file() for path in paths):
+            for path, array in zip(paths, hub.load_mnist(split), strict=True):
+                durable.write_bytes(path, gzip.compress(_idx(array), mtime=0))
+    return folder
+
+
+def idx_name(part: str, kind: str) -> str:
+    """`train-images-idx3-ubyte.gz` and the like."""
+    return f"{part}-{kind}-ubyte.gz"
+
+
+def _idx(array: NDArray[np.uint8]) -> bytes:
+    """An array of bytes in the IDX format: two zero bytes, type 8, dimensions, each length in four bytes."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(size).to_bytes(4, "big") for size in array.shape)
+    return header + array.tobytes()
 
 
 def load_data(config: FamilyConfig) -> Arrays | None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+MNIST = "ylecun/mnist"
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows of a dataset's split.
@@ -124,7 +127,7 @@ def load_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
         return mirror.load_mnist(folder, split)
     import numpy as np
 
-    rows = _from_hub("ylecun/mnist", None, split, None, limit=None, where="mnist")
+    rows = _from_hub(MNIST, None, split, None, limit=None, where="mnist")
     images = np.stack([np.asarray(row["image"], dtype=np.uint8) for row in rows])
     return images, np.asarray([row["label"] for row in rows], dtype=np.uint8)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from storage import shards
 from storage.arrays import read_arrays, read_parameters, write_arrays, write_parameters
 
 if TYPE_CHECKING:
-    from fortifai_core.families import Arrays, FamilyConfig, Mask
+    from fortifai_core.families import Arrays, Family, FamilyConfig, Mask
     from tasks.build import Context
 
 _FAMILY: TypeAdapter[Any] = TypeAdapter(AnyFamily)
@@ -28,6 +30,14 @@ def family_config(context: Context) -> FamilyConfig:
     return config
 
 
+def family_of(context: Context) -> Family:
+    """The family itself, with the folder that it reads real data from where they come from outside."""
+    from storage.family_data import data_folder
+
+    config = family_config(context)
+    return family_from_config(config, folder=data_folder(config))
+
+
 def _mask(context: Context) -> Mask:
     mask: Mask = _MASK.validate_python(context.stage.recipe["mask"])
     return mask
@@ -38,7 +48,7 @@ def build_data(context: Context) -> dict[str, Any]:
     from storage.family_data import load_data
 
     config, seed = family_config(context), context.stage.content["seed"]
-    arrays = load_data(config) or family_from_config(config).real(seed=seed)
+    arrays = load_data(config) or family_of(context).real(seed=seed)
     return {"items": write_arrays(context.directory / DATA, arrays)}
 
 
@@ -53,7 +63,7 @@ def build_train(context: Context) -> dict[str, Any]:
             parts.append(read_arrays(context.parent(name).file(SAMPLE)))
     previous = read_parameters(context.parent("model").file(PARAMETERS)) if "model" in parents else None
     data = joined(parts)
-    parameters, metrics = family_from_config(family_config(context)).fit(
+    parameters, metrics = family_of(context).fit(
         data,
         mask=_mask(context),
         generation=content["generation"],
@@ -65,21 +75,27 @@ def build_train(context: Context) -> dict[str, Any]:
     write_metrics(
         context, {name: float(value) for name, value in metrics.items()}, count=len(next(iter(data.values())))
     )
-    return {name: float(value) for name, value in metrics.items()}
+    return _finite(metrics)
+
+
+def _finite(measured: Mapping[str, float]) -> dict[str, Any]:
+    """For a manifest, which is JSON and knows no NaN; metrics.parquet has all of them."""
+    return {name: float(value) for name, value in measured.items() if math.isfinite(value)}
 
 
 def joined(parts: list[Arrays]) -> Arrays:
-    """Data sets one after another; all of them have the same arrays."""
+    """Data sets one after another: the arrays that all of them have (what a VAE draws has no label)."""
     import numpy as np
 
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def build_sample(context: Context) -> dict[str, Any]:
     """What M_i draws: as many items as configured, nothing dropped."""
     content, config = context.stage.content, family_config(context)
     real = context.parent("data").manifest.metrics["items"]
-    sample = family_from_config(config).sample(
+    sample = family_of(context).sample(
         read_parameters(context.parent("model").file(PARAMETERS)),
         count=config.sample_count(int(real)),
         generation=content["generation"],
@@ -96,7 +112,7 @@ def build_evaluate(context: Context) -> dict[str, Any]:
     parameters = read_parameters(context.parent("model").file(PARAMETERS))
     sample = read_arrays(context.parent("sample").file(SAMPLE))
     real = read_arrays(context.parent("data").file(DATA))
-    measured = family_from_config(config).measure(
+    measured = family_of(context).measure(
         parameters,
         sample,
         real,
@@ -110,10 +126,10 @@ def build_evaluate(context: Context) -> dict[str, Any]:
         real=real,
         sample=sample,
         parameters=parameters,
-        title=f"{context.stage.arm} · M{content['generation']}",
+        title=f"M{content['generation']}",  # not the arm's name: arms may share what is found by this key
         path=context.directory / PREVIEW,
     )
-    return {name: float(value) for name, value in measured.items()}
+    return _finite(measured)
 
 
 def build_segment(context: Context) -> dict[str, Any]:
@@ -144,7 +160,7 @@ def build_segment(context: Context) -> dict[str, Any]:
         for name, values in measured.items()
     )
     shards.write_table(context.directory / "metrics.parquet", rows, schema="family-metrics")
-    return {name: float(values[-1]) for name, values in measured.items()}
+    return _finite({name: float(values[-1]) for name, values in measured.items()})
 
 
 def read_chain(path: Path) -> dict[int, Arrays]:

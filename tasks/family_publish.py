@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,17 +33,22 @@ def line_chart(title: str, measure: str, values: Sequence[tuple[int, float]], *,
     ends = [value for _, value in shown] + ([] if threshold is None else [threshold])
     low, high = min(ends), max(ends)
     room = 0.05 * (high - low) or 1.0
-    lines = [f"    line [{', '.join(f'{value:.5g}' for _, value in shown)}]"]
+    lines = [f"    line [{', '.join(_plain(value) for _, value in shown)}]"]
     if threshold is not None:
-        lines.append(f"    line [{', '.join(f'{threshold:.5g}' for _ in shown)}]")
+        lines.append(f"    line [{', '.join(_plain(threshold) for _ in shown)}]")
     return (
         "```mermaid\n"
         '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#b5472a, #6b7280"}}}}%%\n'
         "xychart-beta\n"
         f'    title "{title}"\n'
         f"    x-axis [{names}]\n"
-        f'    y-axis "{measure}" {low - room:.5g} --> {high + room:.5g}\n' + "\n".join(lines) + "\n```\n"
+        f'    y-axis "{measure}" {_plain(low - room)} --> {_plain(high + room)}\n' + "\n".join(lines) + "\n```\n"
     )
+
+
+def _plain(value: float) -> str:
+    """A number without an exponent, which Mermaid does not read."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
 @task(name="publish", task_run_name="publish · g{step.last}", persist_result=False)
@@ -127,7 +133,8 @@ def _measured(running: Session, run: FamilyRun, *, upto: int) -> list[dict[str, 
             assert artifact is not None, step.measured.label
             for row in shards.read_rows(artifact.file("metrics.parquet")):
                 one = rows.setdefault(row["generation"], {"generation": row["generation"]})
-                one[row["metric"]] = row["value"]
+                if math.isfinite(row["value"]):  # JSON knows no NaN
+                    one[row["metric"]] = row["value"]
     return [rows[generation] for generation in sorted(rows)]
 
 

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.load import load_experiment_config, preset_text, presets, to_yaml
+from flows.load import load_any_config, load_experiment_config, preset_text, presets, to_yaml, validate
 from fortifai_core.config import ExperimentConfig
 from fortifai_core.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", sorted(presets()))
 def test_every_preset_is_a_valid_experiment_of_its_own_name(name: str) -> None:
-    config = load_experiment_config(name)
+    config = load_any_config(name)
     assert config.name == name
+    assert validate(yaml.safe_load(to_yaml(config))) == config
     assert preset_text(name).startswith("# ")
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from flows import serving
-from flows.load import load_experiment_config, presets
-from fortifai_core.config import ExperimentConfig
+from flows.load import load_any_config, presets
+from fortifai_core.family_config import FamilyExperiment
 
 DEPLOYMENTS = Path(__file__).parents[1] / "deployments"
 
@@ -34,11 +34,13 @@ def test_deployment_files_hold_up_before_prefects_own_models(name: str) -> None:
     assert all(callable(import_object(function)) for step in steps for function in step)
     found = read_presets()
     for deployment in model.deployments:
-        assert deployment.entrypoint == serving.ENTRYPOINT
         assert deployment.work_pool is not None and deployment.work_pool.name
         filled = apply_values(deployment.parameters, {"presets": found}, warn_on_notset=True)
         preset = re.sub("-(docker|kubernetes)$", "", str(deployment.name))
-        assert ExperimentConfig.model_validate(filled["experiment"]) == load_experiment_config(preset)
+        config = load_any_config(preset)
+        family = isinstance(config, FamilyExperiment)
+        assert deployment.entrypoint == (serving.FAMILY_ENTRYPOINT if family else serving.ENTRYPOINT)
+        assert type(config).model_validate(filled["experiment"]) == config
     # the same signs of life as in the automation that waits for them
     pools = [d["work_pool"]["job_variables"]["env"] for d in data["deployments"]]
     assert {pool["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] for pool in pools} == {str(serving.HEARTBEAT_SECONDS)}

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 from flows import embedded, serving
-from flows.load import load_experiment_config, presets
-from fortifai_core.config import ExperimentConfig
+from flows.load import load_any_config, load_experiment_config, presets
 from fortifai_core.errors import InputError
+from fortifai_core.family_config import FamilyExperiment
 from storage.store import ArtifactStore
 
 DEPLOYMENTS = Path(__file__).parents[1] / "deployments"
@@ -81,6 +81,10 @@ def test_a_server_has_the_logging_of_its_user_and_not_the_quiet_one_of_a_run(mon
 # ---------------------------------------------------------------------------------------------- deployments
 
 
+def flow_of(preset: str) -> str:
+    return "recursive-family" if isinstance(load_any_config(preset), FamilyExperiment) else "recursive-training"
+
+
 @pytest.fixture(scope="module")
 def made() -> dict[str, Any]:
     return {deployment.name: deployment for deployment in serving.deployments("/the/store")}
@@ -94,16 +98,20 @@ def schema_of(deployment: Any) -> dict[str, Any]:
 def test_every_preset_is_a_deployment_of_the_importable_flow(made: dict[str, Any]) -> None:
     from prefect.flows import load_flow_from_entrypoint
 
+    from flows.family import recursive_family
     from flows.recursive import recursive_training
 
     assert set(made) == set(presets())
     for name, deployment in made.items():
-        assert deployment.entrypoint == serving.ENTRYPOINT
-        assert (deployment.flow_name, deployment.description) == ("recursive-training", presets()[name])
-        assert ExperimentConfig.model_validate(deployment.parameters["experiment"]) == load_experiment_config(name)
+        config = load_any_config(name)
+        family = isinstance(config, FamilyExperiment)
+        assert deployment.entrypoint == (serving.FAMILY_ENTRYPOINT if family else serving.ENTRYPOINT)
+        assert (deployment.flow_name, deployment.description) == (flow_of(name), presets()[name])
+        assert type(config).model_validate(deployment.parameters["experiment"]) == config
         assert deployment.parameters["store"] == "/the/store"
     # a path (`flows/recursive.py:…`) would put the folder `flows` itself among the modules
     assert load_flow_from_entrypoint(serving.ENTRYPOINT, use_placeholder_flow=False) is recursive_training
+    assert load_flow_from_entrypoint(serving.FAMILY_ENTRYPOINT, use_placeholder_flow=False) is recursive_family
 
 
 @pytest.mark.parametrize(
@@ -145,6 +153,20 @@ def test_the_form_has_a_field_for_everything_and_a_tab_for_each_alternative(made
     for name in ("generations", "seeds", "store", "refresh"):
         assert schema["properties"][name]["description"]
     assert schema["required"] == ["experiment"]
+
+
+def test_the_form_of_a_family_has_a_tab_for_each_alternative(made: dict[str, Any]) -> None:
+    from prefect.utilities.schema_tools import is_valid_schema, validate
+
+    deployment = made["gmm"]
+    schema = schema_of(deployment)
+    is_valid_schema(schema)
+    assert "oneOf" not in json.dumps(schema)
+    experiment = schema["definitions"]["FamilyExperiment"]["properties"]
+    titles = {part["$ref"].rsplit("/", 1)[1] for part in experiment["family"]["anyOf"]}
+    assert titles == {"GaussianConfig", "GmmConfig", "VaeConfig", "ZipfConfig"}
+    assert not validate(deployment.parameters, schema)
+    assert validate({**deployment.parameters, "generations": 0}, schema)
 
 
 def test_parameters_stay_below_what_prefect_takes(made: dict[str, Any]) -> None:
@@ -286,7 +308,7 @@ def test_the_output_says_where_everything_is(served: Served) -> None:
         str(served.store),
         f"export PREFECT_API_URL={served.api}",
         "prefect deployment run 'recursive-training/tiny' --param generations=6 --watch",
-        *(f"recursive-training/{name}" for name in presets()),
+        *(f"{flow_of(name)}/{name}" for name in presets()),
     ):
         assert wanted in text
 
