@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 from fortifai_core.diffusion import DiffusionFamily, alpha_bars, denoise, noised
 from fortifai_core.diffusion_config import DiffusionConfig
 from fortifai_core.errors import DataError
-from fortifai_core.families import Arrays, Mask, NoMask, ThresholdMask
+from fortifai_core.families import Arrays, Generation, Mask, NoMask, Results, Run, ThresholdMask
+from fortifai_core.family_config import family_from_config
+from fortifai_core.family_pictures import draw
 from fortifai_core.vae_config import DynamicQuantileMask
 
 TINY = DiffusionConfig(hidden=32, blocks=1, epochs=3, steps=20)
@@ -82,9 +85,9 @@ def test_dynamic_clipping_keeps_its_share_live() -> None:
     assert parameters["trace/live"][1:] == pytest.approx(0.75, abs=0.05)
 
 
-def test_it_learns_to_denoise_and_measures_what_it_makes() -> None:
+def test_it_learns_to_denoise_measures_what_it_makes_and_shows_it(tmp_path: Path) -> None:
     config = TINY.model_copy(update={"epochs": 30, "hidden": 64})
-    family = DiffusionFamily(config)
+    family = family_from_config(config)
     parameters, _ = fit(NoMask(), config=config)
     # Predicting no noise at all would leave 64 pixels' half squares of it.
     assert parameters["trace/loss"][-1] < 0.75 * 64 / 2
@@ -94,6 +97,9 @@ def test_it_learns_to_denoise_and_measures_what_it_makes() -> None:
     measured = family.measure(parameters, images[0], {}, generation=0, seed=0, first=parameters)
     assert set(measured) == set(DiffusionConfig.measures)
     assert 0 < measured["denoising-loss"] < 0.8
+    run = Run("ddpm", 0, (Generation(0, measured, images[0], parameters),))
+    figures = draw(Results(config, ("ddpm",), family.real(seed=0), (run,)), tmp_path)
+    assert [figure.name for figure in figures] == ["diffusion-samples", "diffusion-measures"]
 
 
 def test_images_of_another_size_are_refused() -> None:
