@@ -97,10 +97,13 @@ def _runs_chart(analysis: Analysis) -> Chart:
         for step in arm.survival.steps:
             before = points[-1]
             points.append(Point(step.time, before.y, before.low, before.high))
-            points.append(Point(step.time, 100 * step.survival, 100 * step.low, 100 * step.high))
+            if step.survival > 0:
+                points.append(Point(step.time, 100 * step.survival, 100 * step.low, 100 * step.high))
+            else:
+                points.append(Point(step.time, 0))  # the curve ends here, and the formula has no interval at 0
         end = points[-1]
-        followed = max(arm.survival.horizon, end.x)
-        points.append(Point(followed, end.y, end.low, end.high))
+        if end.y > 0 and arm.survival.horizon > end.x:
+            points.append(Point(arm.survival.horizon, end.y, end.low, end.high))
         series.append(Series(arm.arm.title, i, tuple(points)))
     title = "Share of the runs that have not failed, by generation"
     return Chart(title, tuple(series), unit="%", floor=0, ceiling=100, marks=False)
