@@ -12,6 +12,7 @@ from typing import Any
 
 from fortifai_core.families import Figure
 from fortifai_core.family_analysis import (
+    Estimate,
     FamilyAnalysis,
     FamilyReport,
     analyse,
@@ -25,6 +26,7 @@ from fortifai_core.report import TerminalTable, duration
 from fortifai_core.report_figures import CHART_CSS, PALETTE, Chart, Point, Series, png, svg
 
 COLUMNS = ("arm", "seed", "generation", "metric", "value", "low", "high")
+WITH_INTERVALS = 3  # arms beside which a terminal still has room for intervals
 POINTS = 240  # of a curve: more are not seen
 
 
@@ -82,21 +84,29 @@ def terminal_table(analysis: FamilyAnalysis) -> TerminalTable:
     """The headline measure, a row a generation and a column an arm; then time to failure and the last difference."""
     report, name = analysis.report, analysis.report.results.config.headline
     arms = report.results.arms
+    narrow = len(arms) > WITH_INTERVALS
+
+    def cell_of(value: Estimate | None) -> str:
+        return "–" if value is None else number(value.mean) if narrow else with_interval(value)
+
     rows = []
     for generation in analysis.shown:
         cells = [analysis.estimates.get((arm, name), {}).get(generation) for arm in arms]
-        rows.append([f"M{generation}", *("–" if cell is None else with_interval(cell) for cell in cells)])
+        rows.append([f"M{generation}", *map(cell_of, cells)])
     if analysis.failures:
         rows.append(["time to failure", *(", ".join(row.outcomes) for row in analysis.failures)])
     if len(arms) > 1:
         gaps = [analysis.differences.get((arm, name)) for arm in arms[1:]]
-        cells_of = ["–" if gap is None else f"{with_interval(gap)} at M{analysis.last}" for gap in gaps]
-        rows.append([f"difference to {title_of(arms[0])}", "", *cells_of])
+        rows.append([f"difference to {title_of(arms[0])} at M{analysis.last}", "", *map(cell_of, gaps)])
     return TerminalTable(
         title=f"{report.experiment}: {analysis.title(name)}",
         headers=["generation", *(title_of(arm) for arm in arms)],
         rows=rows,
-        caption=f"In brackets: {_intervals(analysis)}.",
+        caption=(
+            "The intervals stand in the sentences below, and all of them in the report."
+            if narrow
+            else f"In brackets: {_intervals(analysis)}."
+        ),
     )
 
 
