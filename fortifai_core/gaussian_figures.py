@@ -109,12 +109,17 @@ def draw(results: Results, directory: Path) -> list[Figure]:
 
 def draw_series(config: GaussianConfig, series: list[Series], directory: Path) -> list[Figure]:
     """The same from series (`series_of`), for who has no store."""
-    figures = [draw_spread(config, series, directory), draw_histograms(config, series, directory)]
-    if any(own.label.startswith("ce-noisy") for own in series):
-        figures.append(draw_estimators(config, series, directory))
+    noisy = any(own.label.startswith("ce-noisy") for own in series)
+    masked = any(not own.label.startswith("ce") for own in series)
+    figures = [draw_estimators(config, series, directory)] if noisy else []
+    # Where only estimators are compared, their own figure says it all.
+    if masked or not noisy:
+        figures.append(draw_spread(config, series, directory))
+    figures.append(draw_histograms(config, series, directory))
     if any(np.ptp(own.gamma[1:]) > 0 for own in series if len(own.gamma) > 2):
         figures.append(draw_gamma(config, series, directory))
-    figures.append(draw_stability(config, series, directory))
+    if masked or not noisy:
+        figures.append(draw_stability(config, series, directory))
     return figures
 
 
@@ -275,7 +280,7 @@ def draw_stability(config: GaussianConfig, series: list[Series], directory: Path
     axes.set_ylabel("γ, least dense share that is kept")
     axes.text(0.03, 0.95, "collapse", transform=axes.transAxes, va="top", color=INK, fontsize=11)
     axes.text(0.97, 0.05, "divergence", transform=axes.transAxes, ha="right", color=INK, fontsize=11)
-    axes.legend(loc="lower left", frameon=False, fontsize=9)
+    axes.legend(loc="lower left", frameon=True, framealpha=0.8, edgecolor="none", fontsize=9)
     bar = figure.colorbar(mesh, ax=axes, extend="both", ticks=[-20, -10, 0, 10, 20], pad=0.02)
     bar.set_label("change of σ in a generation, %")
     bar.outline.set_visible(False)
@@ -310,6 +315,7 @@ def _mark_arms(axes: Any, config: GaussianConfig, series: list[Series], *, span:
         axes.annotate(
             title, (x, gamma), (x + towards * 0.05 * (1 - axes.get_xlim()[0]), height), color=colour(i), fontsize=8.5,
             fontweight="bold", ha="left" if towards > 0 else "right", va="center", zorder=5, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour(i), "linewidth": 1, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={"arrowstyle": "-", "color": colour(i), "linewidth": 1, "shrinkA": 0, "shrinkB": 0,
+                        "relpos": (0 if towards > 0 else 1, 0.5)},
             bbox={"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
         )  # fmt: skip
