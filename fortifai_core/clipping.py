@@ -1,4 +1,4 @@
-"""Dynamic clipping: a threshold gamma from the distribution of a model's confidences."""
+"""Which terms an arm masks: those with −log p below a floor, fixed or from the distribution of confidences."""
 
 from __future__ import annotations
 
@@ -21,33 +21,45 @@ def is_dynamic(mask: Mask) -> bool:
     return isinstance(mask, DynamicQuantileMask | DynamicIntersectionMask)
 
 
-def fixed_gamma(mask: Mask) -> float:
-    """The threshold of an arm before any confidence is known: 1, nothing masked, where it is dynamic.
+def fixed_floor(mask: Mask) -> float:
+    """The least −log p that counts, before any confidence is known: −log gamma, or −inf where nothing is masked.
 
     Raises:
         ConfigError: an arm that a VAE does not have.
     """
     if isinstance(mask, ThresholdMask):
-        return mask.gamma
+        return floor_of(mask.gamma)
     if isinstance(mask, NoMask) or is_dynamic(mask):
-        return 1.0
+        return -math.inf
     remedy = "a VAE's arms are none, threshold, dynamic-quantile and dynamic-intersection"
     raise ConfigError("arms.type", mask.type, remedy)
 
 
-def dynamic_gamma(mask: Mask, confidence: NDArray[Any]) -> float:
-    """The threshold of a dynamic arm for these confidences, which lie in [0, 1]."""
-    if isinstance(mask, DynamicQuantileMask):
-        return quantile_gamma(confidence, quantile=mask.quantile)
-    assert isinstance(mask, DynamicIntersectionMask)
-    return intersection_gamma(confidence)
-
-
-def quantile_gamma(confidence: NDArray[Any], *, quantile: float) -> float:
-    """The quantile of the confidences, linearly interpolated."""
+def dynamic_floor(mask: Mask, nll: NDArray[Any]) -> float:
+    """The least −log p that counts in a dynamic arm, from the −log p of pixels."""
     import numpy as np
 
-    return float(np.quantile(confidence, quantile))
+    if isinstance(mask, DynamicQuantileMask):
+        return quantile_floor(nll, quantile=mask.quantile)
+    assert isinstance(mask, DynamicIntersectionMask)
+    return floor_of(intersection_gamma(np.exp(-nll)))
+
+
+def floor_of(gamma: float) -> float:
+    """−log gamma; −inf for gamma = 1, which masks nothing, not even a term that was rounded to 0."""
+    return -math.log(gamma) if gamma < 1 else -math.inf
+
+
+def gamma_of(floor: float) -> float:
+    """The threshold on p, 1 where nothing is masked; so near 1 that it cannot be told from it, it is 1 as well."""
+    return min(1.0, math.exp(-floor)) if floor > -math.inf else 1.0
+
+
+def quantile_floor(nll: NDArray[Any], *, quantile: float) -> float:
+    """−log of the quantile of the confidences exp(−nll): taken on −log p, where confidences near 1 still differ."""
+    import numpy as np
+
+    return float(np.quantile(nll, 1 - quantile))
 
 
 def intersection_gamma(confidence: NDArray[Any]) -> float:

@@ -8,13 +8,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fortifai_core.config import Frozen, Inconsistent
+from fortifai_core.diffusion_config import DiffusionConfig
 from fortifai_core.families import Family, FamilyConfig, Mask, NoMask, ThresholdMask
 from fortifai_core.gaussian_config import AdaptiveMask, GaussianConfig, NoisyEstimator, PredictedOptimumMask
 from fortifai_core.gmm import GmmConfig
 from fortifai_core.vae_config import DynamicIntersectionMask, DynamicQuantileMask, VaeConfig
 from fortifai_core.zipf import ZipfConfig, ZipfFamily
 
-AnyFamily = Annotated[GaussianConfig | GmmConfig | VaeConfig | ZipfConfig, Field(discriminator="type")]
+AnyFamily = Annotated[
+    GaussianConfig | GmmConfig | VaeConfig | DiffusionConfig | ZipfConfig, Field(discriminator="type")
+]
 AnyMask = Annotated[
     NoMask
     | ThresholdMask
@@ -30,6 +33,7 @@ ARMS: dict[str, tuple[type[Mask], ...]] = {
     "gaussian": (NoMask, ThresholdMask, PredictedOptimumMask, AdaptiveMask, NoisyEstimator),
     "gmm": (NoMask, ThresholdMask),
     "vae": (NoMask, ThresholdMask, DynamicQuantileMask, DynamicIntersectionMask),
+    "diffusion": (NoMask, ThresholdMask, DynamicQuantileMask, DynamicIntersectionMask),
     "zipf": (NoMask, ThresholdMask),
 }
 
@@ -122,6 +126,10 @@ def family_from_config(config: FamilyConfig, *, folder: Path | None = None) -> F
             from fortifai_core.vae import VaeFamily
 
             return VaeFamily(config, folder)
+        case DiffusionConfig():
+            from fortifai_core.diffusion import DiffusionFamily
+
+            return DiffusionFamily(config)
         case ZipfConfig():
             return ZipfFamily(config)
     raise TypeError(f"family = {config.type!r}: no family that is fitted and sampled one generation at a time")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fortifai_core.diffusion_config import DiffusionConfig
 from fortifai_core.families import Arrays, FamilyConfig, Figure, Results
 from fortifai_core.gaussian_config import GaussianConfig
 from fortifai_core.gmm import GmmConfig
@@ -22,7 +23,7 @@ def draw(results: Results, directory: Path) -> list[Figure]:
             from fortifai_core import gmm_figures
 
             return gmm_figures.draw(results, directory)
-        case VaeConfig():
+        case VaeConfig() | DiffusionConfig():
             from fortifai_core import vae_figures
 
             return vae_figures.draw(results, directory)
@@ -40,7 +41,7 @@ def preview(config: FamilyConfig, *, real: Arrays, sample: Arrays, parameters: A
             from fortifai_core import gmm_figures
 
             gmm_figures.preview(real=real, sample=sample, parameters=parameters, title=title, path=path)
-        case VaeConfig():
+        case VaeConfig() | DiffusionConfig():
             from fortifai_core import vae_figures
 
             vae_figures.preview(real=real, sample=sample, title=title, path=path)

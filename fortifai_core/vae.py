@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fortifai_core import vae_data
-from fortifai_core.clipping import dynamic_gamma, fixed_gamma, is_dynamic
+from fortifai_core.clipping import dynamic_floor, fixed_floor, gamma_of, is_dynamic
 from fortifai_core.errors import NonFiniteLoss
 from fortifai_core.families import Arrays, Family, Mask, Progress
 from fortifai_core.seeds import derive_seed
@@ -145,7 +145,7 @@ def _fit(
     progress: Progress,
 ) -> tuple[Arrays, dict[str, float]]:
     order, latents, pixels = (_generator(*stream, name) for name in ("order", "latents", "pixels"))
-    gamma = fixed_gamma(mask)
+    floor = fixed_floor(mask)
     if config.start == "previous" and previous is not None:
         model = from_arrays(config, previous)
     else:
@@ -156,25 +156,25 @@ def _fit(
     trace = _Trace()
     for epoch in range(config.epochs):
         if is_dynamic(mask) and epoch >= config.warmup_epochs:
-            gamma = dynamic_gamma(mask, confidences(config, model, images, stream=(*stream, "threshold", epoch)))
+            floor = dynamic_floor(mask, surprises(config, model, images, stream=(*stream, "threshold", epoch)))
         sums = np.zeros(4)
         for chosen in torch.randperm(len(images), generator=order).split(config.batch_size):
             batch = images[chosen]
             mean, log_variance = model.encode(batch)
             z = mean + noise(mean.shape, latents) * (0.5 * log_variance).exp()
             nll = pixel_nll(model, model.decode(z), batch, config=config, generator=pixels)
-            objective = clipped_elbo(nll, mean, log_variance, gamma=gamma)
+            objective = clipped_elbo(nll, mean, log_variance, floor=floor)
             if not math.isfinite(objective.loss.item()):
                 where = f"generation {stream[2]}, epoch {epoch + 1}"
                 raise NonFiniteLoss(f"{where}: the loss is {objective.loss.item()}; lower family.learning_rate")
             optimizer.zero_grad(set_to_none=True)
             objective.loss.backward()
             optimizer.step()
-            live = 1.0 if gamma >= 1 else (nll.detach() >= -math.log(gamma)).float().mean().item()
+            live = (nll.detach() >= floor).float().mean().item()
             sums += len(chosen) * np.array([live, *(term.item() for term in objective)])
-        trace.rows.append([gamma, *(sums / len(images))])
+        trace.rows.append([gamma_of(floor), *(sums / len(images))])
         progress(epoch + 1, config.epochs, "epochs")
-    confidence = confidences(config, model, images, stream=(*stream, "confidence"))
+    confidence = np.exp(-surprises(config, model, images, stream=(*stream, "confidence")))
     gammas, lives, losses, reconstructions, kls = np.array(trace.rows).T
     metrics = {
         "gamma": gammas[-1],
@@ -190,8 +190,8 @@ def _fit(
 
 
 @torch.no_grad()
-def confidences(config: VaeConfig, model: Vae, images: Tensor, *, stream: tuple[str | int, ...]) -> NDArray[np.float64]:
-    """p(x|z) of every pixel of `threshold_images` of the images, at one z from q(z|x) each, flat."""
+def surprises(config: VaeConfig, model: Vae, images: Tensor, *, stream: tuple[str | int, ...]) -> NDArray[np.float64]:
+    """−log p(x|z) of every pixel of `threshold_images` of the images, at one z from q(z|x) each, flat."""
     generator = _generator(*stream)
     chosen = torch.randperm(len(images), generator=generator)[: config.threshold_images]
     parts = []
@@ -200,4 +200,4 @@ def confidences(config: VaeConfig, model: Vae, images: Tensor, *, stream: tuple[
         z = mean + noise(mean.shape, generator) * (0.5 * log_variance).exp()
         nll = pixel_nll(model, model.decode(z), batch, config=config, generator=generator)
         parts.append(nll.flatten().double())
-    return torch.exp(-torch.cat(parts)).numpy()
+    return torch.cat(parts).numpy()

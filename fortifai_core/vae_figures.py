@@ -1,4 +1,4 @@
-"""Figures of the VAE's recursive training: image grids, measures by generation, histograms of confidence."""
+"""Figures of the VAE and of the diffusion model: image grids, measures by generation, histograms of confidence."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from fortifai_core import pictures
 from fortifai_core.families import Arrays, Figure, Results, Run
 from fortifai_core.pictures import ARM_COLOURS, INK
+from fortifai_core.vae_config import VaeConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ PANELS = (
     ("pixel-spread", "Variance of the samples' pixels,\nas a share of the real ones'", True),
     ("reconstruction-accuracy", "Real test digits still read right\nafter encoding and decoding", True),
     ("elbo", "ELBO of real test digits,\nnothing masked (nats an image)", False),
+    ("denoising-loss", "Squared error in the noise\non real test digits", True),
     ("live-fraction", "Pixels left in the loss\n(last epoch)", True),
 )
 
@@ -42,38 +44,47 @@ def arm_title(label: str) -> str:
     for prefix, words in (("tce-", "Clipped, γ = "), ("dynamic-q", "Dynamic, quantile ")):
         if label.startswith(prefix):
             return words + label.removeprefix(prefix)
-    return {"dynamic-crossing": "Dynamic, two Gaussians"}.get(label, label)
+    return {"ddpm": "DDPM", "dynamic-crossing": "Dynamic, two Gaussians"}.get(label, label)
 
 
 def draw(results: Results, directory: Path) -> list[Figure]:
     """All figures, as .svg and .png in `directory`. Images are of one seed, the first ones made, nothing selected."""
     drawn = [run for run in results.runs if run.generations and run.generations[0].sample]
-    figures = []
+    figures, kind = [], results.config.type
     if drawn:
         seed = drawn[0].seed
         shown = [run for arm in results.arms for run in results.of(arm) if run.seed == seed]
         places = [results.arms.index(run.arm) for run in shown]
         real = results.real["pixels"][:COLUMNS]
         caption = f"The first {COLUMNS} images that each generation makes (seed {seed}), below real ones."
-        paths = pictures.save(_grids(shown, places, real, _sampled), directory, "vae-samples")
-        figures.append(Figure("vae-samples", "What each generation makes", caption, paths, paper=PAPER))
-        labels = results.real["label"]
-        real = results.real["pixels"][[int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)][:COLUMNS]]
-        caption = f"The same ten real training digits (top row), encoded and decoded by each model (seed {seed})."
-        paths = pictures.save(_grids(shown, places, real, _reconstructed(results, real)), directory, "vae-kept")
-        figures.append(Figure("vae-kept", "What the models make of ten real digits", caption, paths, paper=PAPER))
-        caption = (
-            "p(x|z) of the pixels on which M0 (outline) and the last model (filled) were trained, after the last epoch "
-            f"(seed {seed}). Dashed: the threshold in the last model's last epoch; what lies right of it is masked."
-        )
-        paths = pictures.save(_confidences(shown, places), directory, "vae-confidence")
-        figures.append(Figure("vae-confidence", "How sure the models are of their pixels", caption, paths))
+        paths = pictures.save(_grids(shown, places, real, _sampled), directory, f"{kind}-samples")
+        paper = PAPER if isinstance(results.config, VaeConfig) else ""
+        figures.append(Figure(f"{kind}-samples", "What each generation makes", caption, paths, paper=paper))
+        if isinstance(results.config, VaeConfig):
+            figures += _of_the_models(results, results.config, shown, places, directory)
     seeds = sorted({run.seed for run in results.runs})
     spread = f"lines: mean of {len(seeds)} seeds, bands: their range" if len(seeds) > 1 else f"seed {seeds[0]}"
     caption = f"Measures of each generation; {spread}. Dashed: the distance of real test digits, a floor."
-    paths = pictures.save(_measures(results), directory, "vae-measures")
-    figures.append(Figure("vae-measures", "Measures by generation", caption, paths))
+    paths = pictures.save(_measures(results), directory, f"{kind}-measures")
+    figures.append(Figure(f"{kind}-measures", "Measures by generation", caption, paths))
     return figures
+
+
+def _of_the_models(
+    results: Results, config: VaeConfig, shown: list[Run], places: list[int], directory: Path
+) -> list[Figure]:
+    """What a VAE shows beside its samples: digits encoded and decoded, and how sure it is of pixels."""
+    seed, labels = shown[0].seed, results.real["label"]
+    real = results.real["pixels"][[int(np.flatnonzero(labels == c)[0]) for c in np.unique(labels)][:COLUMNS]]
+    caption = f"The same ten real training digits (top row), encoded and decoded by each model (seed {seed})."
+    paths = pictures.save(_grids(shown, places, real, _reconstructed(config, real)), directory, "vae-kept")
+    kept = Figure("vae-kept", "What the models make of ten real digits", caption, paths, paper=PAPER)
+    caption = (
+        "p(x|z) of the pixels on which M0 (outline) and the last model (filled) were trained, after the last epoch "
+        f"(seed {seed}). Dashed: the threshold in the last model's last epoch; what lies right of it is masked."
+    )
+    paths = pictures.save(_confidences(shown, places), directory, "vae-confidence")
+    return [kept, Figure("vae-confidence", "How sure the models are of their pixels", caption, paths)]
 
 
 def preview(*, real: Arrays, sample: Arrays, title: str, path: Path) -> None:
@@ -93,15 +104,11 @@ def _sampled(run: Run, index: int) -> NDArray[Any]:
     return run.generations[index].sample["pixels"][:COLUMNS]
 
 
-def _reconstructed(results: Results, real: NDArray[Any]) -> Callable[[Run, int], NDArray[Any]]:
+def _reconstructed(config: VaeConfig, real: NDArray[Any]) -> Callable[[Run, int], NDArray[Any]]:
     import torch
 
-    from fortifai_core.vae_config import VaeConfig
     from fortifai_core.vae_data import to_images, to_pixels
     from fortifai_core.vae_model import from_arrays, one_thread
-
-    assert isinstance(results.config, VaeConfig)
-    config = results.config
 
     def images(run: Run, index: int) -> NDArray[Any]:
         model = from_arrays(config, run.generations[index].parameters)
@@ -133,7 +140,7 @@ def _grids(shown: list[Run], places: list[int], real: NDArray[Any], images: Call
     across = min(4, len(shown))
     down = -(-len(shown) // across)
     rows = 1 + max(len(run.generations) for run in shown)
-    figure = pictures.canvas(3.3 * across, down * (0.31 * rows + 0.45))
+    figure = pictures.canvas(3.3 * across, down * (0.284 * rows + 0.4))
     panels = figure.subplots(down, across, squeeze=False).flat
     side = real.shape[-1]
     gap = max(1, side // 8)
@@ -156,8 +163,14 @@ def _grids(shown: list[Run], places: list[int], real: NDArray[Any], images: Call
 def _measures(results: Results) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    figure = pictures.canvas(12.4, 5.9)
-    for (name, title, from_zero), axes in zip(PANELS, figure.subplots(2, 4).flat, strict=True):
+    measured = results.runs[0].generations[0].metrics
+    panels = [panel for panel in PANELS if panel[0] in measured]
+    down = -(-len(panels) // 4)
+    figure = pictures.canvas(12.4, 2.75 * down + 0.4)
+    for axes in figure.subplots(down, 4, squeeze=False).flat:
+        axes.set_axis_off()
+    for (name, title, from_zero), axes in zip(panels, figure.axes, strict=False):
+        axes.set_axis_on()
         _style(axes, title)
         for place, arm in enumerate(results.arms):
             _curve(axes, results.of(arm), name, place)
@@ -165,7 +178,7 @@ def _measures(results: Results) -> Any:
         axes.xaxis.set_major_formatter(lambda value, _: f"M{value:.0f}")
         if from_zero:
             axes.set_ylim(bottom=0)
-    floor = results.runs[0].generations[0].metrics.get("frechet-floor")
+    floor = measured.get("frechet-floor")
     if floor is not None:
         figure.axes[0].axhline(floor, color=INK, linewidth=1, linestyle=(0, (5, 4)))
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -192,9 +205,8 @@ def _curve(axes: Any, runs: tuple[Run, ...], name: str, place: int) -> None:
 
 
 def _style(axes: Any, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=9.5)
+    axes.set_title(title, loc="left", fontsize=9.5, color=INK)
     pictures.plain(axes)
-    axes.title.set_color(INK)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", visible=False)
     axes.tick_params(length=0)
@@ -208,8 +220,8 @@ def _confidences(shown: list[Run], places: list[int]) -> Any:
     panels = figure.subplots(1, len(shown), squeeze=False, sharey=True).flat
     for place, run, axes in zip(places, shown, panels, strict=True):
         colour = ARM_COLOURS[place % 6]
-        _style(axes, arm_title(run.arm))
-        axes.title.set(color=colour, fontsize=11, fontweight="bold")
+        _style(axes, "")
+        axes.set_title(arm_title(run.arm), loc="left", color=colour, fontsize=11, fontweight="bold")
         first, last = run.generations[0], run.generations[-1]
         for generation, filled in ((last, True), (first, False)):
             counts = generation.parameters["trace/confidence"]
@@ -220,8 +232,9 @@ def _confidences(shown: list[Run], places: list[int]) -> Any:
         if gamma < 1:
             axes.axvline(gamma, color=INK, linewidth=1, linestyle=(0, (5, 4)))
             where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "right", "va": "top"}
-            axes.annotate(f"γ = {gamma:.3g}", (gamma, 0.98), (-4, 0), fontsize=8.5, color=INK, **where)
+            axes.annotate(f"γ = {gamma:.4g}", (gamma, 0.98), (-4, 0), fontsize=8.5, color=INK, **where)
         axes.set_yscale("log")
+        axes.tick_params(which="minor", length=0)
         axes.set_xlabel("p(x|z)", fontsize=8.5, color=INK)
         axes.legend(loc="upper left", frameon=False, fontsize=8, labelcolor=INK)
     figure.axes[0].set_ylabel("% of pixels", fontsize=8.5, color=INK)

@@ -13,7 +13,7 @@ from fortifai_core.digits_classifier import CLASSES, DigitsClassifier, Reading, 
 from fortifai_core.seeds import derive_seed
 from fortifai_core.vae_config import ImageData
 from fortifai_core.vae_data import to_images
-from fortifai_core.vae_model import kl_to_prior, log_peak, one_thread, pixel_nll
+from fortifai_core.vae_model import kl_to_prior, log_peak, pixel_nll
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from fortifai_core.diffusion_config import DiffusionConfig
     from fortifai_core.families import Arrays
     from fortifai_core.vae_config import VaeConfig
     from fortifai_core.vae_model import Vae
@@ -142,6 +143,28 @@ def instrument(data: ImageData, folder: Path | None, epochs: int) -> Instrument:
     return Instrument(classifier, on_train, on_test, accuracy, frechet(on_train.features, on_test.features))
 
 
+def measure_samples(
+    config: VaeConfig | DiffusionConfig, pixels: NDArray[Any], *, folder: Path | None
+) -> dict[str, float]:
+    """What the images (n, side, side) uint8 alone tell, against the real ones of the configuration."""
+    known, real = instrument(config.data, folder, config.classifier_epochs), vae_data.load(config.data, folder)
+    read = known.classifier.read(to_images({"pixels": pixels}))
+    shares = class_shares(read.labels)
+    most = config.measured_images
+    precision, recall = precision_recall(known.test.features[:most], read.features[:most], neighbours=config.neighbours)
+    return {
+        "coverage": coverage(shares, floor=config.coverage_floor),
+        "class-entropy": class_entropy(shares),
+        "classifier-confidence": float(read.probabilities.max(axis=1).mean()),
+        "frechet": frechet(read.features, known.train.features),
+        "precision": precision,
+        "recall": recall,
+        "pixel-spread": pixel_spread(pixels, real.train["pixels"]),
+        "classifier-accuracy": known.accuracy,
+        "frechet-floor": known.floor,
+    }
+
+
 def measure_generation(
     config: VaeConfig, model: Vae, sample: Arrays, *, folder: Path | None, generation: int, seed: int
 ) -> dict[str, float]:
@@ -152,8 +175,6 @@ def measure_generation(
     """
     known, real = instrument(config.data, folder, config.classifier_epochs), vae_data.load(config.data, folder)
     images = to_images(real.test)
-    read = known.classifier.read(to_images(sample))
-    shares = class_shares(read.labels)
     latents, pixels = (torch.Generator().manual_seed(derive_seed("vae-elbo", seed, generation, n)) for n in (0, 1))
     means, variances, kept, bounds = [], [], [], []
     with torch.inference_mode():
@@ -165,26 +186,9 @@ def measure_generation(
             kept.append(known.classifier.read(model.decode(mean).sigmoid()).labels)
             means.append(mean.double())
             variances.append(log_variance.double().exp())
-    most = config.measured_images
-    precision, recall = precision_recall(known.test.features[:most], read.features[:most], neighbours=config.neighbours)
     return {
-        "coverage": coverage(shares, floor=config.coverage_floor),
-        "class-entropy": class_entropy(shares),
-        "classifier-confidence": float(read.probabilities.max(axis=1).mean()),
-        "frechet": frechet(read.features, known.train.features),
-        "precision": precision,
-        "recall": recall,
-        "pixel-spread": pixel_spread(sample["pixels"], real.train["pixels"]),
+        **measure_samples(config, sample["pixels"], folder=folder),
         "reconstruction-accuracy": float((np.concatenate(kept) == real.test["label"]).mean()),
         "elbo": float(torch.cat(bounds).double().mean()),
         **latent_use(torch.cat(means).numpy(), torch.cat(variances).numpy()),
-        "classifier-accuracy": known.accuracy,
-        "frechet-floor": known.floor,
     }
-
-
-def classes_read(config: VaeConfig, pixels: NDArray[Any], *, folder: Path | None) -> NDArray[np.int64]:
-    """The class that the classifier reads in each of the images (n, side, side) uint8."""
-    with one_thread():
-        known = instrument(config.data, folder, config.classifier_epochs)
-        return known.classifier.read(to_images({"pixels": pixels})).labels

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fortifai_core.losses import truncated
-
 if TYPE_CHECKING:
     from fortifai_core.families import Arrays
     from fortifai_core.vae_config import VaeConfig
@@ -165,16 +163,24 @@ def kl_to_prior(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1)
 
 
-def clipped_elbo(nll: Tensor, mean: Tensor, log_variance: Tensor, *, gamma: float) -> Objective:
+def clipped(nll: Tensor, *, floor: float) -> Tensor:
+    """−log p where it is at least `floor` = −log gamma, else 0: `losses.truncated` with its threshold in nats.
+
+    A gamma nearer to 1 than numbers can tell still has a floor of its own. −inf masks nothing, to the bit.
+    """
+    return nll.masked_fill(nll < floor, 0.0)
+
+
+def clipped_elbo(nll: Tensor, mean: Tensor, log_variance: Tensor, *, floor: float) -> Objective:
     """The negative Clipped ELBO (ForTIFAI, Section 4.8): pixels with p(x|z) > gamma drop out of the reconstruction.
 
     The mask is a constant for the gradient; a masked pixel counts as 0 in its image's sum, and the KL term stays
-    whole, so the fewer pixels live, the more it weighs. gamma = 1 is the ELBO, to the bit.
+    whole, so the fewer pixels live, the more it weighs. gamma = 1, a floor of −inf, is the ELBO, to the bit.
 
-    Raises:
-        ConfigError: gamma outside (0, 1].
+    Args:
+        floor: −log gamma (`clipping.floor_of`).
     """
-    reconstruction = truncated(nll, gamma=gamma).flatten(1).sum(dim=1).mean()
+    reconstruction = clipped(nll, floor=floor).flatten(1).sum(dim=1).mean()
     kl = kl_to_prior(mean, log_variance).mean()
     return Objective(reconstruction + kl, reconstruction, kl)
 

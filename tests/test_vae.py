@@ -19,6 +19,7 @@ from fortifai_core import clipping
 from fortifai_core.errors import ConfigError, DataError, NonFiniteLoss
 from fortifai_core.families import Arrays, Generation, Mask, NoMask, Results, Run, ThresholdMask
 from fortifai_core.idx import parse_idx, read_mnist
+from fortifai_core.losses import truncated
 from fortifai_core.vae import VaeFamily
 from fortifai_core.vae_config import (
     MEASURES,
@@ -31,6 +32,7 @@ from fortifai_core.vae_config import (
 from fortifai_core.vae_figures import draw, preview
 from fortifai_core.vae_model import (
     build,
+    clipped,
     clipped_elbo,
     draw_pixels,
     kl_to_prior,
@@ -80,7 +82,7 @@ def test_clipped_elbo_by_hand() -> None:
     """Three pixels with p = 0.5, 0.9, 0.95: at gamma = 0.9 only the last is above it, and counts nothing."""
     nll = (-torch.tensor([[0.5, 0.9, 0.95]], dtype=torch.float64).log()).requires_grad_()
     mean, log_variance = torch.full((1, 2), 0.3), torch.zeros(1, 2)
-    found = clipped_elbo(nll, mean, log_variance, gamma=0.9 + 1e-9)
+    found = clipped_elbo(nll, mean, log_variance, floor=clipping.floor_of(0.9 + 1e-9))
     assert found.reconstruction.item() == pytest.approx(-math.log(0.5) - math.log(0.9))
     assert found.kl.item() == pytest.approx(2 * 0.3**2 / 2)
     assert found.loss.item() == pytest.approx(found.reconstruction.item() + found.kl.item())
@@ -119,9 +121,26 @@ def test_clipping_changes_the_fit_and_masks_more_the_lower_gamma() -> None:
 
 def test_quantile_masks_the_share_it_names() -> None:
     confidence = np.random.default_rng(0).beta(2, 1, 100_001)
-    gamma = clipping.quantile_gamma(confidence, quantile=0.8)
-    assert (confidence > gamma).mean() == pytest.approx(0.2, abs=1e-4)
-    assert gamma == pytest.approx(math.sqrt(0.8), abs=0.01)  # Beta(2, 1) has the distribution function x²
+    floor = clipping.quantile_floor(-np.log(confidence), quantile=0.8)
+    assert (-np.log(confidence) < floor).mean() == pytest.approx(0.2, abs=1e-4)
+    # Beta(2, 1) has the distribution function x².
+    assert clipping.gamma_of(floor) == pytest.approx(math.sqrt(0.8), abs=0.01)
+
+
+def test_quantile_tells_apart_confidences_that_round_to_one() -> None:
+    """Sure of all pixels but a few, to 1e-20 and less: in float64 all of them have p = 1."""
+    nll = np.concatenate([np.linspace(1e-30, 1e-20, 9_000), np.full(1_000, 0.5)])
+    floor = clipping.quantile_floor(nll, quantile=0.8)
+    kept = clipped(torch.from_numpy(nll), floor=floor)
+    assert (kept == 0).double().mean().item() == pytest.approx(0.2, abs=1e-3)
+    assert clipping.gamma_of(floor) == 1
+
+
+def test_the_floor_masks_what_truncated_cross_entropy_does() -> None:
+    nll = torch.linspace(0, 1, 1001)
+    for gamma in (0.5, 0.9, 1.0):
+        assert torch.equal(clipped(nll, floor=clipping.floor_of(gamma)), truncated(nll, gamma=gamma))
+        assert clipping.gamma_of(clipping.floor_of(gamma)) == pytest.approx(gamma)
 
 
 def test_crossing_of_two_gaussians() -> None:
