@@ -164,7 +164,7 @@ def test_the_form_of_a_family_has_a_tab_for_each_alternative(made: dict[str, Any
     assert "oneOf" not in json.dumps(schema)
     experiment = schema["definitions"]["FamilyExperiment"]["properties"]
     titles = {part["$ref"].rsplit("/", 1)[1] for part in experiment["family"]["anyOf"]}
-    assert titles == {"GaussianConfig", "GmmConfig", "VaeConfig", "ZipfConfig"}
+    assert titles == {"GaussianConfig", "GmmConfig", "VaeConfig", "ZipfConfig", "DiffusionConfig"}
     assert not validate(deployment.parameters, schema)
     assert validate({**deployment.parameters, "generations": 0}, schema)
 
