@@ -31,6 +31,8 @@ from torch import Tensor
 from kernels import bench_heads as heads
 from kernels.bench_heads import Batch, Case, Entry
 
+_HOPELESS = 4
+
 
 def run(*, quick: bool, device: str, memory: bool = True, step: bool = True, say: Callable[[str], None] = print) -> Any:
     """All cases of the device. Returns what `--json` writes: the machine, and a list of cases, each with its heads.
@@ -115,10 +117,16 @@ def _forward_backward(entry: Entry, batch: Batch) -> Callable[[], Any]:
 
 
 def timed(runs: dict[int, Callable[[], Any]], rounds: int, device: str) -> dict[int, float]:
-    """Median seconds of each; they take turns. Each was called once already."""
+    """Median seconds of each; they take turns. Each was called once already.
+
+    What is more than `_HOPELESS` times as slow as the fastest in the first round is timed no further.
+    """
     seconds: dict[int, list[float]] = {number: [] for number in runs}
     for _ in range(rounds):
+        fastest = min((values[0] for values in seconds.values() if values), default=0.0)
         for number, call in runs.items():
+            if fastest and seconds[number] and seconds[number][0] > _HOPELESS * fastest:
+                continue
             _wait(device)
             started = time.perf_counter()
             call()
