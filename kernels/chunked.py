@@ -67,8 +67,7 @@ class _Chunked(head.Engine):
             highest = torch.amax(z, 1, out=self.highest[part])
             torch.sum(z.sub_(highest[:, None]).exp_(), 1, out=self.total[part])
         # total >= 1, so both terms are >= 0: rounding never makes nll negative
-        self.nll = self.total.log() + (self.highest - chosen)
-        return self.nll, chosen >= self.highest
+        return self.total.log() + (self.highest - chosen), chosen >= self.highest
 
     def _shape(self, logits: Tensor) -> None:
         """Scale and soft cap, in place."""
@@ -96,18 +95,20 @@ class _Chunked(head.Engine):
         n = alive.numel()
         place, c = self.buffer[start : start + n], coefficient[alive] * self.options.logit_scale
         targets = (torch.arange(n, device=alive.device), self.targets[alive])
-        at_target = c * torch.expm1(-self.nll[alive])  # c (p - 1), exact where p is near 1
+        scale, slope = (c / self.total[alive])[:, None], None
         if self.exponentiated:
             d = place if still else torch.index_select(self.buffer, 0, alive, out=self.scratch[:n])
         else:
             d = self.scratch[:n].copy_(place if still else self.buffer.index_select(0, alive))
             self._shape(d)
-            slope = None if self.options.softcap is None else 1 - (d / self.options.softcap).square_()
+            if self.options.softcap is not None:
+                slope = 1 - (d / self.options.softcap).square_()
             d.sub_(self.highest[alive, None]).exp_()
-            if slope is not None:
-                d.mul_(slope)
-                at_target *= slope[targets]
-        torch.mul(d, (c / self.total[alive])[:, None], out=place)
+        at_target = d[targets] * scale[:, 0] - c  # before anything is rounded to a short type
+        if slope is not None:
+            d.mul_(slope)
+            at_target *= slope[targets]
+        torch.mul(d, scale, out=place)
         place[targets] = at_target.to(place.dtype)
         if self.wanted[2]:
             total = place.sum(0, dtype=wide(self.compute))
