@@ -103,7 +103,7 @@ def test_the_ui_is_shown_retention_and_drift(finished: tuple[Path, Prepared, Rec
         assert artifacts[f"smoke-{arm}-seed-0-drift-charts"].count("xychart-beta") >= 4
         kind, _, drawn = artifacts[f"smoke-{arm}-seed-0-retention-image"].partition(",")
         assert kind == "data:image/svg+xml;base64"
-        tips = [title.text or "" for title in ElementTree.fromstring(base64.b64decode(drawn)).iter("{*}title")]
+        tips = [title.text or "" for title in ElementTree.fromstring(base64.b64decode(drawn)).findall(".//{*}title")]
         assert [tip.partition(":")[0].rpartition(" ")[2] for tip in tips] == ["M0", "M1"]
         for name, columns in (("table", {"kr-split-0", "kr-total"}), ("drift", {"model-kl", "facts-true-0"})):
             rows = json.loads(artifacts[f"smoke-{arm}-seed-0-{name}"])
