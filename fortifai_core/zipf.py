@@ -48,7 +48,7 @@ class ZipfConfig(FamilyConfig):
     data_fields: ClassVar[frozenset[str]] = frozenset({"order", "vocabulary", "exponent", "documents", "length"})
     measures: ClassVar[dict[str, str]] = {
         "type-survival": "share of the real types that the generated text still has",
-        "tail-survival": "the same among tail types: those beyond the commonest that make up 90% of the real tokens",
+        "tail-survival": "share of the tail types (beyond the commonest that make up 90% of real tokens) that survive",
         "bigram-survival": "share of the real pairs of successive types that the generated text still has",
         "tail-mass": "share of the generated tokens that are tail types (real: at most 0.1)",
         "entropy": "entropy of the generated text's types, in nats",
