@@ -7,13 +7,12 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fortifai_core.config import Inconsistent
-from fortifai_core.families import FamilyConfig
-from fortifai_core.vae_config import MEASURES, DigitsData
+from fortifai_core.vae_config import MEASURES, DigitsData, ImageFamilyConfig
 
 OWN = ("frechet", "recall", "precision", "class-entropy", "coverage", "classifier-confidence", "pixel-spread")
 
 
-class DiffusionConfig(FamilyConfig):
+class DiffusionConfig(ImageFamilyConfig):
     """A DDPM (Ho et al. 2020), each next one trained on images sampled from the last; not in the paper.
 
     A term of its loss is one pixel's squared error in the noise, ½(ε − ε̂)²; the model's confidence in it is
@@ -40,30 +39,6 @@ class DiffusionConfig(FamilyConfig):
     epochs: int = Field(120, ge=1, le=100_000, description="Passes over a generation's images.")
     batch_size: int = Field(64, ge=1, le=65_536, description="Images in one optimizer step.")
     learning_rate: float = Field(2e-3, gt=0, lt=1, description="Of Adam at the start; falls to 0 along a line.")
-    samples: int | None = Field(
-        None, ge=10, le=10_000_000, description="Images sampled in a generation; by default as many as real ones."
-    )
-    warmup_epochs: int = Field(
-        1, ge=0, description="Only for dynamic clipping: epochs before the first threshold is set, nothing masked."
-    )
-    threshold_images: int = Field(
-        512, ge=1, le=1_000_000, description="Training images whose pixels make up the distribution of confidences."
-    )
-    classifier_epochs: int = Field(15, ge=1, le=1000, description="Of the classifier that the measures use.")
-    coverage_floor: float = Field(
-        0.02, gt=0, lt=0.5, description="A class counts as produced from this share of the samples on."
-    )
-    neighbours: int = Field(5, ge=1, le=100, description="k of precision and recall in the classifier's features.")
-    measured_images: int = Field(
-        2000, ge=50, le=60_000, description="Samples, and real images, that precision and recall compare at most."
-    )
-
-    @property
-    def seeded_data(self) -> bool:
-        return False
-
-    def sample_count(self, real: int) -> int:
-        return self.samples or real
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> DiffusionConfig:

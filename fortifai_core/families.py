@@ -33,15 +33,15 @@ Progress = Callable[[int, int, str], None]
 # ------------------------------------------------------------------------------------------------ arms
 
 
-class Mask(Frozen):
+class Mask(Frozen, ABC):
     """The arm: which terms of the loss are dropped. Subclasses set `type` to a literal of their own."""
 
     type: str
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """How the arm is called: lower case, digits, dots, dashes."""
-        raise NotImplementedError
 
 
 class NoMask(Mask):

@@ -88,7 +88,36 @@ MEASURES = {
 }
 
 
-class VaeConfig(FamilyConfig):
+class ImageFamilyConfig(FamilyConfig):
+    """What families of images have in common: how many are sampled, when a threshold is set, how they are measured."""
+
+    samples: int | None = Field(
+        None, ge=10, le=10_000_000, description="Images sampled in a generation; by default as many as real ones."
+    )
+    warmup_epochs: int = Field(
+        1, ge=0, description="Only for dynamic clipping: epochs before the first threshold is set, nothing masked."
+    )
+    threshold_images: int = Field(
+        512, ge=1, le=1_000_000, description="Training images whose pixels make up the distribution of confidences."
+    )
+    classifier_epochs: int = Field(15, ge=1, le=1000, description="Of the classifier that the measures use.")
+    coverage_floor: float = Field(
+        0.02, gt=0, lt=0.5, description="A class counts as produced from this share of the samples on."
+    )
+    neighbours: int = Field(5, ge=1, le=100, description="k of precision and recall in the classifier's features.")
+    measured_images: int = Field(
+        2000, ge=50, le=60_000, description="Samples, and real images, that precision and recall compare at most."
+    )
+
+    @property
+    def seeded_data(self) -> bool:
+        return False
+
+    def sample_count(self, real: int) -> int:
+        return self.samples or real
+
+
+class VaeConfig(ImageFamilyConfig):
     """A convolutional VAE, each next one trained on images sampled from the last (ForTIFAI, Section 4.8, Figure 9).
 
     The defaults suit the embedded digits, whose pixels are grey: with `bernoulli` M_0 itself makes few of them. The
@@ -124,30 +153,6 @@ class VaeConfig(FamilyConfig):
     draws: Literal["mean", "sample"] = Field(
         "mean", description="Images for the next generation: the decoder's mean, or pixels drawn from p(x|z)."
     )
-    samples: int | None = Field(
-        None, ge=10, le=10_000_000, description="Images sampled in a generation; by default as many as real ones."
-    )
-    warmup_epochs: int = Field(
-        1, ge=0, description="Only for dynamic clipping: epochs before the first threshold is set, nothing masked."
-    )
-    threshold_images: int = Field(
-        512, ge=1, le=1_000_000, description="Training images whose pixels make up the distribution of confidences."
-    )
-    classifier_epochs: int = Field(15, ge=1, le=1000, description="Of the classifier that the measures use.")
-    coverage_floor: float = Field(
-        0.02, gt=0, lt=0.5, description="A class counts as produced from this share of the samples on."
-    )
-    neighbours: int = Field(5, ge=1, le=100, description="k of precision and recall in the classifier's features.")
-    measured_images: int = Field(
-        2000, ge=50, le=60_000, description="Samples, and real images, that precision and recall compare at most."
-    )
-
-    @property
-    def seeded_data(self) -> bool:
-        return False
-
-    def sample_count(self, real: int) -> int:
-        return self.samples or real
 
     @property
     def side(self) -> int:

@@ -231,6 +231,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_drawn() -> None
 
     class Other(Mask):
         type: str = "other"
+        label: str = "other"
 
     with pytest.raises(ConfigError, match="none, threshold, predicted-optimum, adaptive or noisy"):
         run_chain(small(), Other(), seed=0, generations=1)

@@ -182,6 +182,7 @@ def test_dynamic_intersection_is_a_threshold_of_its_own_each_epoch() -> None:
 def test_an_arm_of_another_family_is_refused() -> None:
     class Strange(Mask):
         type: str = "adaptive"
+        label: str = "strange"
 
     with pytest.raises(ConfigError, match="adaptive"):
         fit(TINY, Strange())
