@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable
 from typing import Any
 
@@ -40,12 +41,16 @@ async def reference(task_run: Awaitable[Any], stage: Stage) -> dict[str, Any]:
 async def _publish_progress(stage: Stage, latest: dict[str, Any]) -> None:
     """A progress artifact in the UI, for stages long enough to be watched."""
     artifact = None
+    started = time.monotonic()
     while True:
         await asyncio.sleep(PROGRESS_EVERY_SECONDS)
         if not latest:
             continue
         percent = 100.0 * latest["done"] / max(1, latest["total"])
         text = f"{stage.label} ({stage.arm or 'shared'}): {latest['done']} of {latest['total']} {latest['unit']}"
+        if latest["done"]:
+            left = (time.monotonic() - started) * (latest["total"] / latest["done"] - 1)
+            text += f", {left:.0f} s left"
         if artifact is None:
             artifact = await acreate_progress_artifact(percent, description=text)
         else:
