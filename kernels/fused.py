@@ -59,34 +59,36 @@ class _Fused(head.Engine):
             budget = torch.cuda.get_device_properties(self.matrix.device).total_memory // _SHARE_OF_CARD
         return head.even_chunks(rows, budget // (self._pitch() * self.matrix.element_size()), _ROWS_MULTIPLE)
 
-    def forward(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        self.x, self.targets = x, targets
+    def chunk(self, rows: Tensor, x: Tensor, targets: Tensor, coefficient: head.Coefficient) -> tuple[Tensor, Tensor]:
         logits = self.buffer[: x.shape[0]]
         if self.offset is None:
             torch.mm(x, self.matrix.T, out=logits)
         else:
             torch.addmm(self.offset, x, self.matrix.T, out=logits)
-        self.found = kernels.rows(
+        found = kernels.rows(
             logits,
             targets,
             ignore_index=self.options.ignore_index,
             scale=self.options.logit_scale,
             softcap=self.options.softcap,
         )
-        return self.found.nll, self.found.hits
+        c = coefficient(slice(0, x.shape[0]), found.nll)
+        if any(self.wanted):
+            self._add(rows, x, targets, found, c)
+        return found.nll, found.hits
 
-    def backward(self, rows: Tensor, coefficient: Tensor) -> None:
+    def _add(self, rows: Tensor, x: Tensor, targets: Tensor, found: kernels.RowResults, coefficient: Tensor) -> None:
         live, source = kernels.live_rows(coefficient)
         if not live:
             return
-        d_logits, x = self.buffer[:live], self.x
+        d_logits = self.buffer[:live]
         kernels.dlogits(
             self.buffer[: x.shape[0]],
             d_logits,
-            self.targets,
+            targets,
             coefficient,
-            highest=self.found.highest,
-            total=self.found.total,
+            highest=found.highest,
+            total=found.total,
             source=source,
             upstream=None,
             scale=self.options.logit_scale,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,7 +24,10 @@ from torch import Tensor
 from kernels.losses import derivative_of
 from kernels.reference import Linear, Options, Rows, Terms, wide
 
-_SCALED_AT_ONCE = 2**22  # elements
+_SCALED_AT_ONCE = 2**20  # elements: what stays in the cache
+
+# From a slice of a chunk's rows and their nll (n,) to c (n,), of the wide type; 0 where dead.
+Coefficient = Callable[[slice, Tensor], Tensor]
 
 
 class Engine(ABC):
@@ -61,15 +64,18 @@ class Engine(ABC):
     def chunk_rows(self, rows: int) -> int:
         """How many rows make a chunk, from the options or from what memory allows."""
 
-    @abstractmethod
-    def forward(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Make a chunk's logits. Returns nll (n,) of the wide type, and hits (n,), whether none is above the target."""
+    def room(self) -> int:
+        """How many rows may be handed in next, at least 1."""
+        return self.at_once
 
     @abstractmethod
-    def backward(self, rows: Tensor, coefficient: Tensor) -> None:
-        """Add the gradients of the chunk made last; its logits are gone afterwards.
+    def chunk(self, rows: Tensor, x: Tensor, targets: Tensor, coefficient: Coefficient) -> tuple[Tensor, Tensor]:
+        """Make a chunk's logits, and its part of the gradients, at the latest when these are asked for.
 
-        rows: (n,) where its rows stand in `hidden`. coefficient: (n,) c, of the wide type; 0 where dead.
+        rows: (n,) where its rows stand in `hidden`. x: (n, width) these rows, in the type of the GEMMs.
+        coefficient: asked once for each row, in order, and in as many parts as the engine likes.
+
+        Returns nll (n,) of the wide type, and hits (n,), whether no logit is above the target's.
         """
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -160,15 +166,19 @@ class _LinearLoss(torch.autograd.Function):
         keep = (targets != options.ignore_index).nonzero().squeeze(1)
         engine = make(hidden, weight, bias, rows=keep.numel(), wanted=now, compute=compute, options=options)
         for rows, x, chosen in _chunks(engine, hidden, targets, keep):
-            nll_, hits_ = engine.forward(x, chosen)
-            value, slope = value_of(options, nll_), derivative_of(options.loss, nll_)
+            factor = None if token_weights is None else token_weights[rows].to(kind)
+            slopes: list[Tensor] = []
+
+            def c(part: slice, nll: Tensor, factor: Tensor | None = factor, slopes: list[Tensor] = slopes) -> Tensor:
+                slopes.append(derivative_of(options.loss, nll))
+                return (slopes[-1] if factor is None else slopes[-1] * factor[part]) * mantissa
+
+            nll_, hits_ = engine.chunk(rows, x, chosen, c)
+            value, slope = value_of(options, nll_), torch.cat(slopes)
             live[rows] = slope != 0
-            if token_weights is not None:
-                factor = token_weights[rows].to(kind)
+            if factor is not None:
                 value, slope = value * factor, slope * factor
             losses[rows], nll[rows], hits[rows], coefficient[rows] = value, nll_, hits_, slope
-            if in_forward:
-                engine.backward(rows, slope * mantissa)
 
         ctx.make, ctx.options, ctx.compute, ctx.wanted = make, options, compute, wanted
         # saved through autograd, so that a second backward pass over freed tensors is refused by torch
@@ -195,10 +205,11 @@ class _LinearLoss(torch.autograd.Function):
 
 
 def _chunks(engine: Engine, hidden: Tensor, targets: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    whole = rows.numel() == hidden.shape[0]
-    for part, start in zip(rows.split(engine.at_once), range(0, rows.numel(), engine.at_once), strict=False):
+    whole, start = rows.numel() == hidden.shape[0], 0
+    while start < rows.numel():
+        where = slice(start, start + engine.room())
+        part, start = rows[where], where.stop
         if whole:  # views, no copies
-            where = slice(start, start + engine.at_once)
             yield part, hidden[where].to(engine.compute), targets[where]
         else:
             yield part, hidden.index_select(0, part).to(engine.compute), targets.index_select(0, part)
@@ -213,8 +224,8 @@ def _recompute(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, rows=keep.numel(), wanted=ctx.wanted, compute=ctx.compute, options=ctx.options
     )
     for rows, x, chosen in _chunks(engine, hidden, targets, keep):
-        engine.forward(x, chosen)
-        engine.backward(rows, coefficient[rows])
+        c = coefficient[rows]
+        engine.chunk(rows, x, chosen, lambda part, _, c=c: c[part])
     return engine.gradients()
 
 
@@ -242,10 +253,10 @@ def _scaled(gradient: Tensor, factor: Tensor | None, dtype: torch.dtype) -> Tens
         # reading a number waits for a GPU, but costs nothing on the CPU
         return gradient if factor.device.type == "cpu" and factor == 1 else gradient.mul_(factor)
     narrow = torch.empty_like(gradient, dtype=dtype)
-    # in parts, since on the CPU each makes a copy of the wide type
+    # in parts, since each makes a copy of the wide type
     step = gradient.numel() if gradient.is_cuda else _SCALED_AT_ONCE
     for wide_part, part in zip(gradient.view(-1).split(step), narrow.view(-1).split(step), strict=True):
-        torch.mul(wide_part, factor, out=part)
+        part.copy_(wide_part * factor)
     return narrow
 
 

@@ -306,6 +306,40 @@ def test_short_floats_err_no_more_than_the_reference(impl: str, dtype: torch.dty
         assert error <= allowed * 1.05 + 1e-6
 
 
+@pytest.mark.parametrize("chunks", [2, 8])
+@pytest.mark.parametrize("upstream", [1.0, 1 / 3])
+@pytest.mark.parametrize("spread", [1.0, 3.0], ids=["hesitant", "confident"])
+def test_weight_gradient_in_bfloat16_errs_no_more_than_a_dense_heads(
+    chunks: int, upstream: float, spread: float
+) -> None:
+    """A vocabulary that is large against a chunk, frequent and rare tokens, targets that the model itself expects."""
+    g = torch.Generator().manual_seed(0)
+    n, width, vocabulary, mean = 1024, 64, 4096, 5.0
+    # hidden states share a component, along which the weight says how frequent a token is (Zipf)
+    common = F.normalize(torch.randn(width, generator=g), dim=0)
+    frequency = -torch.log(torch.arange(vocabulary) + 3.0)
+    weight = torch.randn(vocabulary, width, generator=g) * width**-0.5
+    weight += torch.outer((frequency - frequency.mean()) / mean - weight @ common, common)
+    hidden = torch.randn(n, width, generator=g) * spread
+    hidden += torch.outer(mean - hidden @ common, common)
+    weight, hidden = weight.to(DEVICE, torch.bfloat16), hidden.to(DEVICE, torch.bfloat16)
+    p = (hidden.float() @ weight.float().T).softmax(1).cpu()
+    targets = torch.multinomial(p, 1, generator=g).squeeze(1).to(DEVICE)
+    found = {}
+    for name, impl, dtype in (
+        ("exact", "torch", torch.float64),
+        ("dense", "torch", torch.bfloat16),
+        ("ours", "chunked", torch.bfloat16),
+    ):
+        leaf = weight.to(dtype, copy=True).requires_grad_()
+        rows = n // chunks if impl == "chunked" else None
+        output = linear_cross_entropy(hidden.to(dtype), leaf, targets, impl=impl, chunk_rows=rows)
+        (output.loss * upstream).backward()
+        found[name] = leaf.grad.double()
+    error, allowed = ((found[name] - found["exact"]).norm() for name in ("ours", "dense"))
+    assert 0 < error <= 1.05 * allowed
+
+
 def test_autocast_computes_in_its_type_and_returns_gradients_in_theirs() -> None:
     batch = make(64, 32, 257, dtype=torch.float32)
     results = {}
