@@ -151,23 +151,22 @@ def test_where_all_is_found_and_no_server_keeps_a_record_no_flow_is_run(
         local.run_here(config, **again)
 
 
-def test_no_more_runs_are_at_work_than_there_are_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import recursive
+def test_no_more_runs_are_at_work_than_there_are_workers() -> None:
+    from flows import experiment
 
     active: list[tuple[str, int]] = []
     seen: list[int] = []
     done: list[tuple[str, int]] = []
 
-    async def run_arm(_: str, arm: str, seed: int) -> None:
+    async def one_run(_: str, arm: str, seed: int) -> None:
         active.append((arm, seed))
         seen.append(len(active))
         await asyncio.sleep(0.01)
         active.remove((arm, seed))
         done.append((arm, seed))
 
-    monkeypatch.setattr(recursive, "run_arm", run_arm)
     plan = plan_for(load_experiment_config("smoke", ["seeds=[0,1,2,3,4]"]))
-    asyncio.run(recursive._in_turns(plan, at_once=3))
+    asyncio.run(experiment._in_turns(plan, one_run, at_once=3))
     assert max(seen) == 3
     assert sorted(done) == sorted((run.arm, run.seed) for run in plan.runs)
 
