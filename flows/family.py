@@ -1,4 +1,4 @@
-"""The recursive-family flow: a mixture, a Gaussian or a VAE on its own samples, a subflow for each run (arm + seed)."""
+"""The recursive-family flow: any other model class on its own samples, a subflow for each run (arm + seed)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.session import Reporter, current_session
 @flow(
     name="recursive-family",
     flow_run_name="{experiment.name}",
-    description="Fit a model to its own samples, generation after generation: Gaussian, mixture, VAE.",
+    description="Fit a model to its own samples, generation after generation: Gaussian, mixture, VAE, diffusion, Zipf.",
     persist_result=False,
 )
 async def recursive_family(
