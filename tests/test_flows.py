@@ -18,42 +18,20 @@ from rich.console import Console
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, plan_for, prepare_experiment
 from fortifai_core.errors import ConfigError, DataError, StoreError
+from helpers import Recorder
 from storage.store import ArtifactStore
-from tasks.session import Reporter
-from tasks.stages import Stage
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 OVERRIDES = ["runtime.workers=1", "runtime.threads=1"]
-
-
-class Recorder:
-    """A reporter that remembers."""
-
-    def __init__(self) -> None:
-        self.built: list[Stage] = []
-        self.found: list[Stage] = []
-        self.notes: list[str] = []
-
-    def started(self, stage: Stage) -> None:
-        """Only what was finished counts."""
-
-    def progressed(self, stage: Stage, done: int, total: int, unit: str) -> None:
-        assert 0 <= done <= total, stage
-
-    def finished(self, stage: Stage, *, found: bool, seconds: float) -> None:
-        (self.found if found else self.built).append(stage)
-
-    def noted(self, message: str) -> None:
-        self.notes.append(message)
 
 
 def run(store: Path | str, *overrides: str, preset: str = "smoke") -> tuple[Recorder, Prepared, dict[str, Any]]:
     from flows.recursive import run_experiment
 
     prepared = prepare_experiment(load_experiment_config(preset, [*OVERRIDES, *overrides]), store=str(store))
-    recorder: Reporter = (remembered := Recorder())
+    recorder = Recorder()
     outcome = asyncio.run(run_experiment(prepared, recorder))
-    return remembered, prepared, outcome
+    return recorder, prepared, outcome
 
 
 def digests(prepared: Prepared) -> dict[str, dict[str, str]]:
