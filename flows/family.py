@@ -1,4 +1,4 @@
-"""The recursive-family flow: a mixture, a Gaussian or a VAE on its own samples, a subflow for each run (arm + seed)."""
+"""The recursive-family flow: any other model class on its own samples, a subflow for each run (arm + seed)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Annotated, Any
 from prefect import flow, tags
 from pydantic import Field
 
-from flows.prepare import Prepared, prepare_experiment
-from flows.recursive import run_prepared, task_group
-from flows.reporters import LogReporter
+from flows.experiment import run_asked, run_here, task_group
+from flows.prepare import Prepared
 from fortifai_core.family_config import FamilyExperiment
 from tasks import family_publish, stage_tasks
 from tasks.family_stages import FamilyPlan, FamilyRun, FamilyStep
@@ -20,7 +19,7 @@ from tasks.session import Reporter, current_session
 @flow(
     name="recursive-family",
     flow_run_name="{experiment.name}",
-    description="Fit a model to its own samples, generation after generation: Gaussian, mixture, VAE.",
+    description="Fit a model to its own samples, generation after generation: Gaussian, mixture, VAE, diffusion, Zipf.",
     persist_result=False,
 )
 async def recursive_family(
@@ -31,27 +30,14 @@ async def recursive_family(
     refresh: list[str] | None = Field(None, description="Stages to build anew, with all that follows from them."),
 ) -> dict[str, Any]:
     """Run one experiment. Whatever was computed before, by this run or another, is found and not computed again."""
-    changes = {"generations": generations, "seeds": seeds}
-    wanted = {name: value for name, value in changes.items() if value is not None}
-    experiment = FamilyExperiment.model_validate({**experiment.model_dump(), **wanted})
-    prepared = prepare_experiment(experiment, store=store, refresh=refresh or [])
-    return await run_prepared(prepared, LogReporter(), one_run=run_of_family)
-
-
-@flow(name="recursive-family", flow_run_name="{experiment}", persist_result=False, validate_parameters=False)
-async def _here(experiment: str) -> dict[str, Any]:
-    """The same flow for `fortifai run`, which has checked and planned before Prefect is started."""
-    prepared, reporter = _handed_over.pop(experiment)
-    return await run_prepared(prepared, reporter, one_run=run_of_family)
-
-
-_handed_over: dict[str, tuple[Prepared, Reporter]] = {}
+    return await run_asked(
+        experiment, generations=generations, seeds=seeds, store=store, refresh=refresh, one_run=run_of_family
+    )
 
 
 async def run_family_experiment(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
     """Run a prepared experiment as a flow run of its own."""
-    _handed_over[prepared.plan.config.name] = (prepared, reporter)
-    return await _here(prepared.plan.config.name)
+    return await run_here(prepared, reporter, flow_name=recursive_family.name, one_run=run_of_family)
 
 
 @flow(

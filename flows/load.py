@@ -174,8 +174,3 @@ def _suggest(
     close = difflib.get_close_matches(location[-1], names, n=1)
     shown = "gmm" if kind is FamilyExperiment else "tiny"
     return f"; did you mean `{close[0]}`?" if close else f"; `fortifai init {shown}` shows the fields"
-
-
-def to_yaml(config: ExperimentConfig | FamilyExperiment) -> str:
-    """The configuration, every field spelt out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

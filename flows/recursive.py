@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable
 from typing import Annotated, Any
 
 from prefect import flow, tags
 from pydantic import Field
 
-from flows.prepare import Prepared, prepare_experiment
-from flows.reporters import LogReporter
+from flows.experiment import run_asked, run_here, task_group, together
+from flows.prepare import Prepared
 from fortifai_core.config import ExperimentConfig
 from fortifai_core.failure_metrics import failure_metric
-from storage.experiments import record_experiment
 from tasks import publish, stage_tasks
-from tasks.family_stages import AnyPlan
-from tasks.pool import worker_pool
-from tasks.session import Reporter, Session, current_session, session
+from tasks.session import Reporter, Session, current_session
 from tasks.stages import GenerationPlan, Plan, Stage
 
 
@@ -37,81 +33,14 @@ async def recursive_training(
     refresh: list[str] | None = Field(None, description="Stages to build anew, with all that follows from them."),
 ) -> dict[str, Any]:
     """Run one experiment. Whatever was computed before, by this run or another, is found and not computed again."""
-    changes = {"generations": generations, "seeds": seeds}
-    wanted = {name: value for name, value in changes.items() if value is not None}
-    experiment = ExperimentConfig.model_validate({**experiment.model_dump(), **wanted})
-    return await run_prepared(prepare_experiment(experiment, store=store, refresh=refresh or []), LogReporter())
-
-
-@flow(name="recursive-training", flow_run_name="{experiment}", persist_result=False, validate_parameters=False)
-async def _here(experiment: str) -> dict[str, Any]:
-    """The same flow for `fortifai run`, which has checked and planned before Prefect is started."""
-    return await run_prepared(*_handed_over.pop(experiment))
-
-
-OneRun = Callable[[str, str, int], Awaitable[Any]]
-_handed_over: dict[str, tuple[Prepared, Reporter]] = {}
+    return await run_asked(
+        experiment, generations=generations, seeds=seeds, store=store, refresh=refresh, one_run=run_arm
+    )
 
 
 async def run_experiment(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
     """Run a prepared experiment as a flow run of its own."""
-    _handed_over[prepared.plan.config.name] = (prepared, reporter)
-    return await _here(prepared.plan.config.name)
-
-
-async def run_prepared(prepared: Prepared, reporter: Reporter, *, one_run: OneRun | None = None) -> dict[str, Any]:
-    """Shared stages first, then the runs, then the report.
-
-    Args:
-        one_run: the subflow of a run, called with experiment, arm and seed; by default that of a language model.
-    """
-    plan, store = prepared.plan, prepared.store
-    async with worker_pool(plan.config, store_url=store.url, logs=store.logs) as pool:
-        with session(Session(plan=plan, store=store, pool=pool, reporter=reporter)) as running:
-            config = plan.config.model_dump(mode="json")
-            record_experiment(store, config=config, status="running")
-            try:
-                await _shared(plan)
-                await _in_turns(plan, at_once=len(pool.workers), one_run=one_run)
-                final = plan.report(running.stopped)
-                report = await stage_tasks.reference(stage_tasks.write_report(final), final)
-            except BaseException:
-                record_experiment(store, config=config, status="failed")
-                raise
-            record_experiment(store, config=config, status="finished")
-            running.circumstances.tell(reporter)
-            return {
-                "experiment": prepared.record_id,
-                "report": report["key"],
-                "built": len(running.built),
-                "found": len(running.found),
-                "stage_seconds": round(running.stage_seconds, 3),
-                "computing_seconds": round(running.computing_seconds, 3),
-            }
-
-
-async def _in_turns(plan: AnyPlan, *, at_once: int, one_run: OneRun | None = None) -> None:
-    """All runs, as many at once as there are workers: more would only wait for each other, and flood the server."""
-    turn = asyncio.Semaphore(at_once)
-
-    async def one(arm: str, seed: int) -> None:
-        async with turn:
-            await (one_run or run_arm)(plan.config.name, arm, seed)
-
-    await together(*(one(run.arm, run.seed) for run in plan.runs))
-
-
-async def _shared(plan: AnyPlan) -> None:
-    """What several runs build on. Each stage waits for its own parents only."""
-    started: dict[tuple[str, str], asyncio.Task[Any]] = {}
-
-    async def after_parents(stage: Stage) -> None:
-        await asyncio.gather(*(started[parent] for parent in stage.parents.values()))
-        await stage_tasks.prepare(stage)
-
-    async with task_group() as group:
-        for stage in plan.shared:  # parents come first in the plan
-            started[stage.reference] = group.create_task(after_parents(stage))
+    return await run_here(prepared, reporter, flow_name=recursive_training.name, one_run=run_arm)
 
 
 @flow(
@@ -188,20 +117,3 @@ async def _drift(step: GenerationPlan, stage: Stage, drifted: list[dict[str, Any
 async def _wait(work: Awaitable[Any]) -> None:
     """A task run as the coroutine that a task group takes."""
     await work
-
-
-@contextlib.asynccontextmanager
-async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """A task group: at the first failure the rest is cancelled, so that nothing goes on behind a dead run."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            yield group
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-
-
-async def together(*work: Coroutine[Any, Any, Any]) -> None:
-    """Wait for all of them; at the first failure the rest is cancelled."""
-    async with task_group() as group:
-        for one in work:
-            group.create_task(one)

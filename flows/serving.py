@@ -34,8 +34,6 @@ from fortifai_core.family_config import FamilyExperiment
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
 
-ENTRYPOINT = "flows.recursive.recursive_training"
-FAMILY_ENTRYPOINT = "flows.family.recursive_family"
 POLL_SECONDS = 2.0  # how long a run waits at most before it is started
 HEARTBEAT_SECONDS = 30  # the shortest that Prefect accepts; the zombie automation waits for three of them
 READY_SECONDS = 120.0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from fortifai_core.config import Inconsistent
 from fortifai_core.vae_config import MEASURES, DigitsData, ImageFamilyConfig
 
 OWN = ("frechet", "recall", "precision", "class-entropy", "coverage", "classifier-confidence", "pixel-spread")
@@ -19,17 +18,12 @@ class DiffusionConfig(ImageFamilyConfig):
     exp(−½(ε − ε̂)²), a unit Gaussian's density as a share of its peak. The arms are those of the VAE.
     """
 
-    data_fields: ClassVar[frozenset[str]] = frozenset({"data"})
-    measure_fields: ClassVar[frozenset[str]] = frozenset(
-        {"coverage_floor", "neighbours", "measured_images", "classifier_epochs"}
-    )
     plain_label: ClassVar[str] = "ddpm"
     measures: ClassVar[dict[str, str]] = {
         **{name: MEASURES[name] for name in OWN},
         "denoising-loss": "Squared error in the noise on real images, nothing masked, by pixel",
         **{name: MEASURES[name] for name in ("classifier-accuracy", "frechet-floor")},
     }
-    headline: ClassVar[str] = "frechet"
 
     type: Literal["diffusion"] = "diffusion"
     data: DigitsData = Field(default_factory=DigitsData, description="The real images.")
@@ -39,10 +33,3 @@ class DiffusionConfig(ImageFamilyConfig):
     epochs: int = Field(120, ge=1, le=100_000, description="Passes over a generation's images.")
     batch_size: int = Field(64, ge=1, le=65_536, description="Images in one optimizer step.")
     learning_rate: float = Field(2e-3, gt=0, lt=1, description="Of Adam at the start; falls to 0 along a line.")
-
-    @model_validator(mode="after")
-    def _warmup_ends(self) -> DiffusionConfig:
-        if self.warmup_epochs >= self.epochs:
-            remedy = f"no epoch of {self.epochs} would be clipped; lower it, or raise epochs"
-            raise Inconsistent("family.warmup_epochs", self.warmup_epochs, remedy)
-        return self

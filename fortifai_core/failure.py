@@ -15,10 +15,10 @@ learned the split and has no time to failure at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from fortifai_core.config import Regime
 from fortifai_core.errors import InputError
@@ -104,23 +104,6 @@ class TimeToFailure:
             return "unknown" if bound is None else f"> {_number(bound, unit, exact=False)}"
         value = self.value(unit)
         return "unknown" if value is None else _number(value, unit, exact=True)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: status, threshold, last_generation, failure (or null), observed."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TimeToFailure:
-        """The inverse of `to_dict`."""
-        failure = values["failure"]
-        return cls(
-            status=values["status"],
-            threshold=values["threshold"],
-            last_generation=values["last_generation"],
-            failure=None if failure is None else Effort(**failure),
-            observed=Effort(**values["observed"]),
-            falls=values["falls"],
-        )
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class ThresholdMask(Mask):
 class FamilyConfig(Frozen):
     """Base of every family's configuration; a subclass has a `type` literal of its own.
 
-    Three class attributes say which stage reads which field, so that a key holds what its stage reads and no more.
+    Class attributes say which stage reads which field, so that a key holds what its stage reads and no more.
     """
 
     type: str
@@ -121,14 +121,7 @@ class Family(ABC):
 
     @abstractmethod
     def fit(
-        self,
-        data: Arrays,
-        *,
-        mask: Mask,
-        generation: int,
-        seed: int,
-        previous: Arrays | None,
-        progress: Progress,
+        self, data: Arrays, *, mask: Mask, generation: int, seed: int, previous: Arrays | None, progress: Progress
     ) -> tuple[Arrays, dict[str, float]]:
         """Fit M_i to `data`.
 
@@ -147,14 +140,7 @@ class Family(ABC):
 
     @abstractmethod
     def measure(
-        self,
-        parameters: Arrays,
-        sample: Arrays,
-        real: Arrays,
-        *,
-        generation: int,
-        seed: int,
-        first: Arrays,
+        self, parameters: Arrays, sample: Arrays, real: Arrays, *, generation: int, seed: int, first: Arrays
     ) -> dict[str, float]:
         """The measures of M_i, by name.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from fortifai_core.family_analysis import (
 )
 from fortifai_core.report import TerminalTable, duration
 from fortifai_core.report_figures import CHART_CSS, PALETTE, Chart, Point, Series, png, svg
+from fortifai_core.report_page import render_page
 
 COLUMNS = ("arm", "seed", "generation", "metric", "value", "low", "high")
 WITH_INTERVALS = 3  # arms beside which a terminal still has room for intervals
@@ -150,25 +150,16 @@ def _intervals(analysis: FamilyAnalysis) -> str:
 
 
 def render(analysis: FamilyAnalysis) -> str:
-    """The whole page; everything that comes from outside is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    """The whole page."""
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("fortifai_core"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        {"number": number, "title_of": title_of, "duration": duration, "interval": with_interval}
-    )
     report = analysis.report
     charts = [chart(analysis, name) for name in analysis.measures]
     total = sum(sum(own.values()) for own in report.seconds.values())
-    return environment.get_template("family.html").render(
-        report=report,
+    return render_page(
+        "family.html",
+        filters={"number": number, "title_of": title_of, "duration": duration},
+        data=report,
         analysis=analysis,
         arms=report.results.arms,
         facts=_facts(report),
@@ -178,7 +169,7 @@ def render(analysis: FamilyAnalysis) -> str:
         intervals=_intervals(analysis),
         stages=sorted(report.seconds.items(), key=lambda item: -sum(item[1].values())),
         total=total,
-        config=json.dumps(report.config, indent=2, ensure_ascii=False, default=str),
+        config=report.config,
     )
 
 

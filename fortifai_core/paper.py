@@ -6,15 +6,13 @@ These numbers are quoted from the paper or computed from quoted ones; none of th
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fortifai_core.errors import DataError
 from fortifai_core.failure import (
     SPLIT_UNITS,
-    UNIT_TITLES,
     Ratio,
     TimeToFailure,
     Unit,
@@ -125,24 +123,6 @@ def paper_time_to_failure(rows: Iterable[PaperResult], *, threshold: float = 0.7
                 )
             )
     return arms
-
-
-def failure_table(
-    arms: Sequence[PaperArm], *, threshold: Literal["absolute", "relative"] = "absolute"
-) -> tuple[list[str], list[list[str]]]:
-    """(headers, rows) in plain text: per unit the time to failure and, but for CE, the ratio to CE."""
-    headers = ["table", "dataset", "model", "arm"]
-    for unit in SPLIT_UNITS:
-        headers += [UNIT_TITLES[unit], "× CE"]
-    rows = []
-    for arm in arms:
-        failure = arm.absolute if threshold == "absolute" else arm.relative
-        ratios = arm.absolute_ratios if threshold == "absolute" else arm.relative_ratios
-        row = [arm.table, arm.dataset, arm.model, arm.method]
-        for unit in SPLIT_UNITS:
-            row += [failure.describe(unit), ratios[unit].describe() if unit in ratios else ""]
-        rows.append(row)
-    return headers, rows
 
 
 def _shares(curve: dict[int, float], table: str) -> tuple[float, ...]:

@@ -12,7 +12,6 @@ from fortifai_core.report_figures import COLOURS_LIGHT
 
 INK = "#7a746b"  # text and frames, legible on white and on black
 FRAME = "#a8a196"
-REAL = "#8d877d"
 # For the classes of a data set; the arms have the report's own colours.
 CLASS_COLOURS = (
     "#2f6fc4",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from fortifai_core.report_charts import retention_chart, small_charts, strips, w
 from fortifai_core.report_confidence import CONFIDENCE_CSS, confidence_svg
 from fortifai_core.report_data import ArmResult, GenerationResult, ReportData, RunResult, Scores, title_of
 from fortifai_core.report_figures import CHART_CSS, PALETTE, svg
+from fortifai_core.report_page import render_page
 from fortifai_core.report_paper import beside_the_paper
 from fortifai_core.report_strip import STRIP_CSS, strip_svg
 from fortifai_core.report_tables import report_tables
@@ -87,17 +87,9 @@ def terminal_table(data: ReportData) -> TerminalTable:
 
 
 def render(analysis: Analysis) -> str:
-    """The whole page; everything that comes from outside is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    """The whole page."""
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("fortifai_core"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     filters: dict[str, Callable[..., object]] = {
         "percent": lambda share: f"{100 * share:.1f}",
         "score": lambda value: f"{100 * value:.1f}%" if 0 <= value <= 1 else f"{value:.4g}",
@@ -105,18 +97,17 @@ def render(analysis: Analysis) -> str:
         "points": points,
         "isnan": math.isnan,
         "duration": duration,
-        "title_of": title_of,
         "moment": lambda value: "not reached" if math.isinf(value) else f"{value:.2f}",
         "median_interval": median_interval,
     }
-    environment.filters.update(filters)
     main = retention_chart(analysis)
     # A chart without data is an empty string, so that the template can ask for any of them.
     small = small_charts(analysis)
     figures = {name: Markup(svg(chart, width=372, height=264)) for name, chart in small.items()}
     data = analysis.data
-    page = environment.get_template("report.html")
-    return page.render(
+    return render_page(
+        "report.html",
+        filters=filters,
         data=data,
         analysis=analysis,
         arms=analysis.arms,
@@ -145,7 +136,7 @@ def render(analysis: Analysis) -> str:
         benchmarks=list(dict.fromkeys(name for arm in analysis.arms for name in arm.benchmarks)),
         unit_titles=UNIT_TITLES,
         times=_times(data),
-        config=json.dumps(data.config, indent=2, ensure_ascii=False, default=str),
+        config=data.config,
     )
 
 

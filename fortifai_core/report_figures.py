@@ -1,4 +1,4 @@
-"""The report's charts: SVG written by hand, so that it follows the page's theme; and one PNG for slides.
+"""The report's charts: SVG written by hand, so that it follows the page's theme; and PNG, for slides.
 
 Colours are CSS variables (`--ink`, `--soft`, `--line`, `--s0` …), defined by the page or by `STYLE`, which
 the stand-alone file carries. Arms differ by marker shape too: for print, and for eyes that see colours

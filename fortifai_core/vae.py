@@ -59,14 +59,7 @@ class VaeFamily(Family):
         return vae_data.load(self.config.data, self.folder).test
 
     def fit(
-        self,
-        data: Arrays,
-        *,
-        mask: Mask,
-        generation: int,
-        seed: int,
-        previous: Arrays | None,
-        progress: Progress,
+        self, data: Arrays, *, mask: Mask, generation: int, seed: int, previous: Arrays | None, progress: Progress
     ) -> tuple[Arrays, dict[str, float]]:
         """The weights of M_i; beside them, under `trace/`, the record of the fit (see `_Trace`).
 
@@ -96,14 +89,7 @@ class VaeFamily(Family):
         return {"pixels": np.concatenate(parts), "label": np.full(count, -1, dtype=np.int64)}
 
     def measure(
-        self,
-        parameters: Arrays,
-        sample: Arrays,
-        real: Arrays,
-        *,
-        generation: int,
-        seed: int,
-        first: Arrays,
+        self, parameters: Arrays, sample: Arrays, real: Arrays, *, generation: int, seed: int, first: Arrays
     ) -> dict[str, float]:
         """The measures that `vae_config.MEASURES` describes, of `sample` and of M_i on held-out real images.
 

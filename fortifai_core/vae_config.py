@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -91,6 +91,13 @@ MEASURES = {
 class ImageFamilyConfig(FamilyConfig):
     """What families of images have in common: how many are sampled, when a threshold is set, how they are measured."""
 
+    data_fields: ClassVar[frozenset[str]] = frozenset({"data"})
+    measure_fields: ClassVar[frozenset[str]] = frozenset(
+        {"coverage_floor", "neighbours", "measured_images", "classifier_epochs"}
+    )
+    headline: ClassVar[str] = "frechet"
+
+    epochs: int = Field(ge=1, description="Passes over a generation's images.")
     samples: int | None = Field(
         None, ge=10, le=10_000_000, description="Images sampled in a generation; by default as many as real ones."
     )
@@ -109,6 +116,13 @@ class ImageFamilyConfig(FamilyConfig):
         2000, ge=50, le=60_000, description="Samples, and real images, that precision and recall compare at most."
     )
 
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            remedy = f"no epoch of {self.epochs} would be clipped; lower it, or raise epochs"
+            raise Inconsistent("family.warmup_epochs", self.warmup_epochs, remedy)
+        return self
+
     @property
     def seeded_data(self) -> bool:
         return False
@@ -124,13 +138,8 @@ class VaeConfig(ImageFamilyConfig):
     authors' experiment on MNIST: latent 20, channels 64, Adam at 1e-3, 30 epochs, batches of 256.
     """
 
-    data_fields: ClassVar[frozenset[str]] = frozenset({"data"})
-    measure_fields: ClassVar[frozenset[str]] = frozenset(
-        {"coverage_floor", "neighbours", "measured_images", "classifier_epochs"}
-    )
     plain_label: ClassVar[str] = "elbo"
     measures: ClassVar[dict[str, str]] = MEASURES
-    headline: ClassVar[str] = "frechet"
 
     type: Literal["vae"] = "vae"
     data: ImageData = Field(default_factory=DigitsData, description="The real images.")
@@ -158,10 +167,3 @@ class VaeConfig(ImageFamilyConfig):
     def side(self) -> int:
         """Pixels along each edge of an image."""
         return 8 if isinstance(self.data, DigitsData) else 28
-
-    @model_validator(mode="after")
-    def _warmup_ends(self) -> VaeConfig:
-        if self.warmup_epochs >= self.epochs:
-            remedy = f"no epoch of {self.epochs} would be clipped; lower it, or raise epochs"
-            raise Inconsistent("family.warmup_epochs", self.warmup_epochs, remedy)
-        return self

@@ -19,8 +19,7 @@ Each generation is sampled with a temperature (below 1: the common becomes commo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +27,10 @@ from pydantic import Field, model_validator
 
 from fortifai_core.config import Inconsistent
 from fortifai_core.errors import ConfigError, DataError
-from fortifai_core.families import Family, FamilyConfig, Mask, NoMask, ThresholdMask
+from fortifai_core.families import Arrays, Family, FamilyConfig, Mask, NoMask, Progress, ThresholdMask
 from fortifai_core.seeds import derive_seed
 
-Arrays = dict[str, NDArray[Any]]
 Floats = NDArray[np.float64]
-Progress = Callable[[int, int, str], None]
 
 # Share of the real tokens that the common types make up; every other type is in the tail.
 _HEAD_MASS = 0.9
@@ -95,14 +92,7 @@ class ZipfFamily(Family):
         return _draw(truth, config.documents, config.length, 1.0, np.random.default_rng(derive_seed("zipf-real", seed)))
 
     def fit(
-        self,
-        data: Arrays,
-        *,
-        mask: Mask,
-        generation: int,
-        seed: int,
-        previous: Arrays | None,
-        progress: Progress,
+        self, data: Arrays, *, mask: Mask, generation: int, seed: int, previous: Arrays | None, progress: Progress
     ) -> tuple[Arrays, dict[str, float]]:
         """Relative frequencies under the mask. Metrics: live-fraction of the tokens, gamma, and mean nll per token."""
         gamma = self._gamma(mask)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,13 +39,6 @@ class Draft:
         path = self._tree.workspace(self.kind, self.key)
         path.mkdir(parents=True, exist_ok=True)
         return path
-
-    def adopt(self, path: Path, *, name: str | None = None) -> Path:
-        """Move a file or directory from the workspace into the artifact."""
-        target = self.path / (name or path.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, target)
-        return target
 
     def commit(
         self,

@@ -1,7 +1,7 @@
 """Which code, packages and hardware made an artifact; and, on a hit, whether they have changed since.
 
 None of it is part of a key: a comment changed in a module must not throw away a week of training. It is kept
-in the manifest, and a difference is said aloud (`warn_on_drift`). To invalidate on purpose, raise the stage's
+in the manifest, and a difference (`drift`) is said aloud. To invalidate on purpose, raise the stage's
 VERSION.
 """
 
@@ -15,7 +15,6 @@ import platform
 import resource
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -55,10 +54,6 @@ PACKAGES = (
 )
 # Compared by `drift`. A revision alone changes nothing; seconds, memory and load always differ.
 _COMPARED = ("sources", "packages", "python", "platform", "cpu", "torch_threads")
-
-
-class CodeDriftWarning(UserWarning):
-    """A found artifact was made by other code, packages or hardware than are here now."""
 
 
 def rooms_of(kind: str) -> tuple[str, ...]:
@@ -120,15 +115,6 @@ def drift(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         was, now = (str((side.get("git") or {}).get("revision") or "")[:12] for side in (old, new))
         if was and now and was != now:
             lines.append(f"git.revision: {was} → {now}")
-    return lines
-
-
-def warn_on_drift(label: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Warn with a `CodeDriftWarning` where `drift` finds lines; return them. `label` names the artifact."""
-    lines = drift(old, new)
-    if lines:
-        message = f"{label} was made under other circumstances: {'; '.join(lines)}. It is used as it is."
-        warnings.warn(message, CodeDriftWarning, stacklevel=2)
     return lines
 
 

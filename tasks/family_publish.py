@@ -13,42 +13,26 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
-from prefect.events import emit_event
 
 from storage import shards
 from tasks.families import PREVIEW
 from tasks.family_stages import FamilyPlan, FamilyRun, FamilyStep
 from tasks.prepare import has_file
-from tasks.publish import artifact_key
+from tasks.publish import announce, artifact_key, line_chart, plain
 from tasks.session import Session, current_session
 
 POINTS = 40  # of a chart: Mermaid draws a label for each
 
 
-def line_chart(title: str, measure: str, values: Sequence[tuple[int, float]], *, threshold: float | None) -> str:
+def measure_chart(title: str, measure: str, values: Sequence[tuple[int, float]], *, threshold: float | None) -> str:
     """A Mermaid line chart of one measure by generation, with the failure threshold as a second line."""
     step = max(1, -(-len(values) // POINTS))
-    shown = [*values[:-1:step], values[-1]]
-    names = ", ".join(f"M{generation}" for generation, _ in shown)
-    ends = [value for _, value in shown] + ([] if threshold is None else [threshold])
-    low, high = min(ends), max(ends)
+    generations, shown = zip(*[*values[:-1:step], values[-1]], strict=True)
+    lines = [shown] if threshold is None else [shown, [threshold] * len(shown)]
+    low, high = min(map(min, lines)), max(map(max, lines))
     room = 0.05 * (high - low) or 1.0
-    lines = [f"    line [{', '.join(_plain(value) for _, value in shown)}]"]
-    if threshold is not None:
-        lines.append(f"    line [{', '.join(_plain(threshold) for _ in shown)}]")
-    return (
-        "```mermaid\n"
-        '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#b5472a, #6b7280"}}}}%%\n'
-        "xychart-beta\n"
-        f'    title "{title}"\n'
-        f"    x-axis [{names}]\n"
-        f'    y-axis "{measure}" {_plain(low - room)} --> {_plain(high + room)}\n' + "\n".join(lines) + "\n```\n"
-    )
-
-
-def _plain(value: float) -> str:
-    """A number without an exponent, which Mermaid does not read."""
-    return f"{value:.6f}".rstrip("0").rstrip(".")
+    axis = f'"{measure}" {plain(low - room)} --> {plain(high + room)}'
+    return line_chart(title, generations, *lines, axis=axis)
 
 
 @task(name="publish", task_run_name="publish · g{step.last}", persist_result=False)
@@ -60,24 +44,16 @@ async def publish_family(run: FamilyRun, step: FamilyStep, failure: dict[str, An
     config, family = plan.config, plan.config.family
     name, title = config.name, f"{run.arm} · seed {run.seed}"
     metrics = running.references[step.measured.reference]["metrics"]
-    payload = {"experiment": name, "arm": run.arm, "seed": run.seed, "generation": step.last}
-    emit_event(
-        "generation.finished",
-        resource={
-            "prefect.resource.id": f"fortifai.generation.{step.train.key[:16]}",
-            "prefect.resource.name": f"{name} · {title} · g{step.last}",
-        },
-        payload={**payload, **metrics},
+    failed = failure.get("status") == "failed" and step.first <= failure["failed_in"] <= step.last
+    announce(
+        experiment=name,
+        arm=run.arm,
+        seed=run.seed,
+        generation=step.last,
+        model=step.train.key,
+        metrics=metrics,
+        failure=failure if failed else None,
     )
-    if failure.get("status") == "failed" and step.first <= failure["failed_in"] <= step.last:
-        emit_event(
-            "collapse.detected",
-            resource={
-                "prefect.resource.id": f"fortifai.run.{name}.{run.arm}.{run.seed}",
-                "prefect.resource.name": f"{name} · {title}",
-            },
-            payload={**payload, **failure},
-        )
     is_last = step.last == config.generations - 1
     if not is_last and step.measured.reference not in {one.reference for one in running.built}:
         return  # nothing new to show before the last generation
@@ -94,7 +70,7 @@ async def publish_family(run: FamilyRun, step: FamilyStep, failure: dict[str, An
         )
     ]
     if values:
-        chart = line_chart(title, family.headline, values, threshold=_threshold(config, failure))
+        chart = measure_chart(title, family.headline, values, threshold=_threshold(config, failure))
         work.append(
             acreate_markdown_artifact(
                 f"# {family.measures.get(family.headline, family.headline)}\n\n{chart}",

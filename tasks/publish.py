@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prefect import task
@@ -26,26 +26,77 @@ def artifact_key(*parts: str | int) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(str(part) for part in parts).lower()).strip("-")
 
 
+def plain(value: float) -> str:
+    """A number without an exponent, which Mermaid does not read."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def line_chart(title: str, generations: Iterable[int], *lines: Iterable[float], axis: str = "") -> str:
+    """A Mermaid line chart by generation; a threshold is the second line.
+
+    Args:
+        axis: the vertical axis as Mermaid writes it; by default without a name, its ends chosen by Mermaid.
+    """
+    parts = [
+        "```mermaid",
+        # the default colours are too pale to be seen: what is measured in red, the threshold in grey
+        '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#b5472a, #6b7280"}}}}%%',
+        "xychart-beta",
+        f'    title "{title}"',
+        f"    x-axis [{', '.join(f'M{generation}' for generation in generations)}]",
+        *([f"    y-axis {axis}"] if axis else []),
+        *(f"    line [{', '.join(map(plain, values))}]" for values in lines),
+        "```\n",
+    ]
+    return "\n".join(parts)
+
+
+def announce(
+    *,
+    experiment: str,
+    arm: str | None,
+    seed: int | None,
+    generation: int,
+    model: str,
+    metrics: Mapping[str, Any],
+    failure: Mapping[str, Any] | None,
+) -> None:
+    """The events of a generation that is finished, for automations.
+
+    Args:
+        model: key of the model of that generation.
+        failure: the check, where it found that the run failed in this generation.
+    """
+    run = f"{experiment} · {arm} · seed {seed}"
+    payload = {"experiment": experiment, "arm": arm, "seed": seed, "generation": generation}
+    emit_event(
+        "generation.finished",
+        resource={
+            "prefect.resource.id": f"fortifai.generation.{model[:16]}",
+            "prefect.resource.name": f"{run} · g{generation}",
+        },
+        payload={**payload, **metrics},
+    )
+    if failure is not None:
+        emit_event(
+            "collapse.detected",
+            resource={
+                "prefect.resource.id": f"fortifai.run.{experiment}.{arm}.{seed}",
+                "prefect.resource.name": run,
+            },
+            payload={**payload, **failure},
+        )
+
+
 def retention_chart(title: str, measured: Sequence[dict[str, Any]], *, threshold: float | None) -> str:
     """A Mermaid line chart of retention by generation, with the threshold, if it is one of retention, as a second."""
     ordered = sorted((m for m in measured if m.get("kr-split-0") is not None), key=lambda m: m["generation"])
     if not ordered:
         return "No questions were asked about split 0.\n"
     shares = [100.0 * float(m["kr-split-0"]) for m in ordered]
-    names = ", ".join(f"M{m['generation']}" for m in ordered)
-    low = min([50.0, *shares])
-    return (
-        "```mermaid\n"
-        # the default colours are too pale to be seen: retention in red, the threshold in grey
-        '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#b5472a, #6b7280"}}}}%%\n'
-        "xychart-beta\n"
-        f'    title "{title}"\n'
-        f"    x-axis [{names}]\n"
-        f'    y-axis "Retention of split 0 (%)" {low:.0f} --> 100\n'
-        f"    line [{', '.join(f'{share:.1f}' for share in shares)}]\n"
-        + ("" if threshold is None else f"    line [{', '.join(f'{100 * threshold:.1f}' for _ in shares)}]\n")
-        + "```\n"
-    )
+    lines = [shares] if threshold is None else [shares, [100 * threshold] * len(shares)]
+    axis = f'"Retention of split 0 (%)" {min([50.0, *shares]):.0f} --> 100'
+    return line_chart(title, [m["generation"] for m in ordered], *lines, axis=axis)
 
 
 def retention_image(title: str, measured: Sequence[dict[str, Any]], *, threshold: float | None) -> str:
@@ -68,13 +119,8 @@ def drift_charts(drifted: Sequence[dict[str, Any]], columns: Sequence[str]) -> s
         known = [(m["generation"], float(m[column])) for m in drifted if column in m]
         if len(known) < 2:
             continue
-        names = ", ".join(f"M{generation}" for generation, _ in known)
-        values = ", ".join(f"{value:.4g}" for _, value in known)
-        parts.append(
-            "```mermaid\n"
-            '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#b5472a"}}}}%%\n'
-            f'xychart-beta\n    title "{column}"\n    x-axis [{names}]\n    line [{values}]\n```\n'
-        )
+        generations, values = zip(*known, strict=True)
+        parts.append(line_chart(column, generations, values))
     return "\n".join(parts)
 
 
@@ -85,23 +131,16 @@ async def publish_generation(step: GenerationPlan, measured: list[dict[str, Any]
     config = running.plan.config
     assert isinstance(config, ExperimentConfig)
     name, arm, seed = config.name, step.train.arm, step.train.seed
-    emit_event(
-        "generation.finished",
-        resource={
-            "prefect.resource.id": f"fortifai.generation.{step.train.key[:16]}",
-            "prefect.resource.name": f"{name} · {arm} · seed {seed} · g{step.generation}",
-        },
-        payload={"experiment": name, "arm": arm, "seed": seed, **measured[-1]},
+    failed = failure["status"] == "failed" and failure["failed_in"] == step.generation
+    announce(
+        experiment=name,
+        arm=arm,
+        seed=seed,
+        generation=step.generation,
+        model=step.train.key,
+        metrics=measured[-1],
+        failure=failure if failed else None,
     )
-    if failure["status"] == "failed" and failure["failed_in"] == step.generation:
-        emit_event(
-            "collapse.detected",
-            resource={
-                "prefect.resource.id": f"fortifai.run.{name}.{arm}.{seed}",
-                "prefect.resource.name": f"{name} · {arm} · seed {seed}",
-            },
-            payload={"experiment": name, "arm": arm, "seed": seed, "generation": step.generation, **failure},
-        )
     last = step.generation == running.plan.config.generations - 1
     built = {one.reference for one in running.built}
     if not last and step.evaluate.reference not in built:

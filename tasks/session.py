@@ -108,6 +108,6 @@ def current_session() -> Session:
     """The session of the running experiment.
 
     Raises:
-        LookupError: outside of one; a stage's task runs only within a flow of `flows.recursive`.
+        LookupError: outside of one; a stage's task runs only within a flow run of an experiment.
     """
     return _current.get()

@@ -195,13 +195,9 @@ class Plan:
 
     def stages(self) -> list[Stage]:
         """Every stage once, parents before children."""
-        found: dict[tuple[str, str], Stage] = {s.reference: s for s in self.shared}
-        for run in self.runs:
-            for generation in run.generations:
-                for one in generation.stages:
-                    found.setdefault(one.reference, one)
-        report = self.report()
-        found[report.reference] = report
+        found: dict[tuple[str, str], Stage] = {}
+        for one in self.uses():
+            found.setdefault(one.reference, one)
         return list(found.values())
 
     def uses(self) -> list[Stage]:

@@ -1,4 +1,4 @@
-"""What several test files share: a store of their own, and the smallest experiment that has every stage."""
+"""What several test files share: the environment, a store of their own, and a Prefect server."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "30")  # as flows.embedded, 
 # Without a GPU the Triton kernels are tested in triton's interpreter, which has to be said before its first import.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-SMOKE_OVERRIDES = ["runtime.workers=1", "runtime.threads=1"]
 
 
 @pytest.fixture

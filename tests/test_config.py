@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.load import load_any_config, load_experiment_config, preset_text, presets, to_yaml, validate
-from fortifai_core.config import ExperimentConfig
+from flows.load import load_any_config, load_experiment_config, preset_text, presets, validate
 from fortifai_core.errors import ConfigError
 
 
@@ -16,13 +15,8 @@ from fortifai_core.errors import ConfigError
 def test_every_preset_is_a_valid_experiment_of_its_own_name(name: str) -> None:
     config = load_any_config(name)
     assert config.name == name
-    assert validate(yaml.safe_load(to_yaml(config))) == config
+    assert validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
     assert preset_text(name).startswith("# ")
-
-
-def test_an_experiment_survives_its_own_yaml() -> None:
-    config = load_experiment_config("tiny")
-    assert ExperimentConfig.model_validate(yaml.safe_load(to_yaml(config))) == config
 
 
 def test_set_changes_one_field() -> None:

@@ -12,6 +12,7 @@ import yaml
 from flows import serving
 from flows.load import load_any_config, presets
 from fortifai_core.family_config import FamilyExperiment
+from helpers import ENTRYPOINT, FAMILY_ENTRYPOINT
 
 DEPLOYMENTS = Path(__file__).parents[1] / "deployments"
 
@@ -39,7 +40,7 @@ def test_deployment_files_hold_up_before_prefects_own_models(name: str) -> None:
         preset = re.sub("-(docker|kubernetes)$", "", str(deployment.name))
         config = load_any_config(preset)
         family = isinstance(config, FamilyExperiment)
-        assert deployment.entrypoint == (serving.FAMILY_ENTRYPOINT if family else serving.ENTRYPOINT)
+        assert deployment.entrypoint == (FAMILY_ENTRYPOINT if family else ENTRYPOINT)
         assert type(config).model_validate(filled["experiment"]) == config
     # the same signs of life as in the automation that waits for them
     pools = [d["work_pool"]["job_variables"]["env"] for d in data["deployments"]]

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from pathlib import Path
 
 import pytest
 
+from flows.explain import paper_table
 from fortifai_core.config import Regime
 from fortifai_core.errors import DataError, InputError
 from fortifai_core.failure import (
     SPLIT_UNITS,
     UNITS,
-    TimeToFailure,
     ratio,
     relative_threshold,
     time_to_failure,
 )
-from fortifai_core.paper import PaperArm, failure_table, paper_time_to_failure, read_results
+from fortifai_core.paper import PaperArm, paper_time_to_failure, read_results
 
 RESULTS = Path(__file__).parent.parent / "storage" / "paper" / "results.csv"
 
@@ -68,11 +67,11 @@ def test_the_tables_also_show_where_truncation_does_not_help(paper: dict) -> Non
 
 def test_all_sixteen_arms_and_a_row_for_each(paper: dict) -> None:
     assert len(paper) == 16 and all(len(arm.retention) == 6 for arm in paper.values())
-    headers, rows = failure_table(list(paper.values()))
-    assert len(rows) == 16 and all(len(row) == len(headers) for row in rows)
-    assert rows[0][3:6] == ["ce", "1.69", ""]
-    relative = failure_table(list(paper.values()), threshold="relative")[1]
-    assert relative[0][4] != rows[0][4]
+    rows = paper_table()
+    assert [(row["table"], row["arm"]) for row in rows] == list(paper)
+    assert (rows[0]["arm"], rows[0]["generations"]) == ("ce", "1.69") and "generations_ratio_to_ce" not in rows[0]
+    assert all(("generations_ratio_to_ce" in row) == (row["arm"] != "ce") for row in rows)
+    assert paper["Table D2", "ce"].relative.generations != paper["Table D2", "ce"].absolute.generations
     assert paper["Table D2", "tce-0.9"].relative.threshold == pytest.approx(0.6515)
 
 
@@ -156,12 +155,6 @@ def test_regimes_read_different_amounts() -> None:
     subsample = time_to_failure(curve, regime=Regime.ACCUMULATE_SUBSAMPLE)
     assert subsample.training_splits == pytest.approx(2.5)
     assert subsample.synthetic_splits == pytest.approx(0.5 + 0.5 * 2 / 3)
-
-
-def test_json_round_trip() -> None:
-    for curve in ([0.9, 0.7], [0.9, 0.8], [0.5, 0.4]):
-        outcome = time_to_failure(curve, tokens=[(10, 0), (20, 10)])
-        assert TimeToFailure.from_dict(json.loads(json.dumps(outcome.to_dict()))) == outcome
 
 
 @pytest.mark.parametrize("curve", [[], [80.3, 77.9], [float("nan")], [-0.1]])

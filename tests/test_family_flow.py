@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,6 +18,7 @@ from rich.console import Console
 from flows.load import load_any_config
 from flows.prepare import Prepared, prepare_experiment
 from fortifai_core.config import Runtime
+from helpers import Recorder, cli, digests, start_cli
 from storage.catalog import query
 from storage.store import ArtifactStore
 from tasks.build import build
@@ -68,13 +66,6 @@ def build_all(one: Prepared, *, upto: int | None = None) -> list[Stage]:
     return built
 
 
-def results(store: ArtifactStore) -> dict[str, dict[str, str]]:
-    """Digests of every file of every artifact, but for the report, which shows how long things took."""
-    return {
-        f"{m.kind}/{m.key}": {e["name"]: e["sha256"] for e in m.files} for m in store.ls() if m.kind != "family-report"
-    }
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     one = prepared(tmp_path_factory.mktemp("families") / "store", "gmm", *GMM)
@@ -113,7 +104,7 @@ def test_cut_between_and_within_stages_it_ends_with_the_same_bits(
     build_all(one, upto=7)
     again = prepared(tmp_path / "cut", "gmm", *GMM)
     assert len(build_all(again)) == len(again.plan.stages()) - 7
-    assert results(again.store) == results(finished.store)
+    assert digests(again.store) == digests(finished.store)
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(finished: Prepared) -> None:
@@ -225,26 +216,6 @@ def test_names_from_outside_are_escaped_and_claims_follow_the_intervals(finished
 # ------------------------------------------------------------------------------------------- with Prefect, long
 
 
-class Recorder:
-    """A reporter that remembers."""
-
-    def __init__(self) -> None:
-        self.built: list[Stage] = []
-        self.found: list[Stage] = []
-
-    def started(self, stage: Stage) -> None:
-        """Only what was finished counts."""
-
-    def progressed(self, stage: Stage, done: int, total: int, unit: str) -> None:
-        assert 0 <= done <= total, stage
-
-    def finished(self, stage: Stage, *, found: bool, seconds: float) -> None:
-        (self.found if found else self.built).append(stage)
-
-    def noted(self, message: str) -> None:
-        """Nothing is checked of notes."""
-
-
 def run(one: Prepared) -> Recorder:
     from flows.family import run_family_experiment
 
@@ -264,7 +235,7 @@ def test_the_flow_builds_every_stage_once_and_the_ui_shows_table_chart_and_pictu
     first = run(one)
     assert set(Counter(s.reference for s in first.built).values()) == {1}
     assert {s.reference for s in one.plan.stages()} == {s.reference for s in first.built}
-    assert results(one.store) == results(finished.store)
+    assert digests(one.store) == digests(finished.store)
     assert run(prepared(tmp_path, "gmm", *GMM)).built == []
 
     async def shown() -> dict[str, Any]:
@@ -291,45 +262,17 @@ def test_an_arm_stops_when_it_has_failed(tmp_path: Path) -> None:
     assert any(s.role == "family-report" for s in recorder.built)
 
 
-def environment(tmp_path: Path, store: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "FORTIFAI_STORE": str(tmp_path / store),
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": "",
-        "COLUMNS": "200",
-    }
-
-
-def cli(tmp_path: Path, store: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        env=environment(tmp_path, store),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def sets(overrides: list[str]) -> list[str]:
     return [part for override in overrides for part in ("--set", override)]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
-def test_killed_and_resumed_by_the_printed_command_it_ends_with_the_same_results(tmp_path: Path) -> None:
+def test_killed_and_resumed_by_the_printed_command_it_ends_with_the_same_digests(tmp_path: Path) -> None:
     overrides = sets([*GMM, "generations=8"])
     whole = prepared(tmp_path / "whole", "gmm", *GMM, "generations=8")
     build_all(whole)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", "gmm", *overrides],
-        env=environment(tmp_path, "cut"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start_cli(tmp_path, "cut", "run", "gmm", *overrides)
     store = ArtifactStore(tmp_path / "cut")
     deadline = time.monotonic() + 120
     while len(store.ls("family-evaluation")) < 6 and time.monotonic() < deadline:
@@ -341,7 +284,7 @@ def test_killed_and_resumed_by_the_printed_command_it_ends_with_the_same_results
     assert len(store.ls("family-evaluation")) < len(whole.store.ls("family-evaluation"))
     said = cli(tmp_path, "cut", *command.split())
     assert "stages computed" in said and "report:" in said
-    assert results(store) == results(whole.store)
+    assert digests(store) == digests(whole.store)
 
 
 @pytest.mark.long

@@ -18,42 +18,20 @@ from rich.console import Console
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, plan_for, prepare_experiment
 from fortifai_core.errors import ConfigError, DataError, StoreError
+from helpers import Recorder
 from storage.store import ArtifactStore
-from tasks.session import Reporter
-from tasks.stages import Stage
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 OVERRIDES = ["runtime.workers=1", "runtime.threads=1"]
-
-
-class Recorder:
-    """A reporter that remembers."""
-
-    def __init__(self) -> None:
-        self.built: list[Stage] = []
-        self.found: list[Stage] = []
-        self.notes: list[str] = []
-
-    def started(self, stage: Stage) -> None:
-        """Only what was finished counts."""
-
-    def progressed(self, stage: Stage, done: int, total: int, unit: str) -> None:
-        assert 0 <= done <= total, stage
-
-    def finished(self, stage: Stage, *, found: bool, seconds: float) -> None:
-        (self.found if found else self.built).append(stage)
-
-    def noted(self, message: str) -> None:
-        self.notes.append(message)
 
 
 def run(store: Path | str, *overrides: str, preset: str = "smoke") -> tuple[Recorder, Prepared, dict[str, Any]]:
     from flows.recursive import run_experiment
 
     prepared = prepare_experiment(load_experiment_config(preset, [*OVERRIDES, *overrides]), store=str(store))
-    recorder: Reporter = (remembered := Recorder())
+    recorder = Recorder()
     outcome = asyncio.run(run_experiment(prepared, recorder))
-    return remembered, prepared, outcome
+    return recorder, prepared, outcome
 
 
 def digests(prepared: Prepared) -> dict[str, dict[str, str]]:
@@ -151,23 +129,22 @@ def test_where_all_is_found_and_no_server_keeps_a_record_no_flow_is_run(
         local.run_here(config, **again)
 
 
-def test_no_more_runs_are_at_work_than_there_are_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import recursive
+def test_no_more_runs_are_at_work_than_there_are_workers() -> None:
+    from flows import experiment
 
     active: list[tuple[str, int]] = []
     seen: list[int] = []
     done: list[tuple[str, int]] = []
 
-    async def run_arm(_: str, arm: str, seed: int) -> None:
+    async def one_run(_: str, arm: str, seed: int) -> None:
         active.append((arm, seed))
         seen.append(len(active))
         await asyncio.sleep(0.01)
         active.remove((arm, seed))
         done.append((arm, seed))
 
-    monkeypatch.setattr(recursive, "run_arm", run_arm)
     plan = plan_for(load_experiment_config("smoke", ["seeds=[0,1,2,3,4]"]))
-    asyncio.run(recursive._in_turns(plan, at_once=3))
+    asyncio.run(experiment._in_turns(plan, one_run, at_once=3))
     assert max(seen) == 3
     assert sorted(done) == sorted((run.arm, run.seed) for run in plan.runs)
 

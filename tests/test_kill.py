@@ -7,45 +7,17 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from helpers import cli, digests, start_cli
 from storage.store import ArtifactStore
 
 pytestmark = pytest.mark.long
-COMMAND = [sys.executable, "-m", "flows.cli"]
 OVERRIDES = ["--set", "runtime.workers=1", "--set", "runtime.threads=1", "--set", "runtime.save_steps=3"]
 SLOWER = ["--set", "training.epochs=80", "--set", "generations=3"]
-
-
-def environment(tmp_path: Path, store: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "FORTIFAI_STORE": str(tmp_path / store),
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": "",
-        "COLUMNS": "200",
-    }
-
-
-def run_to_the_end(tmp_path: Path, store: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [*COMMAND, *arguments], env=environment(tmp_path, store), capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def results(store: Path) -> dict[str, dict[str, str]]:
-    """Digests of every file of every artifact, but for the report, which shows how long things took."""
-    return {
-        f"{m.kind}/{m.key}": {e["name"]: e["sha256"] for e in m.files}
-        for m in ArtifactStore(store).ls()
-        if m.kind != "report"
-    }
 
 
 def names_in(folder: Path) -> list[str]:
@@ -94,14 +66,8 @@ def alive(process: int) -> bool:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_in_the_middle_of_training_it_resumes_to_the_same_results(tmp_path: Path, how: signal.Signals) -> None:
     one_arm = [*OVERRIDES, *SLOWER, "--set", "losses=[{type: tce, gamma: 0.9}]"]
-    run_to_the_end(tmp_path, "whole", "run", "smoke", *one_arm)
-    process = subprocess.Popen(
-        [*COMMAND, "run", "smoke", *one_arm],
-        env=environment(tmp_path, "cut"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    cli(tmp_path, "whole", "run", "smoke", *one_arm)
+    process = start_cli(tmp_path, "cut", "run", "smoke", *one_arm)
     wait_for_training(tmp_path / "cut", 2, process)
     children = children_of(process.pid)
     assert len(children) >= 2  # a worker, and the Prefect server
@@ -116,22 +82,16 @@ def test_killed_in_the_middle_of_training_it_resumes_to_the_same_results(tmp_pat
     # at the start, for a kill that leaves no time for words; and at the end where there was some
     assert len(printed) == (1 if how == signal.SIGKILL else 2) and len(set(printed)) == 1
     assert "Traceback" not in output
-    said = run_to_the_end(tmp_path, "cut", *printed[0].split())
+    said = cli(tmp_path, "cut", *printed[0].split())
     assert "stages computed" in said
-    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    assert digests(ArtifactStore(tmp_path / "cut")) == digests(ArtifactStore(tmp_path / "whole"))
     resumed = [m for m in ArtifactStore(tmp_path / "cut").ls("model") if m.metrics.get("resumed-from")]
     assert len(resumed) == 1  # it went on from a checkpoint, and did not begin anew
 
 
 def test_a_killed_worker_fails_its_stage_and_nothing_else(tmp_path: Path) -> None:
     arguments = [*OVERRIDES, *SLOWER, "--set", "losses=[{type: cross-entropy}]"]
-    process = subprocess.Popen(
-        [*COMMAND, "run", "smoke", *arguments],
-        env=environment(tmp_path, "cut"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start_cli(tmp_path, "cut", "run", "smoke", *arguments)
     wait_for_training(tmp_path / "cut", 1, process)
     workers = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     worker = next(line for line in workers.splitlines() if "tasks.worker" in line and str(process.pid) in line.split())
@@ -141,32 +101,30 @@ def test_a_killed_worker_fails_its_stage_and_nothing_else(tmp_path: Path) -> Non
     assert "worker process ended with code -9" in output
     assert "fortifai resume smoke-" in output
     assert ArtifactStore(tmp_path / "cut").verify() == []
-    run_to_the_end(tmp_path, "cut", "resume", "latest")
+    cli(tmp_path, "cut", "resume", "latest")
 
 
 @pytest.mark.timeout(400)
 def test_the_command_line_from_a_first_run_to_the_questions_one_asks_of_it(tmp_path: Path) -> None:
     arguments = ["smoke", *OVERRIDES]
-    first = run_to_the_end(tmp_path, "store", "run", *arguments)
+    first = cli(tmp_path, "store", "run", *arguments)
     assert "retention of split 0" in first and "report:" in first
-    again = run_to_the_end(tmp_path, "store", "run", *arguments)
+    again = cli(tmp_path, "store", "run", *arguments)
     assert "0 stages computed" in again
-    planned = json.loads(run_to_the_end(tmp_path, "store", "plan", *arguments, "--json"))
+    planned = json.loads(cli(tmp_path, "store", "plan", *arguments, "--json"))
     assert all(row["found"] for row in planned)
-    changed = json.loads(run_to_the_end(tmp_path, "store", "plan", *arguments, "--set", "losses.1.gamma=0.8", "--json"))
+    changed = json.loads(cli(tmp_path, "store", "plan", *arguments, "--set", "losses.1.gamma=0.8", "--json"))
     missing = [row for row in changed if not row["found"]]
     assert {row["run"] for row in missing} == {"tce-0.8 · seed 0", "shared"}
     assert [row["stage"] for row in missing if row["run"] == "shared"] == ["report"]
-    epochs = json.loads(run_to_the_end(tmp_path, "store", "plan", *arguments, "--set", "training.epochs=3", "--json"))
+    epochs = json.loads(cli(tmp_path, "store", "plan", *arguments, "--set", "training.epochs=3", "--json"))
     first_miss = next(row for row in epochs if not row["found"])
     assert "training.epochs: 2.0 → 3.0" in first_miss["why"]
     asked = json.loads(
-        run_to_the_end(
-            tmp_path, "store", "sql", "select arm, generation, value from metrics where metric = 'kr-total'", "--json"
-        )
+        cli(tmp_path, "store", "sql", "select arm, generation, value from metrics where metric = 'kr-total'", "--json")
     )
     assert {(row["arm"], row["generation"]) for row in asked} == {(a, g) for a in ("ce", "tce-0.9") for g in (0, 1)}
-    catalog = Path(run_to_the_end(tmp_path, "store", "path", "catalog").strip())
+    catalog = Path(cli(tmp_path, "store", "path", "catalog").strip())
     assert catalog.is_absolute() and catalog.is_file()
-    assert "smoke-" in run_to_the_end(tmp_path, "store", "ls")
-    assert "are sound, 0 were set aside" in run_to_the_end(tmp_path, "store", "verify")
+    assert "smoke-" in cli(tmp_path, "store", "ls")
+    assert "are sound, 0 were set aside" in cli(tmp_path, "store", "verify")

@@ -24,6 +24,7 @@ from flows import embedded, serving
 from flows.load import load_any_config, load_experiment_config, presets
 from fortifai_core.errors import InputError
 from fortifai_core.family_config import FamilyExperiment
+from helpers import ENTRYPOINT, FAMILY_ENTRYPOINT
 from storage.store import ArtifactStore
 
 DEPLOYMENTS = Path(__file__).parents[1] / "deployments"
@@ -105,13 +106,13 @@ def test_every_preset_is_a_deployment_of_the_importable_flow(made: dict[str, Any
     for name, deployment in made.items():
         config = load_any_config(name)
         family = isinstance(config, FamilyExperiment)
-        assert deployment.entrypoint == (serving.FAMILY_ENTRYPOINT if family else serving.ENTRYPOINT)
+        assert deployment.entrypoint == (FAMILY_ENTRYPOINT if family else ENTRYPOINT)
         assert (deployment.flow_name, deployment.description) == (flow_of(name), presets()[name])
         assert type(config).model_validate(deployment.parameters["experiment"]) == config
         assert deployment.parameters["store"] == "/the/store"
     # a path (`flows/recursive.py:…`) would put the folder `flows` itself among the modules
-    assert load_flow_from_entrypoint(serving.ENTRYPOINT, use_placeholder_flow=False) is recursive_training
-    assert load_flow_from_entrypoint(serving.FAMILY_ENTRYPOINT, use_placeholder_flow=False) is recursive_family
+    assert load_flow_from_entrypoint(ENTRYPOINT, use_placeholder_flow=False) is recursive_training
+    assert load_flow_from_entrypoint(FAMILY_ENTRYPOINT, use_placeholder_flow=False) is recursive_family
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,8 @@ def test_an_exception_leaves_no_artifact_but_keeps_the_workspace(store: Artifact
     assert (store.workspace("model", KEY) / "checkpoint").read_text() == "step 100"
     with store.build("model", KEY) as draft:
         assert list(draft.path.iterdir()) == []
-        draft.adopt(draft.workspace / "checkpoint", name="sub/kept")
+        (draft.path / "sub").mkdir()
+        (draft.path / "sub" / "kept").write_text((draft.workspace / "checkpoint").read_text())
         draft.commit(stage_version=1, content={})
     assert store.find("model", KEY).file("sub/kept").read_text() == "step 100"
     assert list((store.root / "work").iterdir()) == []
@@ -746,8 +747,6 @@ def test_drift_names_the_fields_that_differ() -> None:
         f"sources.kernels: {'1' * 12} → {'3' * 12}",
         f"git.revision: {'a' * 12} → {'b' * 12}",
     ]
-    with pytest.warns(provenance.CodeDriftWarning, match=r"model abc.*torch: 2\.12\.0 → 2\.13\.0"):
-        provenance.warn_on_drift("model abc", old, new)
 
 
 def test_source_hash_follows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
