@@ -30,7 +30,7 @@ $(VENV)/.database: $(VENV)/.run
 demo: $(VENV)/.run $(VENV)/.database  ## train two tiny models on their own output and see what they still know (about 4 minutes)
 	@$(BIN)/fortifai run tiny
 
-test: $(VENV)/.dev lint  ## lint, types, import contracts, and the tests that need no server (below 15 minutes)
+test: $(VENV)/.dev lint  ## lint, types, import contracts, and all tests but the long ones (below 15 minutes)
 	@$(BIN)/python -m pytest -q -m "not long"
 
 test-long: $(VENV)/.dev  ## the tests that start servers and browsers or kill processes
