@@ -178,7 +178,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 def _welcome(address: str, names: list[str], store: str, runs_log: Path, server_log: Path | None) -> str:
     logs = f"{runs_log}" + (f"\n             {server_log}" if server_log else "")
     return (
-        f"\n[bold]UI[/]           {address}\n"
+        f"\n[bold]UI[/]           {address}/v2 (its older one, {address}, does not draw the line charts)\n"
         f"deployments  {', '.join(names)}\n"
         f"store        {escape(store)}\n"
         f"logs         {escape(logs)}\n\n"
