@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Annotated, Any
 
@@ -39,8 +40,13 @@ async def recursive_training(
     """Run one experiment. Whatever was computed before, by this run or another, is found and not computed again."""
     changes = {"generations": generations, "seeds": seeds}
     wanted = {name: value for name, value in changes.items() if value is not None}
-    experiment = ExperimentConfig.model_validate({**experiment.model_dump(), **wanted})
-    return await run_prepared(prepare_experiment(experiment, store=store, refresh=refresh or []), LogReporter())
+    reporter = LogReporter()
+    with warnings.catch_warnings(record=True) as said:  # what a terminal shows, nobody sees under a server
+        warnings.simplefilter("always")
+        experiment = ExperimentConfig.model_validate({**experiment.model_dump(), **wanted})
+    for warning in said:
+        reporter.noted(f"warning: {warning.message}")
+    return await run_prepared(prepare_experiment(experiment, store=store, refresh=refresh or []), reporter)
 
 
 @flow(name="recursive-training", flow_run_name="{experiment}", persist_result=False, validate_parameters=False)
