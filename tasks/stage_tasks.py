@@ -40,14 +40,15 @@ async def reference(task_run: Awaitable[Any], stage: Stage) -> dict[str, Any]:
 
 async def _publish_progress(stage: Stage, progress: StageProgress, finished: asyncio.Event) -> None:
     """A progress artifact in the UI, for stages long enough to be watched; at the end it says that all is done."""
-    artifact = None
-    while not finished.is_set():
+    artifact, over = None, False
+    while not over:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(finished.wait(), PROGRESS_EVERY_SECONDS)
-        if not progress.total or (artifact is None and finished.is_set()):
+        over = finished.is_set()  # read once: it may be set while the server is being told of the step before
+        if not progress.total or (over and artifact is None):
             continue
         percent, words = progress.percent, str(progress)
-        if finished.is_set():
+        if over:
             percent, words = 100.0, f"finished, {progress.total:,} {progress.unit}"
         text = f"{stage.label} ({stage.arm or 'shared'}): {words}"
         if artifact is None:

@@ -6,7 +6,7 @@ import asyncio
 import re
 import subprocess
 import sys
-import time
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -162,17 +162,18 @@ def test_what_earlier_attempts_made_is_no_pace_of_this_one(parents: tuple[Artifa
 
 
 class Here:
-    """Stands in for the pool of workers: builds in a thread of this process, and slowly enough to be watched."""
+    """Stands in for the pool of workers: builds in a thread of this process, and waits until it has been watched."""
 
-    def __init__(self, store: ArtifactStore, *, seconds: float) -> None:
-        self.store, self.seconds = store, seconds
+    def __init__(self, store: ArtifactStore, *, published: threading.Event) -> None:
+        self.store, self.published = store, published
 
     async def build(self, stage: Stage, on_progress: Callable[[int, int, str], None]) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
 
         def progress(done: int, total: int, unit: str) -> None:
+            self.published.clear()
             loop.call_soon_threadsafe(on_progress, done, total, unit)
-            time.sleep(self.seconds)
+            assert self.published.wait(60)
 
         artifact, found = await asyncio.to_thread(build, stage, self.store, Runtime(shard_blocks=1), progress=progress)
         return {"found": found, "metrics": artifact.manifest.metrics, "seconds": artifact.manifest.seconds}
@@ -197,13 +198,22 @@ def test_the_ui_shows_speed_acceptance_and_the_time_left_while_a_split_is_rewrit
     store, stages = parents
     wanted = rewriting(stages, engine="aligned")
     monkeypatch.setattr(stage_tasks, "PROGRESS_EVERY_SECONDS", 0.05)
-    texts: list[tuple[float | None, str | None]] = []
-    update = stage_tasks.aupdate_progress_artifact
+    texts: list[tuple[float, str]] = []
+    published = threading.Event()
+    create, update = stage_tasks.acreate_progress_artifact, stage_tasks.aupdate_progress_artifact
 
-    async def noting(artifact: Any, progress: float, description: str | None = None) -> Any:
+    async def creating(progress: float, *, description: str) -> Any:
+        made = await create(progress, description=description)
+        published.set()
+        return made
+
+    async def noting(artifact: Any, progress: float, *, description: str) -> Any:
+        made = await update(artifact, progress, description=description)
         texts.append((progress, description))
-        return await update(artifact, progress, description=description)
+        published.set()
+        return made
 
+    monkeypatch.setattr(stage_tasks, "acreate_progress_artifact", creating)
     monkeypatch.setattr(stage_tasks, "aupdate_progress_artifact", noting)
 
     @flow
@@ -213,15 +223,15 @@ def test_the_ui_shows_speed_acceptance_and_the_time_left_while_a_split_is_rewrit
             of_task = ArtifactFilter(task_run_id=ArtifactFilterTaskRunId(any_=[task.state_details.task_run_id]))
             return await client.read_artifacts(artifact_filter=of_task)
 
-    pool: Any = Here(store, seconds=0.1)
+    pool: Any = Here(store, published=published)
     plan: Any = None  # of which a single stage reads nothing
     with session(Session(plan=plan, store=store, pool=pool, reporter=Silent())):
         artifacts = asyncio.run(rewrite())
     total = sum(9 * number + 5 for number in range(6))
     under_way = re.compile(
-        rf"regenerate \(shared\): (\d+) of {total} tokens, [\d,]+ a second, acceptance \d+%, [\d.]+ s left"
+        rf"regenerate \(shared\): (\d+) of {total} tokens, [\d,]+ a second, acceptance \d+%, (?:\d+ min )?[\d.]+ s left"
     )
-    told = [(percent, match) for percent, text in texts if (match := under_way.fullmatch(text or ""))]
+    told = [(percent, match) for percent, text in texts if (match := under_way.fullmatch(text))]
     assert told and all(percent == pytest.approx(100 * int(match[1]) / total) for percent, match in told)
     (artifact,) = artifacts
     assert (artifact.type, artifact.data) == ("progress", 100.0)
