@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -34,9 +35,14 @@ async def run_asked(
     """What a flow does with its parameters: check, plan, run, and tell the log of the flow run."""
     changes = {"generations": generations, "seeds": seeds}
     wanted = {name: value for name, value in changes.items() if value is not None}
-    experiment = type(experiment).model_validate({**experiment.model_dump(), **wanted})
+    reporter = LogReporter()
+    with warnings.catch_warnings(record=True) as said:  # what a terminal shows, nobody sees under a server
+        warnings.simplefilter("always")
+        experiment = type(experiment).model_validate({**experiment.model_dump(), **wanted})
+    for warning in said:
+        reporter.noted(f"warning: {warning.message}")
     prepared = prepare_experiment(experiment, store=store, refresh=refresh or [])
-    return await run_prepared(prepared, LogReporter(), one_run=one_run)
+    return await run_prepared(prepared, reporter, one_run=one_run)
 
 
 async def run_here(prepared: Prepared, reporter: Reporter, *, flow_name: str, one_run: OneRun) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from tasks.family_stages import AnyPlan
+from tasks.progress import StageProgress
 from tasks.stages import Stage
 
 # Roles whose end is worth a line however quick they were; a family has too many quick ones.
@@ -71,7 +71,7 @@ class TerminalReporter:
             disable=not self.live,
         )
         self.active: dict[tuple[str, str], TaskID] = {}
-        self.begun: dict[tuple[str, str], float] = {}
+        self.told: dict[tuple[str, str], StageProgress] = {}
         self.done = 0
         self.whole: TaskID | None = None
 
@@ -86,20 +86,15 @@ class TerminalReporter:
         self.bars.stop()
 
     def started(self, stage: Stage) -> None:
-        self.begun[stage.reference] = time.monotonic()
+        self.told[stage.reference] = StageProgress()
 
     def progressed(self, stage: Stage, done: int, total: int, unit: str) -> None:
         if stage.reference not in self.active:
             # the bar appears with the first progress, so that stages waiting for a worker show none
             self.active[stage.reference] = self.bars.add_task(full_label(stage), total=total, text="")
-        elapsed = time.monotonic() - self.begun.get(stage.reference, time.monotonic())
-        left = f", {elapsed / done * (total - done):.0f} s left" if done and elapsed > 1 else ""
-        self.bars.update(
-            self.active[stage.reference],
-            completed=done,
-            total=total,
-            text=f"{done:,} / {total:,} {unit}{left}",
-        )
+        progress = self.told[stage.reference]
+        progress.tell(done, total, unit)
+        self.bars.update(self.active[stage.reference], completed=done, total=total, text=str(progress))
 
     def finished(self, stage: Stage, *, found: bool, seconds: float) -> None:
         if stage.reference in self.active:

@@ -30,19 +30,43 @@ def _rows(paths: list[Path], columns: list[str] | None = None) -> Iterator[dict[
 
 
 class _Progress:
-    """Progress of one part-file, as tokens of the whole split; in words also how fast, and how much was accepted."""
+    """How far a split is, in tokens; in words also how many were rewritten a second, and the share that was accepted.
 
-    def __init__(self, context: Context, *, before: int, of_group: int, total: int) -> None:
-        self.context, self.before, self.of_group, self.total = context, before, of_group, total
+    Speed and acceptance are those of the part-files that are made this time.
+    """
+
+    def __init__(self, context: Context, *, total: int) -> None:
+        self.context, self.total = context, total
         self.statistics = Statistics()
+        self.rewritten, self.seconds = 0, 0.0  # of part-files that are finished
+        self.before = self.tokens = self.due = 0
+        self.started = 0.0
+
+    def begin(self, *, before: int, tokens: int, due: int) -> None:
+        """A part-file is begun, of so many tokens, of which `due` are rewritten, after `before` other tokens."""
+        self.before, self.tokens, self.due = before, tokens, due
         self.started = time.monotonic()
+        self.context.progress(before, self.total, self._words(self.rewritten, self.seconds))
 
     def __call__(self, done: int, of: int) -> None:
-        tokens = self.of_group * done // max(1, of)
-        words = f"tokens, {tokens / max(1e-9, time.monotonic() - self.started):,.0f} a second"
+        """`done` of the part-file's blocks are rewritten."""
+        share = done / max(1, of)
+        rewritten = self.rewritten + round(share * self.due)
+        words = self._words(rewritten, self.seconds + time.monotonic() - self.started)
+        self.context.progress(self.before + int(share * self.tokens), self.total, words)
+
+    def end(self) -> None:
+        """The part-file's tokens are there."""
+        self.seconds += time.monotonic() - self.started
+        self.rewritten += self.due
+
+    def _words(self, rewritten: int, seconds: float) -> str:
+        words = "tokens"
+        if rewritten:
+            words += f", {rewritten / max(1e-9, seconds):,.0f} a second"
         if self.statistics.rewritten:
-            words += f", {self.statistics.accepted / self.statistics.rewritten:.0%} from the draft"
-        self.context.progress(self.before + tokens, self.total, words)
+            words += f", acceptance {self.statistics.accepted / self.statistics.rewritten:.0%}"
+        return words
 
 
 def _groups(rows: Iterator[dict[str, Any]], *, tokens: int) -> Iterator[list[dict[str, Any]]]:
@@ -95,15 +119,15 @@ def build_split(context: Context) -> dict[str, Any]:
     parts.mkdir(parents=True, exist_ok=True)
     # parts of an attempt by older code lack columns
     finished = shards.finished_parts(parts, layout={"tokens": limit, "columns": sorted(shards.SPLIT_TEXT)})
-    seen = changed = asked = accepted = written = 0
-    seconds = 0.0
+    seen = changed = asked = accepted = 0
+    progress = _Progress(context, total=total)
     synthetic, real = UnigramCounts(len(tokenizer)), UnigramCounts(len(tokenizer))
     for number, group in enumerate(groups):
         path = parts / shards.part_name(number)
         documents = [TokenisedDocument(row["document"], row["position"], row["tokens"]) for row in group]
         due = sum(block.length for block in plan_blocks(documents, config))
         if number not in finished:
-            progress = _Progress(context, before=seen, of_group=sum(len(r["tokens"]) for r in group), total=total)
+            progress.begin(before=seen, tokens=sum(len(row["tokens"]) for row in group), due=due)
             rewritten = regenerate(
                 model,
                 documents,
@@ -116,8 +140,7 @@ def build_split(context: Context) -> dict[str, Any]:
                 on_progress=progress,
                 statistics=progress.statistics,
             )
-            seconds += time.monotonic() - progress.started
-            written += due
+            progress.end()
             texts = tokenizer.batch_decode([d.tokens for d in rewritten], clean_up_tokenization_spaces=False)
             rows = [
                 {
@@ -151,7 +174,7 @@ def build_split(context: Context) -> dict[str, Any]:
     if config.engine_used == "aligned" and asked:
         metrics["acceptance"] = accepted / asked
         measured.append({"metric": "acceptance", "split": split, "value": accepted / asked, "count": asked})
-    if written:
-        metrics["tokens-per-second"] = written / seconds
+    if progress.rewritten:
+        metrics["tokens-per-second"] = progress.rewritten / progress.seconds
     shards.write_table(context.directory / "metrics.parquet", measured, schema="metrics")
     return metrics

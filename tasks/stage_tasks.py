@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable
 from typing import Any
 
@@ -19,6 +18,7 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
 from tasks.pool import WorkerError
+from tasks.progress import StageProgress
 from tasks.session import Session, current_session
 from tasks.stages import Stage
 
@@ -38,19 +38,19 @@ async def reference(task_run: Awaitable[Any], stage: Stage) -> dict[str, Any]:
     return current_session().references[stage.reference]
 
 
-async def _publish_progress(stage: Stage, latest: dict[str, Any]) -> None:
-    """A progress artifact in the UI, for stages long enough to be watched."""
-    artifact = None
-    started = time.monotonic()
-    while True:
-        await asyncio.sleep(PROGRESS_EVERY_SECONDS)
-        if not latest:
+async def _publish_progress(stage: Stage, progress: StageProgress, finished: asyncio.Event) -> None:
+    """A progress artifact in the UI, for stages long enough to be watched; at the end it says that all is done."""
+    artifact, over = None, False
+    while not over:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(finished.wait(), PROGRESS_EVERY_SECONDS)
+        over = finished.is_set()  # read once: it may be set while the server is being told of the step before
+        if not progress.total or (over and artifact is None):
             continue
-        percent = 100.0 * latest["done"] / max(1, latest["total"])
-        text = f"{stage.label} ({stage.arm or 'shared'}): {latest['done']} of {latest['total']} {latest['unit']}"
-        if latest["done"]:
-            left = (time.monotonic() - started) * (latest["total"] / latest["done"] - 1)
-            text += f", {left:.0f} s left"
+        percent, words = progress.percent, str(progress)
+        if over:
+            percent, words = 100.0, f"finished, {progress.total:,} {progress.unit}"
+        text = f"{stage.label} ({stage.arm or 'shared'}): {words}"
         if artifact is None:
             artifact = await acreate_progress_artifact(percent, description=text)
         else:
@@ -58,17 +58,20 @@ async def _publish_progress(stage: Stage, latest: dict[str, Any]) -> None:
 
 
 async def _build(stage: Stage, session: Session) -> dict[str, Any]:
-    latest: dict[str, Any] = {}
+    progress, finished = StageProgress(), asyncio.Event()
 
     def on_progress(done: int, total: int, unit: str) -> None:
-        latest.update(done=done, total=total, unit=unit)
+        progress.tell(done, total, unit)
         session.reporter.progressed(stage, done, total, unit)
 
     session.reporter.started(stage)
-    publisher = asyncio.create_task(_publish_progress(stage, latest))
+    publisher = asyncio.create_task(_publish_progress(stage, progress, finished))
     try:
         with session.computing():
-            return await session.pool.build(stage, on_progress)
+            outcome = await session.pool.build(stage, on_progress)
+        finished.set()
+        await publisher
+        return outcome
     finally:
         publisher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
