@@ -253,7 +253,8 @@ def test_the_terminal_says_once_that_beams_are_not_aligned(tmp_path: Path) -> No
 
 
 def test_a_run_under_a_server_says_so_in_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import recursive
+    from flows import experiment as flow
+    from flows.recursive import recursive_training
 
     notes: list[str] = []
 
@@ -261,16 +262,16 @@ def test_a_run_under_a_server_says_so_in_its_log(monkeypatch: pytest.MonkeyPatch
         def noted(self, message: str) -> None:
             notes.append(message)
 
-    async def nothing(*_: Any) -> dict[str, Any]:
+    async def nothing(*_: Any, **__: Any) -> dict[str, Any]:
         return {}
 
-    monkeypatch.setattr(recursive, "LogReporter", Log)
-    monkeypatch.setattr(recursive, "prepare_experiment", lambda *_, **__: None)
-    monkeypatch.setattr(recursive, "run_prepared", nothing)
+    monkeypatch.setattr(flow, "LogReporter", Log)
+    monkeypatch.setattr(flow, "prepare_experiment", lambda *_, **__: None)
+    monkeypatch.setattr(flow, "run_prepared", nothing)
     for overrides in ([], BEAMS):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             experiment = load_experiment_config("smoke", overrides)
-        asyncio.run(recursive.recursive_training.fn(experiment, generations=1, seeds=None, store=None, refresh=None))
+        asyncio.run(recursive_training.fn(experiment, generations=1, seeds=None, store=None, refresh=None))
     (note,) = notes
     assert note.startswith(f"warning: {SAID}")
