@@ -4,8 +4,7 @@ Memory: one buffer for the logits of a chunk, in the type of the GEMMs, used for
 would be cleared page by page by the system, at a third of a GEMM's cost); a few rows of scratch; the gradients.
 Compaction: on the CPU a chunk's logits are worked on in blocks that stay in the cache. The live rows of a block become
 d_logits right after its softmax, and are written behind those of the blocks before it, so never over a row that is
-still to be read. On other devices the chunk is one block. Where few rows are live, those of several chunks wait at the
-front of the buffer, and the gradients' GEMMs, with a read and a write of the weight's sum, come once for all of them.
+still to be read. On other devices the chunk is one block.
 
 Numerics: GEMMs in the type of the input (or autocast's), everything on logits in float32 (float64 for float64), the
 weight gradient summed over chunks in float32. No atomics: the same input gives the same bits.
@@ -22,7 +21,7 @@ the size of what is lost, and the gradient errs as much as that of a dense head 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +33,6 @@ from kernels.reference import Linear, Options, Rows, Terms, wide
 # costs memory: 2**25 logits are 1024 rows of 32768, 128 MiB in float32 and 64 in bfloat16.
 _CHUNK_LOGITS = 2**25
 _BLOCK_LOGITS = 2**20  # scratch that stays in the cache, 4 MiB in float32
-_WORTHWHILE = 2  # a chunk of at least 1/2 of the buffer; below, the gradients of what waits in it come first
 _LOG2_E = math.log2(math.e)
 _RARE = 8  # targets are rare in a chunk where the vocabulary is this many times its rows
 _TILE_NUMBERS = 2**21  # of a product that is added right away, or of what is widened for one
@@ -58,8 +56,6 @@ class _Chunked(head.Engine):
         self.moved = self.matrix.new_empty(self.block, vocabulary, dtype=kind)
         self.scratch = self.moved if self.in_place else torch.empty_like(self.moved)
         self.rounds = self.compute == torch.bfloat16 and self.at_once * _RARE <= vocabulary
-        self.waiting: list[_Live] = []
-        self.filled = 0
 
     def chunk_rows(self, rows: int) -> int:
         if self.options.chunk_rows is not None:
@@ -72,12 +68,9 @@ class _Chunked(head.Engine):
             most = max(most, width)
         return head.even_chunks(rows, most, 16)
 
-    def room(self) -> int:
-        return self.at_once - self.filled
-
     def chunk(self, rows: Tensor, x: Tensor, targets: Tensor, coefficient: head.Coefficient) -> tuple[Tensor, Tensor]:
         n = x.shape[0]
-        logits = self.buffer[self.filled : self.filled + n]
+        logits = self.buffer[:n]
         if self.offset is None:
             torch.mm(x, self.matrix.T, out=logits)
         else:
@@ -106,11 +99,7 @@ class _Chunked(head.Engine):
             alive.append(here + start)
             done += live
         if done:
-            here = torch.cat(alive)
-            self.waiting.append(_Live(head.take(rows, here), head.take(x, here), targets[here], torch.cat(rest)))
-            self.filled += done
-            if self.room() * _WORTHWHILE < self.at_once:
-                self._flush()
+            self._add(rows, x, targets, torch.cat(alive), torch.cat(rest))
         return torch.cat(nll), torch.cat(hits)
 
     def _shaped(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -149,23 +138,17 @@ class _Chunked(head.Engine):
         place[torch.arange(place.shape[0], device=place.device), t.squeeze(1)] = rounded.squeeze(1)
         return (at_target - rounded).squeeze(1)
 
-    def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        if self.filled:
-            self._flush()
-        return super().gradients()
-
-    def _flush(self) -> None:
-        """Add the gradients of the rows whose d_logits wait at the front of the buffer."""
-        live = _Live(*(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self.waiting, strict=True)))
-        d_logits = self.buffer[: self.filled]
+    def _add(self, rows: Tensor, x: Tensor, targets: Tensor, alive: Tensor, rest: Tensor) -> None:
+        """The gradients from d_logits, which stand at the front of the buffer."""
+        d_logits, x = self.buffer[: alive.numel()], head.take(x, alive)
         if self.d_hidden is not None:
-            self.d_hidden.index_copy_(0, live.rows, torch.mm(d_logits, self.matrix).to(self.d_hidden.dtype))
+            product = torch.mm(d_logits, self.matrix).to(self.d_hidden.dtype)
+            self.d_hidden.index_copy_(0, head.take(rows, alive), product)
         if self.wanted[2]:
             total = d_logits.sum(0, dtype=wide(self.compute))
             self.d_bias = total if self.d_bias is None else self.d_bias.add_(total)
         if self.wanted[1]:
-            self._add_weight(d_logits, live.x, live.targets, live.rest)
-        self.waiting, self.filled = [], 0
+            self._add_weight(d_logits, x, head.take(targets, alive), rest)
 
     def _add_weight(self, d_logits: Tensor, x: Tensor, targets: Tensor, rest: Tensor) -> None:
         kind = wide(self.compute)
@@ -199,12 +182,3 @@ def _take_single_targets(d_logits: Tensor, targets: Tensor) -> Tensor:
     entries = d_logits[where]
     d_logits[where] = entries.masked_fill(single, 0)
     return entries.masked_fill(~single, 0)
-
-
-class _Live(NamedTuple):
-    """Live rows, (n,) each; x: (n, width); rest: what rounding took from their targets' entries."""
-
-    rows: Tensor
-    x: Tensor
-    targets: Tensor
-    rest: Tensor

@@ -64,13 +64,9 @@ class Engine(ABC):
     def chunk_rows(self, rows: int) -> int:
         """How many rows make a chunk, from the options or from what memory allows."""
 
-    def room(self) -> int:
-        """How many rows may be handed in next, at least 1."""
-        return self.at_once
-
     @abstractmethod
     def chunk(self, rows: Tensor, x: Tensor, targets: Tensor, coefficient: Coefficient) -> tuple[Tensor, Tensor]:
-        """Make a chunk's logits, and its part of the gradients, at the latest when these are asked for.
+        """Make a chunk's logits and add its gradients.
 
         rows: (n,) where its rows stand in `hidden`. x: (n, width) these rows, in the type of the GEMMs.
         coefficient: asked once for each row, in order, and in as many parts as the engine likes.
@@ -205,11 +201,10 @@ class _LinearLoss(torch.autograd.Function):
 
 
 def _chunks(engine: Engine, hidden: Tensor, targets: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    whole, start = rows.numel() == hidden.shape[0], 0
-    while start < rows.numel():
-        where = slice(start, start + engine.room())
-        part, start = rows[where], where.stop
+    whole = rows.numel() == hidden.shape[0]
+    for part, start in zip(rows.split(engine.at_once), range(0, rows.numel(), engine.at_once), strict=False):
         if whole:  # views, no copies
+            where = slice(start, start + engine.at_once)
             yield part, hidden[where].to(engine.compute), targets[where]
         else:
             yield part, hidden.index_select(0, part).to(engine.compute), targets.index_select(0, part)

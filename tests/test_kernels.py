@@ -490,34 +490,6 @@ def test_backward_gemms_see_live_rows_only(impl: str) -> None:
     assert flops[GAMMA_THAT_MASKS_HALF] / flops[1.0] == pytest.approx((1 + 2 * f) / 3, rel=1e-6)
 
 
-def test_live_rows_of_several_chunks_share_the_gradients_gemms() -> None:
-    """`chunked`: where few rows of each chunk are live, the weight's sum is not read and written for each chunk."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Sums(TorchDispatchMode):
-        found = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if func in (torch.ops.aten.addmm_.default, torch.ops.aten.mm.out):
-                self.found += out.shape == batch.weight.shape
-            return out
-
-    batch = make(640, 8, 100, dtype=torch.float32)
-    keep = batch.targets != -100
-    p = F.linear(batch.hidden, batch.weight, batch.bias).softmax(1)[keep, batch.targets[keep]]
-    rows, quarter = int(keep.sum()), float(p.quantile(0.25))
-    sums = {}
-    for gamma in (1.0, quarter):
-        with Sums() as counted:
-            _, statistics, (_, found, _) = run(batch, loss=losses.truncated(gamma), impl="chunked", chunk_rows=64)
-        sums[gamma] = counted.found
-        torch.testing.assert_close(found, run(batch, loss=losses.truncated(gamma), impl="torch")[2][1])
-    assert statistics.live_fraction == pytest.approx(0.25, abs=0.01)
-    # at f = 1/4, chunks of 64, 48 and 36 rows leave less than half of the buffer, after 37 live ones
-    assert sums == {1.0: math.ceil(rows / 64), quarter: pytest.approx(rows / 148, abs=1)}
-
-
 @pytest.mark.parametrize("impl", FUSED)
 def test_a_loss_is_any_object_with_the_three_attributes(impl: str) -> None:
     batch = make()
