@@ -334,11 +334,7 @@ class Runtime(Frozen):
     workers: int = Field(0, ge=0, le=256, description="Stages that run side by side; 0: one an arm, up to the cores.")
     threads: int = Field(0, ge=0, le=512, description="Threads a worker computes with; 0: cores / workers.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    inference_batch: int = Field(
-        256,
-        ge=1,
-        description="Blocks or answers at a time; aligned engine: 128 positions of keys and values each.",
-    )
+    inference_batch: int = Field(256, ge=1, description="Blocks or answers at a time; aligned: 128 positions each.")
     shard_blocks: int = Field(4096, ge=1, description="Blocks in one part-file of a regenerated split.")
     save_steps: int = Field(0, ge=0, description="Optimizer steps between training checkpoints; 0: ten a stage.")
     logits_chunk: int = Field(4096, ge=1, description="Rows of logits that exist at once.")
