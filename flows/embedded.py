@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from fortifai_core.errors import StageFailed
@@ -124,6 +126,27 @@ def child_process(
                 if child.poll() is None:
                     child.kill()
                     child.wait()
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """`kill` stops as orderly as Ctrl-C does.
+
+    Needed around a flow too: Prefect turns SIGTERM into an exception, and where that passes through the flow it sends
+    the signal once more to whoever had it before. Python's default would end the process without a word.
+    """
+    if threading.current_thread() is not threading.main_thread():  # nobody else may say what a signal does
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_healthy(url: str) -> bool:

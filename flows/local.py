@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.embedded import configured_api, prefect_api
+from flows.embedded import configured_api, prefect_api, sigterm_as_interrupt
 from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import TerminalReporter
 from fortifai_core.errors import FortifaiError
@@ -95,6 +95,7 @@ def _run(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any
 
     try:
         with (
+            sigterm_as_interrupt(),
             prefect_api(prepared.store.logs / "prefect-server.log"),
             TerminalReporter(prepared.plan, console) as reporter,
         ):

@@ -19,13 +19,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
 
-from flows.embedded import child_process, is_healthy, talkative_environment, wait_until_healthy
+from flows.embedded import (
+    child_process,
+    is_healthy,
+    sigterm_as_interrupt,
+    talkative_environment,
+    wait_until_healthy,
+)
 from flows.load import load_any_config, presets
 from flows.prepare import open_store
 from fortifai_core.errors import InputError, StageFailed
@@ -57,7 +62,7 @@ def serve_all(*, host: str, port: int, store: str | None, console: Console) -> N
     server_log, runs_log = logs / "serve-server.log", logs / "serve-runs.log"
     console.print(f"{'using the Prefect server' if found else 'starting a Prefect server'} at {address} …")
     try:
-        with _sigterm_as_interrupt(), contextlib.ExitStack() as stack:
+        with sigterm_as_interrupt(), contextlib.ExitStack() as stack:
             server = None
             if not found:
                 server = stack.enter_context(_server(host, port, url, server_log))
@@ -159,20 +164,6 @@ def _watch(
         if server is not None and server.poll() is not None:
             raise StageFailed(f"the Prefect server ended with code {server.returncode}; its log: {server_log}")
         time.sleep(0.5)
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """`kill` stops as orderly as Ctrl-C does."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _welcome(address: str, names: list[str], store: str, runs_log: Path, server_log: Path | None) -> str:

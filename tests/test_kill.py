@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -128,3 +129,27 @@ def test_the_command_line_from_a_first_run_to_the_questions_one_asks_of_it(tmp_p
     assert catalog.is_absolute() and catalog.is_file()
     assert "smoke-" in cli(tmp_path, "store", "ls")
     assert "are sound, 0 were set aside" in cli(tmp_path, "store", "verify")
+
+
+def test_sigterm_within_the_flow_still_says_how_to_go_on(tmp_path: Path) -> None:
+    """Prefect's own handler sends the signal once more where it strikes the flow's code, not its waiting."""
+    script = """
+import asyncio, contextlib, os, signal, types
+from prefect import flow
+from rich.console import Console
+import flows.recursive, flows.local
+async def struck(prepared, reporter):
+    @flow(validate_parameters=False)
+    async def here():
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(5)
+    await here()
+flows.recursive.run_experiment = struck
+flows.local.TerminalReporter = lambda *_: contextlib.nullcontext()
+flows.local.prefect_api = lambda *_: contextlib.nullcontext()
+prepared = types.SimpleNamespace(plan=None, store=types.SimpleNamespace(logs=__import__("pathlib").Path(".")))
+flows.local._run(prepared, Console(), command="fortifai resume this")
+"""
+    quiet = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=quiet, timeout=120)
+    assert "go on with: fortifai resume this" in ended.stdout and ended.returncode == 130, ended.stderr[-2000:]
