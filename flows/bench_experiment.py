@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flows.bench_regeneration import engine_case, timed, with_ratios
+from flows.bench_regeneration import engine_case, other_cases, timed, with_ratios
 from flows.exporting import artifact_of, model_stage, text_of
 from fortifai_core.config import ExperimentConfig
 from fortifai_core.errors import InputError
@@ -20,6 +20,7 @@ from storage.shards import read_table_columns
 from storage.store import ArtifactStore
 
 ENGINES = [(engine, context) for engine in ("aligned", "reference") for context in ("document", "cut")]
+BATCHES = (16, 64, 256)  # rows of `generate` that are tried
 
 
 def bench_experiment(
@@ -64,18 +65,14 @@ def bench_experiment(
         if rewriting.chunk_tokens is None:  # as long as by default, where the model has so many positions
             longest = rewriting.model_copy(update={"context": "document"}).longest_input
             rewriting = rewriting.model_copy(update={"chunk_tokens": min(longest, text.max_position_embeddings)})
+        suppress, pad_id = sorted({*tokenizer.all_special_ids, *entries}), tokenizer.pad_token_id
         cases = {
             f"{engine}, {context}": engine_case(
-                model,
-                documents,
-                rewriting,
-                suppress=sorted({*tokenizer.all_special_ids, *entries}),
-                pad_id=tokenizer.pad_token_id,
-                engine=engine,
-                context=context,
+                model, documents, rewriting, suppress=suppress, pad_id=pad_id, engine=engine, context=context
             )
             for engine, context in ENGINES
         }
+        cases |= other_cases(model, documents, rewriting, batches=BATCHES, say=say, pad_id=pad_id)
         count = sum(len(document.tokens) for document in documents)
         task = f"{record.name}: {arm}'s M_{generation} on {version}, {len(documents)} documents, {count:,} tokens"
         rows += timed(cases, repeats, task, say)

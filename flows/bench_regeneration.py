@@ -98,7 +98,8 @@ def bench_regeneration(
             for context in ("document", "cut")
         }
         if agreement == 0:
-            cases |= _others(model, documents, paper, size, say)
+            cases["(a) reference engine"] = engine_case(model, documents, paper, engine="reference")
+            cases |= other_cases(model, documents, paper, batches=size.batches, say=say)
         rows += timed(cases, size.repeats, f"C={size.context}, B={size.block}, greedy", say)
     demo = Regeneration.model_validate(DEMO)
     small = Size(80 if not quick else 8, 150, 48, 16, (), size.repeats)
@@ -136,35 +137,69 @@ def engine_case(
     return case
 
 
-def _others(
-    model: Any, documents: list[TokenisedDocument], config: Regeneration, size: Size, say: Callable[[str], None]
+def other_cases(
+    model: Any,
+    documents: list[TokenisedDocument],
+    config: Regeneration,
+    *,
+    batches: tuple[int, ...],
+    say: Callable[[str], None],
+    pad_id: int = 0,
 ) -> dict[str, Case]:
-    """The reference engine, `generate` at its best, continuous batching, and the bound: all blind to drafts."""
+    """`generate` at its best, continuous batching, and the bound: all blind to drafts.
+
+    batches: how many rows of `generate` are tried; the fastest is timed. Where no whole block has a whole context
+    before it, only the bound is there.
+    """
     import torch
     import transformers
 
+    longest = min(2048, model.config.get_text_config().max_position_embeddings)
+    pieces = [d.tokens[i : i + longest] for d in documents for i in range(0, len(d.tokens), longest)]
+    pieces.sort(key=len)
+
+    def bound() -> tuple[int, float | None]:
+        rows = max(1, 2048 // len(pieces[-1]))
+        for first in range(0, len(pieces), rows):
+            part = [torch.tensor(list(piece)) for piece in pieces[first : first + rows]]
+            ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=pad_id).to(model.device)
+            with torch.inference_mode():
+                model.base_model(input_ids=ids, use_cache=False)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return sum(b.length for b in plan_blocks(documents, config)), None
+
+    context, length = config.context_tokens, config.block_tokens
+    blocks = [b for b in plan_blocks(documents, config) if b.length == length and b.start >= context]
+    if not blocks:
+        say(f"generate and continuous batching are left out: no whole block of {length} tokens has {context} before it")
+        return {"bound: one forward pass": bound}
     settings_of: Any = transformers.GenerationConfig
-    blocks = [b for b in plan_blocks(documents, config) if b.length == size.block]
-    prompts = [list(documents[b.document].tokens[b.start - size.context : b.start]) for b in blocks]
-    greedy = {"do_sample": False, "max_new_tokens": size.block, "pad_token_id": 0}
+    prompts = [list(documents[b.document].tokens[b.start - context : b.start]) for b in blocks]
+    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": length, "pad_token_id": pad_id}
+    settings["repetition_penalty"] = config.repetition_penalty
+    if config.decoding == "sample":
+        settings |= {name: getattr(config, name) for name in ("temperature", "top_p", "top_k")} | {"do_sample": True}
+    elif config.decoding == "beam":
+        settings["num_beams"] = config.beams
+    model.generation_config = settings_of()  # no id ends a text: each prompt gets all its tokens
 
     def generate(prompts: list[list[int]], *, batch: int, cache: str | None) -> tuple[int, float | None]:
         for first in range(0, len(prompts), batch):
             ids = torch.tensor(prompts[first : first + batch], device=model.device)
-            settings = settings_of(**greedy, cache_implementation=cache)
-            output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-            if output.shape[1] != size.context + size.block:
-                raise RuntimeError(f"generate gave {output.shape[1] - size.context} tokens for {size.block}")
-        return len(prompts) * size.block, None
+            chosen = settings_of(**settings, cache_implementation=cache)
+            output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=chosen)
+            if output.shape[1] != context + length:
+                raise RuntimeError(f"generate gave {output.shape[1] - context} tokens for {length}")
+        return len(prompts) * length, None
 
     speeds = {}
     for cache in (None, "static"):
-        for batch in size.batches:
-            if batch <= len(prompts):
-                started = time.perf_counter()
-                tokens, _ = generate(prompts[: max(size.batches)], batch=batch, cache=cache)
-                speeds[batch, cache] = tokens / (time.perf_counter() - started)
-                say(f"generate, {batch} rows, {cache or 'dynamic'} cache: {speeds[batch, cache]:,.0f} tokens/s")
+        for batch in [size for size in batches if size <= len(prompts)] or [len(prompts)]:
+            started = time.perf_counter()
+            tokens, _ = generate(prompts[: max(batches)], batch=batch, cache=cache)
+            speeds[batch, cache] = tokens / (time.perf_counter() - started)
+            say(f"generate, {batch} rows, {cache or 'dynamic'} cache: {speeds[batch, cache]:,.0f} tokens/s")
     batch, cache = max(speeds, key=lambda tried: speeds[tried])
 
     def continuous() -> tuple[int, float | None]:
@@ -172,28 +207,17 @@ def _others(
         limits: dict[str, Any] = {} if model.device.type == "cuda" else {"num_blocks": 256, "max_batch_tokens": 1024}
         output = model.generate_batch(
             prompts,
-            generation_config=settings_of(**greedy, eos_token_id=-1),
+            generation_config=settings_of(**settings, eos_token_id=-1),
             continuous_batching_config=transformers.ContinuousBatchingConfig(**limits),
             progress_bar=False,
         )
         counts = {len(one.generated_tokens) for one in output.values()}
-        if counts != {size.block} or len(output) != len(prompts):
+        if counts != {length} or len(output) != len(prompts):
             raise RuntimeError(f"continuous batching gave {len(output)} of {len(prompts)} blocks, of {counts} tokens")
-        return len(prompts) * size.block, None
-
-    def bound() -> tuple[int, float | None]:
-        rows = max(1, 2048 // size.length)
-        for first in range(0, len(documents), rows):
-            ids = torch.tensor([list(d.tokens) for d in documents[first : first + rows]], device=model.device)
-            with torch.inference_mode():
-                model.base_model(input_ids=ids, use_cache=False)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        return sum(b.length for b in plan_blocks(documents, config)), None
+        return len(prompts) * length, None
 
     return {
-        "(a) reference engine": engine_case(model, documents, config, engine="reference"),
-        f"(b) generate, {batch} rows, {cache or 'dynamic'} cache": lambda: generate(prompts, batch=batch, cache=cache),
+        f"(b) generate, {batch}, {cache or 'dynamic'}": lambda: generate(prompts, batch=batch, cache=cache),
         "(c) continuous batching": continuous,
         "bound: one forward pass": bound,
     }
@@ -278,7 +302,10 @@ def regeneration_table(rows: list[dict[str, Any]], console: Console) -> None:
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
         ratios = list(dict.fromkeys(name for row in of_task for name in row.get("times", {})))
-        table = Table("", "accepted", "tokens/s", *(f"× {name}" for name in ratios), box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("", no_wrap=True)
+        for head in ("accepted", "tokens/s", *(f"× {name.replace('reference,', 'ref.')}" for name in ratios)):
+            table.add_column(head, justify="right")
         for row in of_task:
             speed, accepted = row["tokens_per_second"], row["acceptance"]
             times = row.get("times", {})
