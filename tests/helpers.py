@@ -14,6 +14,9 @@ from tasks.stages import Stage
 ENTRYPOINT = "flows.recursive.recursive_training"
 FAMILY_ENTRYPOINT = "flows.family.recursive_family"
 COMMAND = [sys.executable, "-m", "flows.cli"]
+# two best logits (greedy), or a draw and an edge of its token's interval (sampling), that are closer than this in
+# float32 may change places with another shape of batch
+ROUNDING = {"greedy": 1e-4, "sample": 1e-5}
 
 
 class Recorder:

@@ -36,13 +36,11 @@ from fortifai_core.regeneration import (
     plan_blocks,
     regenerate,
 )
+from helpers import ROUNDING
 
 VOCABULARY, PAD = 97, 0
 SUPPRESS = [0, 1, 2]
 SEED_PARTS = ("test", 0, "split")
-# two best logits (greedy), or a draw and an edge of its token's interval (sampling), that are closer than this in
-# float32 may change places with another shape of batch
-ROUNDING = {"greedy": 1e-4, "sample": 1e-5}
 FAMILIES = ["llama", "gemma3", "qwen3", "mistral"]
 # ragged: nothing at all, shorter than the head, exactly it, shorter than a block, and tails of every length
 RAGGED = [0, 1, 3, 4, 5, 9, 12, 23, 31, 42]

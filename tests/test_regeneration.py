@@ -35,13 +35,11 @@ from fortifai_core.regeneration import (
     plan_blocks,
     regenerate,
 )
+from helpers import ROUNDING
 
 VOCABULARY, PAD = 97, 0
 SUPPRESS = [0, 1, 2]
 SEED_PARTS = ("test", 0, "split")
-# two logits (greedy), or a draw and the edge of a token's interval (sampling), that are closer than this in float32
-# may change places with another shape of batch
-ROUNDING = {"greedy": 1e-4, "sample": 1e-5}
 FAMILIES = ["llama", "gemma3", "qwen3"]
 
 
