@@ -66,6 +66,8 @@ class _Chunked(head.Engine):
             # The sum of the weight's gradient, in float32, will stand beside its copy in the short type. The buffer is
             # gone by then, so it may be as large as that copy without raising the peak: a row for each column.
             most = max(most, width)
+        else:  # a large weight is read for few rows otherwise: somewhat smaller than its gradient, which stays
+            most = max(most, width * 13 // 16)
         return head.even_chunks(rows, most, 16)
 
     def chunk(self, rows: Tensor, x: Tensor, targets: Tensor, coefficient: head.Coefficient) -> tuple[Tensor, Tensor]:
