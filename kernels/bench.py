@@ -4,10 +4,12 @@
     python -m kernels.bench --quick                to see that it works, in seconds
     python -m kernels.bench --json r.json --plot r.svg
 
-Every head runs forward and backward. Timed in interleaved rounds, so that a busy moment hits all alike; the median
-counts. The floor is (1 + 2f) GEMMs at the rate that the three GEMMs of the case reach here by themselves. Peak memory
-is what a head needs on top of its inputs: on CUDA by torch's allocator; on the CPU in a process of its own, by the
-kernel's high-water mark of resident memory (VmHWM, reset after a warm-up call, against the resident memory then).
+Every head runs forward and backward, in interleaved rounds, and the median counts. A ratio to the best peer is the
+median of the rounds' ratios, so that a busy moment hits both alike; peers that are out of the running after three
+rounds leave the rest to those that are not. The floor is (1 + 2f) GEMMs at the rate that the three GEMMs of the case
+reach here by themselves. Peak memory is what a head needs on top of its inputs: on CUDA by torch's allocator; on the
+CPU in a process of its own, by the kernel's high-water mark of resident memory (VmHWM, reset after a warm-up call,
+against the resident memory then).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ from torch import Tensor
 from kernels import bench_heads as heads
 from kernels.bench_heads import Batch, Case, Entry
 
-_HOPELESS = 4
+_HOPELESS, _BEHIND = 4, 1.5  # times as slow as the fastest head, the fastest peer: timed no further
+_ROUNDS_OF_ALL = 3
 
 
 def run(*, quick: bool, device: str, memory: bool = True, step: bool = True, say: Callable[[str], None] = print) -> Any:
@@ -88,18 +91,20 @@ def run_case(case: Case, entries: list[Entry], *, device: str, say: Callable[[st
             say(f"failed: {entry.name}: {row['failed']}")
             continue
         runs[number] = call
-    for number, seconds in timed(runs, case.rounds, device).items():
-        rows[number]["seconds"] = seconds
+    contest = {number for number in runs if rows[number]["peer"]}
+    taken = rounds_of(runs, case.rounds, device, peers=contest)
+    for number, seconds in taken.items():
+        rows[number]["seconds"], rows[number]["rounds"] = statistics.median(seconds), len(seconds)
     gemm = 2 * case.rows * case.width * case.vocabulary / rate
     for number, row in enumerate(rows):
         if number in runs:
             row["floor_seconds"] = (1 + 2 * row["live"]) * gemm
             row["times_floor"] = row["seconds"] / row["floor_seconds"]
-    peers = [row["seconds"] for row in rows if row["peer"] and "seconds" in row]
-    for row in rows:
-        if "seconds" in row:
+    best = min(contest, key=lambda number: rows[number]["seconds"])
+    for number, row in enumerate(rows):
+        if number in runs:
             row["speed_to_eager"] = rows[len(heads.LIVE)]["seconds"] / row["seconds"]
-            row["speed_to_best_peer"] = min(peers) / row["seconds"]
+            row["speed_to_best_peer"] = paired(taken[best], taken[number])
     measured = {live: heads.live_share(batch) for live, batch in batches.items()}
     for row in rows:
         row["measured_live"] = 1.0 if row["peer"] else measured[row["live"]]
@@ -117,22 +122,41 @@ def _forward_backward(entry: Entry, batch: Batch) -> Callable[[], Any]:
 
 
 def timed(runs: dict[int, Callable[[], Any]], rounds: int, device: str) -> dict[int, float]:
-    """Median seconds of each; they take turns. Each was called once already.
+    """Median seconds of each."""
+    return {number: statistics.median(values) for number, values in rounds_of(runs, rounds, device).items()}
 
-    What is more than `_HOPELESS` times as slow as the fastest in the first round is timed no further.
+
+def paired(one: list[float], other: list[float]) -> float:
+    """How many times as long `one` took as `other`: the median over the rounds that both were in."""
+    return statistics.median(a / b for a, b in zip(one, other, strict=False))
+
+
+def rounds_of(
+    runs: dict[int, Callable[[], Any]], rounds: int, device: str, peers: Collection[int] = ()
+) -> dict[int, list[float]]:
+    """Seconds of each in every round; they take turns. Each was called once already.
+
+    What is more than `_HOPELESS` times as slow as the fastest in the first round is timed no further, nor, after
+    `_ROUNDS_OF_ALL`, a peer that is `_BEHIND` times as slow as the fastest of them.
     """
     seconds: dict[int, list[float]] = {number: [] for number in runs}
-    for _ in range(rounds):
-        fastest = min((values[0] for values in seconds.values() if values), default=0.0)
-        for number, call in runs.items():
-            if fastest and seconds[number] and seconds[number][0] > _HOPELESS * fastest:
-                continue
+    left = list(runs)
+    for done in range(rounds):
+        if done == 1:
+            fastest = min(values[0] for values in seconds.values())
+            left = [number for number in left if seconds[number][0] <= _HOPELESS * fastest]
+        if done == _ROUNDS_OF_ALL and peers:
+            medians = {number: statistics.median(seconds[number]) for number in peers}
+            behind = {number for number in peers if medians[number] > _BEHIND * min(medians.values())}
+            left = [number for number in left if number not in behind]
+        for number in left:
+            call = runs[number]
             _wait(device)
             started = time.perf_counter()
             call()
             _wait(device)
             seconds[number].append(time.perf_counter() - started)
-    return {number: statistics.median(values) for number, values in seconds.items()}
+    return seconds
 
 
 def _wait(device: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,12 +46,33 @@ def test_a_case_reports_times_floor_and_errors() -> None:
     ours = [row for row in result["heads"] if row["head"] == "this package"]
     assert [row["measured_live"] for row in ours] == [1.0, 0.5, 0.25]
     assert ours[1]["floor_seconds"] / ours[0]["floor_seconds"] == pytest.approx(2 / 3)
-    best = max(row["speed_to_best_peer"] for row in result["heads"] if row["peer"])
-    assert best == pytest.approx(1)
+    best = min((row for row in result["heads"] if row["peer"]), key=lambda row: row["seconds"])
+    assert best["speed_to_best_peer"] == 1
     assert all(error < 1e-4 for error in result["gradient_error"].values())
     text = bench.table(result)
     assert "this package" in text and "GFLOP/s" in text
     json.dumps(result)
+
+
+def test_a_peer_out_of_the_running_is_timed_no_further_and_a_busy_moment_hits_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, calls = [0.0], dict.fromkeys(("ours", "best", "behind", "hopeless"), 0)
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+
+    def head(name: str, seconds: float) -> Any:
+        def call() -> None:
+            calls[name] += 1
+            busy = 3 if calls[name] > 4 else 1  # from the fifth round on
+            now[0] += seconds * busy
+
+        return call
+
+    runs = {0: head("ours", 1.0), 1: head("best", 2.0), 2: head("behind", 3.2), 3: head("hopeless", 4.5)}
+    taken = bench.rounds_of(runs, 7, "cpu", peers={1, 2, 3})
+    assert calls == {"ours": 7, "best": 7, "behind": 3, "hopeless": 1}
+    assert bench.paired(taken[1], taken[0]) == pytest.approx(2)
+    assert bench.paired(taken[1], taken[2]) == pytest.approx(2 / 3.2)
 
 
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
