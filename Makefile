@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ROOMS := flows tasks fortifai_core kernels storage deployments
 
-.PHONY: help demo test test-long lint format bench constraints clean
+.PHONY: help demo test test-long lint format bench bench-gpu gpu-wheels constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -48,6 +48,29 @@ format: $(VENV)/.dev  ## put every file into its canonical form
 
 bench: $(VENV)/.run  ## speed and memory of the loss heads, as ratios
 	@$(BIN)/fortifai bench kernels
+
+# A GPU machine often reaches no registry: what it lacks is brought along as wheels, installed beside its own torch.
+WHEELS ?= .whl
+GPU_PYTHON ?= python3
+GPU_PYTHON_VERSION ?= 3.12
+GPU_CUDA ?= cu13
+DEVICE ?= cuda
+PEERS := liger-kernel cut-cross-entropy quack-kernels einops apache-tvm-ffi torch-c-dlpack-ext \
+	nvidia-cutlass-dsl nvidia-cutlass-dsl-libs-base nvidia-cutlass-dsl-libs-core nvidia-cutlass-dsl-libs-$(GPU_CUDA) \
+	cuda-bindings cuda-pathfinder protobuf
+TESTING := pytest iniconfig pluggy packaging pygments
+
+gpu-wheels: $(BIN)/python  ## into .whl: the loss heads to compare with, for a GPU machine without a registry (about 100 MB)
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--python-version $(GPU_PYTHON_VERSION) --platform manylinux_2_28_x86_64 --dest $(WHEELS) $(PEERS) $(TESTING)
+	@du -sh $(WHEELS)
+
+bench-gpu:  ## on a GPU machine with torch and triton: the kernels' tests there, then times and memory (meant for 10 minutes)
+	@$(GPU_PYTHON) -c 'import sys, torch; "$(DEVICE)" == "cpu" or torch.cuda.is_available() or sys.exit("bench-gpu: torch sees no CUDA device here; DEVICE=cpu tries it without one")'
+	@if ls $(WHEELS)/*.whl > /dev/null 2>&1; then $(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check \
+		--no-index --no-deps --upgrade --target .gpu $(WHEELS)/*.whl; fi
+	@PYTHONPATH=.gpu $(GPU_PYTHON) -m pytest -q -m "not long" tests/test_kernels.py
+	@PYTHONPATH=.gpu $(GPU_PYTHON) -m kernels.bench --device $(DEVICE) --json kernels-$(DEVICE).json $(BENCH)
 
 constraints: $(VENV)/.dev  ## write down the versions of this environment
 	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//') > constraints.new
