@@ -58,19 +58,21 @@ DEVICE ?= cuda
 PEERS := liger-kernel cut-cross-entropy quack-kernels einops apache-tvm-ffi torch-c-dlpack-ext \
 	nvidia-cutlass-dsl nvidia-cutlass-dsl-libs-base nvidia-cutlass-dsl-libs-core nvidia-cutlass-dsl-libs-$(GPU_CUDA) \
 	cuda-bindings cuda-pathfinder protobuf
-TESTING := pytest iniconfig pluggy packaging pygments
+# pip's --target does not read the .pth file by which CUTLASS names its folder
+GPU_PATH := .gpu:.gpu/nvidia_cutlass_dsl/dsl_packages
+TESTING := pytest iniconfig pluggy packaging pygments pydantic pydantic-core annotated-types typing-inspection
 
 gpu-wheels: $(BIN)/python  ## into .whl: the loss heads to compare with, for a GPU machine without a registry (about 100 MB)
-	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
-		--python-version $(GPU_PYTHON_VERSION) --platform manylinux_2_28_x86_64 --dest $(WHEELS) $(PEERS) $(TESTING)
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
+		--only-binary=:all: --python-version $(GPU_PYTHON_VERSION) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --dest $(WHEELS) $(PEERS) $(TESTING)
 	@du -sh $(WHEELS)
 
-bench-gpu:  ## on a GPU machine with torch and triton: the kernels' tests there, then times and memory (meant for 10 minutes)
+bench-gpu:  ## on a GPU machine with torch and triton: the tests that use it, then times and memory of the loss heads
 	@$(GPU_PYTHON) -c 'import sys, torch; "$(DEVICE)" == "cpu" or torch.cuda.is_available() or sys.exit("bench-gpu: torch sees no CUDA device here; DEVICE=cpu tries it without one")'
 	@if ls $(WHEELS)/*.whl > /dev/null 2>&1; then $(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check \
 		--no-index --no-deps --upgrade --target .gpu $(WHEELS)/*.whl; fi
-	@PYTHONPATH=.gpu $(GPU_PYTHON) -m pytest -q -m "not long" tests/test_kernels.py
-	@PYTHONPATH=.gpu $(GPU_PYTHON) -m kernels.bench --device $(DEVICE) --json kernels-$(DEVICE).json $(BENCH)
+	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest -q -m "not long" tests/test_kernels.py tests/test_triton.py tests/test_aligned.py
+	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m kernels.bench --device $(DEVICE) --json kernels-$(DEVICE).json $(BENCH)
 
 constraints: $(VENV)/.dev  ## write down the versions of this environment
 	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//') > constraints.new
