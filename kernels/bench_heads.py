@@ -177,7 +177,7 @@ def _gpu_peers(say: Callable[[str], None]) -> dict[str, Head]:
         from quack.linear_cross_entropy import chunked_linear_cross_entropy as quack
 
         peers["QuACK, chunked"] = lambda b: quack(b.hidden, b.weight, b.targets)
-    except Exception as error:  # its releases and CUTLASS's do not always go together
+    except (ImportError, TypeError, RuntimeError) as error:  # its releases and CUTLASS's do not always go together
         say(f"skipped: QuACK ({type(error).__name__}: {str(error)[:150]})")
     return peers
 
