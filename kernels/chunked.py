@@ -9,13 +9,8 @@ still to be read. On other devices the chunk is one block.
 Numerics: GEMMs in the type of the input (or autocast's), everything on logits in float32 (float64 for float64), the
 weight gradient summed over chunks in float32. No atomics: the same input gives the same bits.
 
-Short types on the CPU: torch has no GEMM from bfloat16 to float32 there. The weight gradient's is done in float32, at
-less than half the rate, or, for bfloat16 where targets are rare (a large vocabulary), the product of each chunk is
-rounded before it is added, which a dense head with one GEMM over all rows is spared. In return the targets' entries of
-d_logits, -(1 - p) c, are not rounded: what rounding takes from them is added in float32, one row of x for each, and
-the entry of a target that occurs once in a chunk is added so altogether, so that the chunk's product is small there.
-The other entries of a row sum up to (1 - p) c, so their norm is not above that of the target's: what is spared is of
-the size of what is lost, and the gradient errs as much as that of a dense head (measured: 0.94 to 1.06 times that).
+Short types on the CPU: torch has no GEMM from them to float32 there. The weight gradient's is done in float32, at less
+than half the rate; or, for bfloat16 where targets are rare (a large vocabulary), by `kernels.bfloat16_sum`.
 """
 
 from __future__ import annotations
@@ -26,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import head
+from kernels import head, pages
+from kernels.bfloat16_sum import Bfloat16Sum
 from kernels.reference import Linear, Options, Rows, Terms, wide
 
 # Chosen on 2 cores with 32 MB of shared cache. A larger chunk spares round trips of the weight gradient's sum and
@@ -46,28 +42,27 @@ def linear_terms(linear: Linear, rows: Rows, options: Options) -> Terms:
 class _Chunked(head.Engine):
     impl = "chunked"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, hidden: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().__init__(hidden, weight, *args, **kwargs)
         vocabulary, kind = self.matrix.shape[0], wide(self.compute)
-        self.buffer = self.matrix.new_empty(self.at_once, vocabulary)
+        self.buffer = pages.empty(self.matrix, self.at_once, vocabulary)
         block = max(1, _BLOCK_LOGITS // vocabulary) if self.matrix.device.type == "cpu" else self.at_once
         self.block = min(self.at_once, block)
         self.in_place = self.compute == kind
         self.moved = self.matrix.new_empty(self.block, vocabulary, dtype=kind)
         self.scratch = self.moved if self.in_place else torch.empty_like(self.moved)
-        self.rounds = self.compute == torch.bfloat16 and self.at_once * _RARE <= vocabulary
+        self.weight_dtype = weight.dtype
+        self.short_sum: Bfloat16Sum | None = None
+        rare = self.at_once * _RARE <= vocabulary
+        if rare and self.wanted[1] and self.compute == torch.bfloat16 and not self.matrix.is_cuda:
+            self.short_sum = Bfloat16Sum(self.matrix)
 
     def chunk_rows(self, rows: int) -> int:
         if self.options.chunk_rows is not None:
             return self.options.chunk_rows
         vocabulary, width = self.matrix.shape
-        most = _CHUNK_LOGITS // vocabulary
-        if self.compute != wide(self.compute):
-            # The sum of the weight's gradient, in float32, will stand beside its copy in the short type. The buffer is
-            # gone by then, so it may be as large as that copy without raising the peak: a row for each column.
-            most = max(most, width)
-        else:  # a large weight is read for few rows otherwise: somewhat smaller than its gradient, which stays
-            most = max(most, width * 13 // 16)
+        # a large weight is read for few rows otherwise; somewhat smaller than its gradient, which stays
+        most = max(_CHUNK_LOGITS // vocabulary, width * 13 // 16)
         return head.even_chunks(rows, most, 16)
 
     def chunk(self, rows: Tensor, x: Tensor, targets: Tensor, coefficient: head.Coefficient) -> tuple[Tensor, Tensor]:
@@ -153,34 +148,24 @@ class _Chunked(head.Engine):
             self._add_weight(d_logits, x, head.take(targets, alive), rest)
 
     def _add_weight(self, d_logits: Tensor, x: Tensor, targets: Tensor, rest: Tensor) -> None:
-        kind = wide(self.compute)
-        first = self.d_weight is None
+        if self.short_sum is not None:
+            self.short_sum.add(d_logits, x, targets, rest)
+            return
+        first, kind = self.d_weight is None, wide(self.compute)
         if self.d_weight is None:
-            self.d_weight = torch.empty_like(self.matrix, dtype=kind, memory_format=torch.contiguous_format)
+            self.d_weight = pages.empty(self.matrix, *self.matrix.shape, dtype=kind)
         if x.is_cuda or x.dtype == kind:
             head.add_product(self.d_weight, d_logits.T, x, first=first)
             return
-        if self.rounds:
-            rest = rest + _take_single_targets(d_logits, targets)
-        else:
-            x = x.to(kind)
+        x = x.to(kind)
         step = max(1, _TILE_NUMBERS // max(x.shape))
         for start in range(0, self.d_weight.shape[0], step):
-            total, d = self.d_weight[start : start + step], d_logits[:, start : start + step].T
-            if not self.rounds:
-                head.add_product(total, d.to(kind), x, first=first)
-            elif first:
-                total.copy_(torch.mm(d, x))
-            else:
-                total.add_(torch.mm(d, x))
-        if self.rounds:
-            self.d_weight.index_add_(0, targets, rest[:, None] * x)
+            tile = slice(start, start + step)
+            head.add_product(self.d_weight[tile], d_logits[:, tile].T.to(kind), x, first=first)
 
-
-def _take_single_targets(d_logits: Tensor, targets: Tensor) -> Tensor:
-    """Set the target's entry to 0 where no other row has that target; returns what stood there, (n,), else 0."""
-    where = (torch.arange(targets.numel(), device=targets.device), targets)
-    single = targets.bincount()[targets] == 1
-    entries = d_logits[where]
-    d_logits[where] = entries.masked_fill(single, 0)
-    return entries.masked_fill(~single, 0)
+    def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As `head.Engine.gradients`; no chunk may follow."""
+        del self.buffer, self.moved, self.scratch
+        if self.short_sum is not None and self.short_sum.products:
+            self.d_weight = self.short_sum.result(self.weight_dtype)
+        return super().gradients()

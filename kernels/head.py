@@ -75,7 +75,7 @@ class Engine(ABC):
         """
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of hidden in its own type, of weight and bias in the wide one."""
+        """Of hidden in its own type, of weight in that or the wide one, of bias in the wide one."""
         kind, width = wide(self.compute), self.matrix.shape[1]
         if self.wanted[1] and self.d_weight is None:
             self.d_weight = self.matrix.new_zeros((self.matrix.shape[0], width), dtype=kind)
@@ -150,11 +150,12 @@ class _LinearLoss(torch.autograd.Function):
         live = torch.zeros(targets.shape, dtype=torch.bool, device=hidden.device)
         hits = torch.zeros_like(live)
         by = losses.new_ones(()) if denominator is None else denominator.to(kind)
-        # Part of 1/denominator goes into the gradients here, so that what is left for the backward pass is a power
-        # of two: stored in a short type, they are rounded once, and not pushed into its smallest numbers either.
+        # 1/denominator goes into the gradients here, which the backward pass then need not touch if the upstream
+        # gradient is 1. In float16, where it would push them into the smallest numbers, a power of two of it is left
+        # for the backward pass: what is stored in that type is not rounded again.
         mantissa, exponent = torch.frexp(1 / by)
         later = torch.ldexp(torch.ones_like(by), exponent)
-        if compute == kind == hidden.dtype:  # nothing is stored in a short type
+        if torch.float16 not in (compute, hidden.dtype):
             mantissa, later = 1 / by, torch.ones_like(by)
         in_forward = options.reduce and any(wanted)
         now = wanted if in_forward else (False, False, False)
@@ -243,6 +244,9 @@ def _scaled(gradient: Tensor, factor: Tensor | None, dtype: torch.dtype) -> Tens
     if factor is None:
         return gradient.to(dtype)
     if gradient.dtype == dtype:
+        if factor.device.type != "cpu" and dtype != factor.dtype:
+            # a factor without a dimension would be rounded to the short type first
+            return (gradient * factor.view(1)).to(dtype)
         if _graph_is_kept():
             return gradient * factor
         # reading a number waits for a GPU, but costs nothing on the CPU
