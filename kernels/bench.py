@@ -37,12 +37,20 @@ _HOPELESS, _BEHIND = 4, 1.5  # times as slow as the fastest head, the fastest pe
 _ROUNDS_OF_ALL = 3
 
 
-def run(*, quick: bool, device: str, memory: bool = True, step: bool = True, say: Callable[[str], None] = print) -> Any:
-    """All cases of the device. Returns what `--json` writes: the machine, and a list of cases, each with its heads.
+def run(
+    *,
+    quick: bool,
+    device: str,
+    dtype: str | None = None,
+    memory: bool = True,
+    step: bool = True,
+    say: Callable[[str], None] = print,
+) -> Any:
+    """All cases of the device, or those of one type. Returns what `--json` writes: the machine, and a list of cases, each with its heads.
 
     Times first: until `say` is told that memory comes, the machine should have nothing else to do.
     """
-    cases = heads.QUICK_CASES if quick else heads.CUDA_CASES if device == "cuda" else heads.CPU_CASES
+    cases = cases_of(device, quick=quick, dtype=dtype)
     entries = heads.entries(device, say, quick=quick)
     result: dict[str, Any] = {"machine": machine(device), "cases": []}
     say(" · ".join(f"{key} {value}" for key, value in result["machine"].items()))
@@ -64,6 +72,12 @@ def run(*, quick: bool, device: str, memory: bool = True, step: bool = True, say
     if result.get("step"):
         say(step_table(result["step"]))
     return result
+
+
+def cases_of(device: str, *, quick: bool, dtype: str | None = None) -> list[Case]:
+    """What is measured on it."""
+    cases = heads.QUICK_CASES if quick else heads.CUDA_CASES if device == "cuda" else heads.CPU_CASES
+    return [case for case in cases if dtype in (None, case.dtype)]
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -366,6 +380,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small shapes, two rounds: seconds")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="only the cases in this type")
     parser.add_argument("--threads", type=int, help="of torch on the CPU")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--no-step", action="store_true", help="do not measure a training step")
@@ -379,7 +394,15 @@ def main(argv: list[str] | None = None) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
         os.environ["OMP_NUM_THREADS"] = str(given.threads)
-    result = run(quick=given.quick, device=given.device, memory=not given.no_memory, step=not given.no_step)
+    if not cases_of(given.device, quick=given.quick, dtype=given.dtype):
+        parser.error(f"--dtype {given.dtype}: no case on {given.device} is in this type; leave it out")
+    result = run(
+        quick=given.quick,
+        device=given.device,
+        dtype=given.dtype,
+        memory=not given.no_memory,
+        step=not given.no_step,
+    )
     if given.json:
         given.json.write_text(json.dumps(result, indent=1))
     if given.plot:

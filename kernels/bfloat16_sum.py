@@ -25,7 +25,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kernels import head, pages
+from kernels import head
 
 _PRODUCTS = 8  # summed in bfloat16
 _CHOSEN_AGAIN = (2, 4)  # products after which the heavy rows are
@@ -37,7 +37,7 @@ class Bfloat16Sum:
     """The sum of d_logits.T @ x over chunks. matrix: (vocabulary, width), the weight, in bfloat16."""
 
     def __init__(self, matrix: Tensor) -> None:
-        self.short = pages.empty(matrix, *matrix.shape)
+        self.short = matrix.new_empty(matrix.shape)
         self.products = 0  # in `short`
         self.wide: Tensor | None = None  # the sum of earlier ones, in float32
         self.heavy: Tensor | None = None  # rows of the weight; what `short` holds for them does not count

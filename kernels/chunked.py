@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import head, pages
+from kernels import head
 from kernels.bfloat16_sum import Bfloat16Sum
 from kernels.reference import Linear, Options, Rows, Terms, wide
 
@@ -45,7 +45,7 @@ class _Chunked(head.Engine):
     def __init__(self, hidden: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> None:
         super().__init__(hidden, weight, *args, **kwargs)
         vocabulary, kind = self.matrix.shape[0], wide(self.compute)
-        self.buffer = pages.empty(self.matrix, self.at_once, vocabulary)
+        self.buffer = self.matrix.new_empty(self.at_once, vocabulary)
         block = max(1, _BLOCK_LOGITS // vocabulary) if self.matrix.device.type == "cpu" else self.at_once
         self.block = min(self.at_once, block)
         self.in_place = self.compute == kind
@@ -153,7 +153,7 @@ class _Chunked(head.Engine):
             return
         first, kind = self.d_weight is None, wide(self.compute)
         if self.d_weight is None:
-            self.d_weight = pages.empty(self.matrix, *self.matrix.shape, dtype=kind)
+            self.d_weight = self.matrix.new_empty(self.matrix.shape, dtype=kind)
         if x.is_cuda or x.dtype == kind:
             head.add_product(self.d_weight, d_logits.T, x, first=first)
             return

@@ -75,6 +75,15 @@ def test_a_peer_out_of_the_running_is_timed_no_further_and_a_busy_moment_hits_bo
     assert bench.paired(taken[1], taken[2]) == pytest.approx(2 / 3.2)
 
 
+def test_cases_of_one_type_and_a_type_that_no_case_is_in(capsys: pytest.CaptureFixture[str]) -> None:
+    both = bench.cases_of("cpu", quick=False)
+    assert [case for case in both if case.dtype == "bfloat16"] == bench.cases_of("cpu", quick=False, dtype="bfloat16")
+    assert {case.dtype for case in both} == {"float32", "bfloat16"}
+    with pytest.raises(SystemExit):
+        bench.main(["--device", "cuda", "--dtype", "float32"])
+    assert "--dtype float32: no case on cuda" in capsys.readouterr().err
+
+
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
     # eager holds several times the logits; a chunk holds a part of them
     case = Case("test", 2048, 8, 16384, "float32")

@@ -1,15 +1,11 @@
-"""The sum of the weight's gradient in bfloat16 on the CPU, and the memory that it and the logits are in."""
+"""The sum of the weight's gradient in bfloat16 on the CPU."""
 
 from __future__ import annotations
-
-import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from kernels import linear_cross_entropy, pages
+from kernels import linear_cross_entropy
 from kernels.bfloat16_sum import Bfloat16Sum
 
 VOCABULARY, WIDTH = 600, 16
@@ -69,27 +65,3 @@ def test_an_upstream_gradient_asked_for_twice_gives_the_same_twice() -> None:
     first = weight.grad.clone()
     loss.backward()
     assert first.any() and torch.equal(weight.grad, first + first)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux only")
-def test_large_tensors_ask_for_huge_pages_and_small_ones_do_not() -> None:
-    modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not modes.exists():
-        pytest.skip("this system has no transparent huge pages")
-    like = torch.empty(1, dtype=torch.bfloat16)
-    large, small = pages.empty(like, 2**13, 2**13, dtype=torch.float32), pages.empty(like, 3, 5)
-    assert large.shape == (2**13, 2**13) and large.dtype == torch.float32
-    assert small.shape == (3, 5) and small.dtype == torch.bfloat16
-    assert "hg" in flags_at(large.data_ptr() + 2**22)
-    assert "hg" not in flags_at(small.data_ptr())
-
-
-def flags_at(address: int) -> list[str]:
-    """VmFlags of the mapping that holds the address."""
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            inside = int(found[1], 16) <= address < int(found[2], 16)
-        elif inside and line.startswith("VmFlags:"):
-            return line.split()[1:]
-    raise AssertionError(f"no mapping holds {address:#x}")
