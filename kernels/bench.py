@@ -46,7 +46,9 @@ def run(
     step: bool = True,
     say: Callable[[str], None] = print,
 ) -> Any:
-    """All cases of the device, or those of one type. Returns what `--json` writes: the machine, and a list of cases, each with its heads.
+    """All cases of the device, or those of one type.
+
+    Returns what `--json` writes: the machine, and a list of cases, each with its heads.
 
     Times first: until `say` is told that memory comes, the machine should have nothing else to do.
     """
