@@ -7,7 +7,7 @@ d_logits right after its softmax, and are written behind those of the blocks bef
 still to be read. On other devices the chunk is one block.
 
 Numerics: GEMMs in the type of the input (or autocast's), everything on logits in float32 (float64 for float64), the
-weight gradient summed over chunks in float32. No atomics: the same input gives the same bits.
+weight gradient summed over chunks in float32 but for what follows. No atomics: the same input gives the same bits.
 
 Short types on the CPU: torch has no GEMM from them to float32 there. The weight gradient's is done in float32, at less
 than half the rate; or, for bfloat16 where targets are rare (a large vocabulary), by `kernels.bfloat16_sum`.
@@ -46,7 +46,8 @@ class _Chunked(head.Engine):
         super().__init__(hidden, weight, *args, **kwargs)
         vocabulary, kind = self.matrix.shape[0], wide(self.compute)
         self.buffer = self.matrix.new_empty(self.at_once, vocabulary)
-        block = max(1, _BLOCK_LOGITS // vocabulary) if self.matrix.device.type == "cpu" else self.at_once
+        on_cpu = self.matrix.device.type == "cpu"
+        block = max(1, _BLOCK_LOGITS // vocabulary) if on_cpu else self.at_once
         self.block = min(self.at_once, block)
         self.in_place = self.compute == kind
         self.moved = self.matrix.new_empty(self.block, vocabulary, dtype=kind)
@@ -54,7 +55,7 @@ class _Chunked(head.Engine):
         self.weight_dtype = weight.dtype
         self.short_sum: Bfloat16Sum | None = None
         rare = self.at_once * _RARE <= vocabulary
-        if rare and self.wanted[1] and self.compute == torch.bfloat16 and not self.matrix.is_cuda:
+        if on_cpu and rare and self.wanted[1] and self.compute == torch.bfloat16:
             self.short_sum = Bfloat16Sum(self.matrix)
 
     def chunk_rows(self, rows: int) -> int:
