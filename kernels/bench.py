@@ -372,7 +372,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         panel.set_title(case["title"].replace(": ", "\n"), fontsize=8)
         panel.set_xlabel("speed, best peer = 1")
         panel.tick_params(labelsize=7)
-        panel.invert_yaxis()
+    panels[0][0].invert_yaxis()  # the panels share it
     figure.suptitle(f"forward and backward of the loss head, {result['machine']['device']}", fontsize=9)
     figure.tight_layout()
     figure.savefig(path)
