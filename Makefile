@@ -71,7 +71,7 @@ bench-gpu:  ## on a GPU machine with torch and triton: the tests that use it, th
 	@$(GPU_PYTHON) -c 'import sys, torch; "$(DEVICE)" == "cpu" or torch.cuda.is_available() or sys.exit("bench-gpu: torch sees no CUDA device here; DEVICE=cpu tries it without one")'
 	@if ls $(WHEELS)/*.whl > /dev/null 2>&1; then $(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check \
 		--no-index --no-deps --upgrade --target .gpu $(WHEELS)/*.whl; fi
-	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest -q -m "not long" tests/test_kernels.py tests/test_triton.py tests/test_aligned.py
+	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest -q -m "not long" tests/kernels tests/fortifai_core/language/test_aligned.py
 	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m kernels.bench --device $(DEVICE) --json kernels-$(DEVICE).json $(BENCH)
 
 constraints: $(VENV)/.dev  ## write down the versions of this environment

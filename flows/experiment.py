@@ -12,12 +12,12 @@ from prefect import flow
 
 from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import LogReporter
-from storage.experiments import record_experiment
-from tasks import stage_tasks
-from tasks.family_stages import AnyPlan
-from tasks.pool import AnyExperiment, worker_pool
-from tasks.session import Reporter, Session, session
-from tasks.stages import Stage
+from storage.store.experiments import record_experiment
+from tasks.engine import prefect_tasks
+from tasks.engine.pool import AnyExperiment, worker_pool
+from tasks.engine.session import Reporter, Session, session
+from tasks.engine.stages import Stage
+from tasks.families.stages import AnyPlan
 
 # The subflow of one run (arm + seed), called with experiment, arm and seed.
 OneRun = Callable[[str, str, int], Awaitable[Any]]
@@ -66,7 +66,7 @@ async def run_prepared(prepared: Prepared, reporter: Reporter, *, one_run: OneRu
                 await _shared(plan)
                 await _in_turns(plan, one_run, at_once=len(pool.workers))
                 final = plan.report(running.stopped)
-                report = await stage_tasks.reference(stage_tasks.write_report(final), final)
+                report = await prefect_tasks.reference(prefect_tasks.write_report(final), final)
             except BaseException:
                 record_experiment(store, config=config, status="failed")
                 raise
@@ -99,7 +99,7 @@ async def _shared(plan: AnyPlan) -> None:
 
     async def after_parents(stage: Stage) -> None:
         await asyncio.gather(*(started[parent] for parent in stage.parents.values()))
-        await stage_tasks.prepare(stage)
+        await prefect_tasks.prepare(stage)
 
     async with task_group() as group:
         for stage in plan.shared:  # parents come first in the plan

@@ -10,10 +10,11 @@ from pydantic import Field
 
 from flows.experiment import run_asked, run_here, task_group
 from flows.prepare import Prepared
-from fortifai_core.family_config import FamilyExperiment
-from tasks import family_publish, stage_tasks
-from tasks.family_stages import FamilyPlan, FamilyRun, FamilyStep
-from tasks.session import Reporter, current_session
+from fortifai_core.families.registry import FamilyExperiment
+from tasks.engine import prefect_tasks
+from tasks.engine.session import Reporter, current_session
+from tasks.families import publish
+from tasks.families.stages import FamilyPlan, FamilyRun, FamilyStep
 
 
 @flow(
@@ -57,9 +58,9 @@ async def run_of_family(experiment: str, arm: str, seed: int) -> str:
         before: asyncio.Task[bool] | None = None
         for step in run.steps:
             with tags(f"g{step.last}"):
-                await stage_tasks.train(step.train)
+                await prefect_tasks.train(step.train)
                 if step.sample is not None:
-                    await stage_tasks.draw_sample(step.sample)
+                    await prefect_tasks.draw_sample(step.sample)
                 # the next generation needs the samples, not the measures: these may overlap it
                 before = group.create_task(_measure(run, step, after=before))
                 if stop_arm and await before:
@@ -72,12 +73,12 @@ async def run_of_family(experiment: str, arm: str, seed: int) -> str:
 async def _measure(run: FamilyRun, step: FamilyStep, after: asyncio.Task[bool] | None) -> bool:
     """Take the measures of one step, check for failure, show both; True when the run has failed by now."""
     if step.evaluate is not None:
-        await stage_tasks.evaluate(step.evaluate)
+        await prefect_tasks.evaluate(step.evaluate)
     if after is not None:
         await after
     check: dict[str, Any] = {}
     if step.failure is not None:
-        found = await stage_tasks.reference(stage_tasks.check_failure(step.failure), step.failure)
+        found = await prefect_tasks.reference(prefect_tasks.check_failure(step.failure), step.failure)
         check = found["metrics"]
-    await family_publish.publish_family(run, step, check)
+    await publish.publish_family(run, step, check)
     return bool(check.get("status") == "failed")

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from fortifai_core.config import ExperimentConfig, Inconsistent
+from fortifai_core.config.experiment import ExperimentConfig, Inconsistent
 from fortifai_core.errors import ConfigError
-from fortifai_core.family_config import FamilyExperiment
+from fortifai_core.families.registry import FamilyExperiment
 
 
 def presets() -> dict[str, str]:

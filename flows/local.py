@@ -16,13 +16,13 @@ from flows.embedded import configured_api, prefect_api, sigterm_as_interrupt
 from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import TerminalReporter
 from fortifai_core.errors import FortifaiError
-from fortifai_core.family_config import FamilyExperiment
-from storage.experiments import Experiment, load_experiment, record_experiment
-from storage.store import ArtifactStore
-from storage.tree import Artifact
-from tasks.family_stages import FamilyPlan
-from tasks.pool import AnyExperiment
-from tasks.session import Circumstances
+from fortifai_core.families.registry import FamilyExperiment
+from storage.store.experiments import Experiment, load_experiment, record_experiment
+from storage.store.store import ArtifactStore
+from storage.store.tree import Artifact
+from tasks.engine.pool import AnyExperiment
+from tasks.engine.session import Circumstances
+from tasks.families.stages import FamilyPlan
 
 
 def run_here(

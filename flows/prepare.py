@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.config import CustomLoss, ExperimentConfig, PretrainedModel, ScratchModel
+from fortifai_core.config.experiment import CustomLoss, ExperimentConfig, PretrainedModel, ScratchModel
 from fortifai_core.errors import ConfigError, StoreError
-from fortifai_core.family_config import FamilyExperiment, check_family
-from storage.experiments import StageRecord, record_experiment
-from storage.family_data import data_digests
-from storage.models import model_identity
-from storage.sources import check_corpus, source_digests
-from storage.store import ArtifactStore
-from tasks.family_plan import plan_family
-from tasks.family_stages import AnyPlan
-from tasks.plan import plan_experiment
-from tasks.pool import AnyExperiment
-from tasks.stages import VERSIONS, Stage
+from fortifai_core.families.registry import FamilyExperiment, check_family
+from storage.sources.family_data import data_digests
+from storage.sources.sources import check_corpus, source_digests
+from storage.store.experiments import StageRecord, record_experiment
+from storage.store.store import ArtifactStore
+from storage.tables.models import model_identity
+from tasks.engine.pool import AnyExperiment
+from tasks.engine.stages import VERSIONS, Stage
+from tasks.families.plan import plan_family
+from tasks.families.stages import AnyPlan
+from tasks.language.plan import plan_experiment
 
 BYTES_PER_PARAMETER = 4
 ADAM_CHECKPOINTS = 2 * 3  # two checkpoints, each with the weights and Adam's two moments
@@ -70,7 +70,7 @@ def plan_for(config: AnyExperiment) -> AnyPlan:
 
 
 def _benchmarks(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
-    from tasks.benchmark_data import describe, known
+    from tasks.language.benchmark_data import describe, known
 
     evaluation = config.evaluation
     for name in evaluation.benchmark_fewshot:

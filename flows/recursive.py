@@ -11,11 +11,12 @@ from pydantic import Field
 
 from flows.experiment import run_asked, run_here, task_group, together
 from flows.prepare import Prepared
-from fortifai_core.config import ExperimentConfig
-from fortifai_core.failure_metrics import failure_metric
-from tasks import publish, stage_tasks
-from tasks.session import Reporter, Session, current_session
-from tasks.stages import GenerationPlan, Plan, Stage
+from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.config.failure_metrics import failure_metric
+from tasks.engine import prefect_tasks
+from tasks.engine.session import Reporter, Session, current_session
+from tasks.engine.stages import GenerationPlan, Plan, Stage
+from tasks.language import publish
 
 
 @flow(
@@ -63,15 +64,15 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
         before: asyncio.Task[bool] | None = None
         for step in run.generations:
             with tags(f"g{step.generation}"):
-                await stage_tasks.train(step.train)
+                await prefect_tasks.train(step.train)
                 # the next generation needs the regenerations, not the measurements: these may overlap it
                 if not late:
                     before = group.create_task(_measure(step, measured, after=before))
                 for one in step.benchmarks:
-                    group.create_task(_wait(stage_tasks.run_benchmark(one)))
+                    group.create_task(_wait(prefect_tasks.run_benchmark(one)))
                 if not late and failure.stop_arm and before is not None and await before:
                     return _stopped(running, experiment, arm, seed, step.generation)
-                await together(*(stage_tasks.regenerate(one) for one in step.regenerate))
+                await together(*(prefect_tasks.regenerate(one) for one in step.regenerate))
                 drift = None
                 if step.drift is not None:
                     drift = group.create_task(_drift(step, step.drift, drifted))
@@ -96,12 +97,12 @@ async def _measure(
     drift: asyncio.Task[None] | None = None,
 ) -> bool:
     """Evaluate one generation and check for failure, by its `drift` if given; True when the arm has failed by now."""
-    evaluation = await stage_tasks.reference(stage_tasks.evaluate(step.evaluate), step.evaluate)
+    evaluation = await prefect_tasks.reference(prefect_tasks.evaluate(step.evaluate), step.evaluate)
     if drift is not None:
         await drift
     if after is not None:
         await after
-    check = await stage_tasks.reference(stage_tasks.check_failure(step.failure), step.failure)
+    check = await prefect_tasks.reference(prefect_tasks.check_failure(step.failure), step.failure)
     measured.append({"generation": step.generation, **evaluation["metrics"]})
     await publish.publish_generation(step, measured, check["metrics"])
     return bool(check["metrics"]["status"] == "failed")
@@ -109,7 +110,7 @@ async def _measure(
 
 async def _drift(step: GenerationPlan, stage: Stage, drifted: list[dict[str, Any]]) -> None:
     """Measure the drift of one generation and show it."""
-    found = await stage_tasks.reference(stage_tasks.measure_drift(stage), stage)
+    found = await prefect_tasks.reference(prefect_tasks.measure_drift(stage), stage)
     drifted.append({"generation": step.generation, **found["metrics"]})
     await publish.publish_drift(step, drifted)
 

@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from tasks.family_stages import AnyPlan
-from tasks.progress import StageProgress
-from tasks.stages import Stage
+from tasks.engine.progress import StageProgress
+from tasks.engine.stages import Stage
+from tasks.families.stages import AnyPlan
 
 # Roles whose end is worth a line however quick they were; a family has too many quick ones.
 SHOWN = ("train", "base", "evaluate", "family-data", "family-segment", "family-report")

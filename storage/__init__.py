@@ -1,1 +1,1 @@
-"""Content-addressed artifacts, their catalog, and the only door to the network (`storage.hub`)."""
+"""Content-addressed artifacts, their catalog, and the only door to the network (`storage.sources.hub`)."""

@@ -35,9 +35,9 @@ CLASSES = {
 def digests_of(preset: str) -> dict[str, str]:
     """Digests of what a preset reads. Of a dataset they need the mirror (FORTIFAI_DATA)."""
     from flows.load import load_any_config
-    from fortifai_core.family_config import FamilyExperiment
-    from storage.family_data import data_digests
-    from storage.sources import source_digests
+    from fortifai_core.families.registry import FamilyExperiment
+    from storage.sources.family_data import data_digests
+    from storage.sources.sources import source_digests
 
     config = load_any_config(preset)
     return data_digests(config.family) if isinstance(config, FamilyExperiment) else source_digests(config.corpus)
@@ -46,9 +46,9 @@ def digests_of(preset: str) -> dict[str, str]:
 def keys_of(preset: str, digests: dict[str, str]) -> dict[str, str]:
     """Run and label of every stage → kind and key, for data of these digests. Reads no data."""
     from flows.load import load_any_config
-    from fortifai_core.family_config import FamilyExperiment
-    from tasks.family_plan import plan_family
-    from tasks.plan import plan_experiment
+    from fortifai_core.families.registry import FamilyExperiment
+    from tasks.families.plan import plan_family
+    from tasks.language.plan import plan_experiment
 
     config = load_any_config(preset)
     if isinstance(config, FamilyExperiment):
@@ -72,8 +72,8 @@ def language_model(folder: Path, *overrides: str) -> dict[str, Any]:
     from transformers import PreTrainedModel
 
     from flows.load import load_any_config
-    from storage import shards
-    from tasks.plan import plan_experiment
+    from storage.tables import parquet
+    from tasks.language.plan import plan_experiment
 
     losses: list[float] = []
 
@@ -92,10 +92,10 @@ def language_model(folder: Path, *overrides: str) -> dict[str, Any]:
                 found["losses"][name] = list(losses)
                 losses.clear()
             if "scores.parquet" in files:
-                rows = shards.read_rows(artifact.file("scores.parquet"))
+                rows = parquet.read_rows(artifact.file("scores.parquet"))
                 found["scores"][name] = {r["question"]: [r["logp_true"], r["logp_false"]] for r in rows}
             if "metrics.parquet" in files:
-                rows = shards.read_rows(artifact.file("metrics.parquet"))
+                rows = parquet.read_rows(artifact.file("metrics.parquet"))
                 found["metrics"][name] = {
                     r["metric"] + ("" if r["split"] is None else f" · split {r['split']}"): r["value"] for r in rows
                 }
@@ -109,8 +109,8 @@ def language_model(folder: Path, *overrides: str) -> dict[str, Any]:
 def model_classes(folder: Path) -> dict[str, Any]:
     """Every measure of a short run of each of `CLASSES`: preset → arm and generation → measure → value."""
     from flows.load import load_any_config
-    from storage import shards
-    from tasks.family_plan import plan_family
+    from storage.tables import parquet
+    from tasks.families.plan import plan_family
 
     found: dict[str, dict[str, dict[str, float]]] = {}
     for preset, overrides in CLASSES.items():
@@ -118,7 +118,7 @@ def model_classes(folder: Path) -> dict[str, Any]:
         config = load_any_config(preset, overrides)
         for stage, artifact in built(plan_family(config, data_digests={}), folder):
             if "metrics.parquet" in {entry["name"] for entry in artifact.manifest.files}:
-                for row in shards.read_rows(artifact.file("metrics.parquet")):
+                for row in parquet.read_rows(artifact.file("metrics.parquet")):
                     name = f"{stage.arm} · seed {stage.seed} · g{row['generation']}"
                     of_preset.setdefault(name, {})[row["metric"]] = row["value"]
     return found
@@ -128,9 +128,9 @@ def built(plan: Any, folder: Path) -> Iterator[tuple[Any, Any]]:
     """Every stage of a plan but the report, with its artifact, built on one thread."""
     import torch
 
-    from fortifai_core.config import Runtime
-    from storage.store import ArtifactStore
-    from tasks.build import build
+    from fortifai_core.config.experiment import Runtime
+    from storage.store.store import ArtifactStore
+    from tasks.engine.build import build
 
     store = ArtifactStore(folder)
     threads = torch.get_num_threads()

@@ -1,0 +1,1 @@
+"""Benchmarks of whole engines, on models of an experiment too."""

@@ -1,0 +1,1 @@
+"""The command line: `python -m flows.cli`, or `fortifai` when installed."""

@@ -1,0 +1,363 @@
+"""The command line: `fortifai run | plan | init | serve | resume | report | ls | show | sql | …`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.cli.bench import benches
+from flows.cli.kr import app as kr
+from flows.embedded import quiet_environment
+from fortifai_core.errors import FortifaiError, InputError
+
+quiet_environment()
+
+app = typer.Typer(
+    name="fortifai",
+    help="A laboratory for recursive training: how fast a model forgets, and how TCE delays it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Source = Annotated[str, typer.Argument(help="A preset (see `fortifai init`) or a YAML file.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field: path=value. May be repeated.")]
+Store = Annotated[str | None, typer.Option("--store", help="Artifact store: a folder or URL. [FORTIFAI_STORE]")]
+Refresh = Annotated[list[str] | None, typer.Option("--refresh", help="Build this stage anew, and all after it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Which = Annotated[str, typer.Argument(help="An experiment's name or id.")]
+
+
+def show_json(value: Any) -> None:
+    """Machine-readable output, on standard output, nothing else."""
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+@app.command()
+def init(
+    preset: Annotated[str | None, typer.Argument(help="Which preset; without one, lists them.")] = None,
+) -> None:
+    """Print a preset as an editable file: `fortifai init tiny > mine.yaml`."""
+    from flows.load import preset_text, presets
+
+    if preset is None:
+        for name, purpose in presets().items():
+            out.print(f"[bold]{name:<20}[/] {escape(purpose)}")
+    else:
+        typer.echo(preset_text(preset), nl=False)
+
+
+@app.command()
+def run(
+    source: Source,
+    sets: Sets = None,
+    store: Store = None,
+    refresh: Refresh = None,
+    benchmarks: Annotated[str | None, typer.Option(help="Benchmarks of lm-eval, with commas.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many items of each benchmark task.")] = None,
+    fewshot: Annotated[list[str] | None, typer.Option(help="Examples before an item: gsm8k=2. Repeatable.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment here and now; no server needed. What was computed before is found."""
+    from flows.load import benchmark_overrides, load_any_config
+    from flows.local import run_here
+
+    config = load_any_config(source, [*(sets or []), *benchmark_overrides(benchmarks, limit, fewshot or [])])
+    outcome = run_here(
+        config, store=store, refresh=refresh or [], console=err if as_json else out, resume=_resume(store)
+    )
+    if as_json:
+        show_json(outcome)
+
+
+def _resume(store: str | None) -> str:
+    return "fortifai resume {name}" + (f" --store {store}" if store else "")
+
+
+@app.command()
+def resume(experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False) -> None:
+    """Go on with an experiment that was stopped: finished stages are found, the rest is computed."""
+    from flows.load import validate
+    from flows.local import run_here
+    from flows.prepare import open_store
+    from storage.store.experiments import load_experiment
+
+    record = load_experiment(open_store(store), experiment)
+    config = validate(record.config)
+    outcome = run_here(config, store=store, refresh=[], console=err if as_json else out, resume=_resume(store))
+    if as_json:
+        show_json(outcome)
+
+
+@app.command()
+def plan(source: Source, sets: Sets = None, store: Store = None, as_json: Json = False) -> None:
+    """What would run, what is already there, and why. Computes nothing."""
+    from flows.load import load_any_config
+    from flows.prepare import open_store, plan_for
+    from flows.tools.explain import explain_plan
+
+    opened = open_store(store)
+    rows = explain_plan(plan_for(load_any_config(source, sets or [])), opened)
+    if as_json:
+        show_json(rows)
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "stage", "", "why"):
+        table.add_column(name)
+    for row in rows:
+        state = "[green]found[/]" if row["found"] else "[yellow]to do[/]"
+        table.add_row(row["run"], row["stage"], state, escape(row["why"]))
+    out.print(table)
+    missing = sum(not row["found"] for row in rows)
+    out.print(f"\n{len(rows) - missing} of {len(rows)} stages found, {missing} to do. Store: {opened.url}")
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address of the server and its UI.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the server and its UI.")] = 4200,
+    store: Store = None,
+) -> None:
+    """Prefect server, UI, and every preset as a deployment, on this machine. Ctrl-C stops all of it."""
+    from flows.server.serving import serve_all
+
+    serve_all(host=host, port=port, store=store, console=out)
+
+
+@app.command()
+def report(
+    experiment: Annotated[str, typer.Argument()] = "latest",
+    target: Annotated[Path | None, typer.Option("--out", help="Copy page, figures and tables to this folder.")] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Print the table of a finished experiment, and where its report lies; `--out` copies all of it."""
+    from flows.local import print_outcome, results_table
+    from flows.prepare import open_store
+    from flows.tools.exporting import export_report
+    from storage.store.experiments import load_experiment
+
+    opened = open_store(store)
+    record = load_experiment(opened, experiment)
+    copied = export_report(opened, record, target=target) if target is not None else None
+    if as_json:
+        headers, rows, path = results_table(opened, record)
+        place = copied / path.name if copied is not None else path
+        show_json({"experiment": record.label, "report": str(place), "headers": headers, "rows": rows})
+        return
+    print_outcome(opened, record, out)
+    if copied is not None:
+        out.print(f"copied: {copied / 'report.html'}", soft_wrap=True)
+
+
+@app.command("ls")
+def list_all(store: Store = None, as_json: Json = False) -> None:
+    """The experiments in the store."""
+    from flows.prepare import open_store
+    from storage.store.experiments import list_experiments
+
+    records = list_experiments(open_store(store))
+    if as_json:
+        names = ("label", "id", "name", "created", "updated")
+        show_json([{**{name: getattr(r, name) for name in names}, "status": r.state} for r in records])
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("experiment", "status", "arms", "seeds", "generations", "updated"):
+        table.add_column(name)
+    for r in records:
+        arms = ", ".join(dict.fromkeys(s.arm for s in r.stages if s.arm))
+        c = r.config
+        table.add_row(r.label, r.state, arms, str(len(c["seeds"])), str(c["generations"]), r.updated)
+    out.print(table if records else "No experiments yet: `fortifai run tiny` makes one.")
+
+
+@app.command()
+def show(
+    key: Annotated[str, typer.Argument(help="An experiment, or the first digits of an artifact's key.")],
+    store: Store = None,
+) -> None:
+    """One experiment or artifact in full: configuration, parents, files, provenance."""
+    from flows.prepare import open_store
+    from flows.tools.explain import describe
+
+    show_json(describe(open_store(store), key))
+
+
+@app.command()
+def sql(query: Annotated[str, typer.Argument()], store: Store = None, as_json: Json = False) -> None:
+    """Ask the catalog: `fortifai sql "select * from metrics"`. Read-only."""
+    from flows.prepare import open_store
+    from storage.catalog.catalog import query as ask
+
+    columns, rows = ask(open_store(store), query)
+    if as_json:
+        show_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    table = Table(*[escape(c) for c in columns], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*[escape(f"{v:.6g}" if isinstance(v, float) else str(v)) for v in row])
+    out.print(table)
+
+
+@app.command()
+def trace(
+    what: Annotated[str, typer.Argument(help="Id of a document or of a question (views documents, questions).")],
+    experiment: Annotated[str, typer.Option(help="An experiment's name or id.")] = "latest",
+    arm: Annotated[str | None, typer.Option(help="The arm; the first one by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The arm's first seed by default.")] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """How one document changed, from the real text to its newest version, and when its questions died."""
+    from flows.prepare import open_store
+    from flows.tools.tracing import show as show_trace
+    from flows.tools.tracing import trace as find
+    from storage.store.experiments import load_experiment
+
+    opened = open_store(store)
+    found = find(opened, load_experiment(opened, experiment), what, arm=arm, seed=seed)
+    if as_json:
+        show_json(found)
+    else:
+        show_trace(found, out)
+
+
+@app.command()
+def path(
+    what: Annotated[str, typer.Argument(help="catalog, store, report, or the first digits of a key.")] = "store",
+    store: Store = None,
+) -> None:
+    """Print where something lies: `duckdb $(fortifai path catalog)`."""
+    from flows.prepare import open_store
+    from flows.tools.explain import locate
+
+    typer.echo(str(locate(open_store(store), what)))
+
+
+@app.command()
+def verify(store: Store = None, as_json: Json = False) -> None:
+    """Check the digest of every file of every artifact; damaged ones are set aside."""
+    from flows.prepare import open_store
+
+    opened = open_store(store)
+    findings = opened.verify()
+    if as_json:
+        show_json(findings)
+    for finding in [] if as_json else findings:
+        err.print(f"[red]{escape(str(finding))}[/]")
+    if not as_json:
+        out.print(f"{len(opened.ls())} artifacts are sound, {len(findings)} were set aside in {opened.url}")
+    raise typer.Exit(1 if findings else 0)
+
+
+@app.command()
+def doctor(store: Store = None) -> None:
+    """Check this machine: packages, clashes, store, mirror, server."""
+    from flows.tools.doctor import examine
+
+    raise typer.Exit(examine(store, out))
+
+
+@app.command()
+def export(
+    what: Annotated[str, typer.Argument(help="model or dataset")],
+    target: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    experiment: Annotated[str, typer.Option(help="An experiment's name or id.")] = "latest",
+    arm: Annotated[str, typer.Option(help="The arm, e.g. tce-0.9.")] = "ce",
+    seed: Annotated[int, typer.Option()] = 0,
+    generation: Annotated[int, typer.Option(help="Whose model, or after whose regenerations.")] = 0,
+    store: Store = None,
+) -> None:
+    """Export a model that `from_pretrained` loads, or a dataset that `load_dataset` loads."""
+    from flows.prepare import open_store
+    from flows.tools.exporting import export_dataset, export_model
+
+    if what not in ("model", "dataset"):
+        raise InputError("what", what, "choose model or dataset")
+    make = export_model if what == "model" else export_dataset
+    made = make(open_store(store), experiment, arm=arm, seed=seed, generation=generation, target=target)
+    out.print(f"{what} of {arm} · seed {seed} · g{generation} → {made}")
+
+
+app.add_typer(benches, name="bench")
+app.add_typer(kr, name="kr")
+paper = typer.Typer(help="What the paper reports, recomputed from its own tables (quoted data, not measured here).")
+app.add_typer(paper, name="paper")
+
+
+@paper.command("ttf")
+def paper_ttf(as_json: Json = False) -> None:
+    """Time to failure of every arm of the paper's Tables D2 to D5, in every unit."""
+    from flows.tools.explain import paper_table
+
+    rows = paper_table()
+    if as_json:
+        show_json(rows)
+        return
+    out.print("[dim]Quoted: computed from the paper's own tables; nothing here was measured by this software.[/]")
+    out.print("Retention of split 0 falls below 75% after … (in brackets: ratio to cross entropy)\n")
+    units = {"generations": "generations", "training_splits": "training", "retraining_splits": "re-training"}
+    units["synthetic_splits"] = "synthetic"
+    for name in dict.fromkeys(row["table"] for row in rows):
+        arms = [row for row in rows if row["table"] == name]
+        table = Table("arm", *units.values(), box=None, pad_edge=False, title_justify="left")
+        for row in arms:
+            ratios = [row.get(f"{unit}_ratio_to_ce") for unit in units]
+            table.add_row(
+                row["arm"],
+                *[row[unit] + (f" ({ratio})" if ratio else "") for unit, ratio in zip(units, ratios, strict=True)],
+            )
+        out.print(f"[bold]{name}[/]: {arms[0]['dataset']}, {arms[0]['model']}", highlight=False)
+        out.print(table)
+        out.print()
+    legend = "training, re-training, synthetic: splits of text read until then: all / after M_0 / written by a model"
+    out.print(f"[dim]{legend}[/]")
+
+
+def _exit_code() -> int:
+    started = time.monotonic()
+    try:
+        app()
+    except FortifaiError as error:
+        err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        err.print(f"stopped after {time.monotonic() - started:.0f} s; what was finished is kept")
+        return 130
+    except BrokenPipeError:
+        return 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:  # noqa: BLE001 - shown in full, as the interpreter would
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main() -> None:
+    """The entry point: every expected error is one line, exit code 2 for bad input and 1 for a failed run."""
+    warnings.formatwarning = lambda message, *_: f"fortifai: {message}\n"
+    code = _exit_code()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Not by returning: threads of Prefect's client would keep a failed run waiting for a server that has gone.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""`fortifai bench kernels | regeneration`: speed and memory on this machine, as ratios within one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fortifai_core.errors import InputError
+
+benches = typer.Typer(help="Speed and memory on this machine, as ratios within one run.", no_args_is_help=True)
+Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes: to see that it works.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@benches.command("kernels")
+def kernels(
+    quick: Quick = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the result there, .svg or .png.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch, on the CPU.")] = None,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
+    step: Annotated[bool, typer.Option(help="Measure a whole training step too.")] = True,
+    as_json: Json = False,
+) -> None:
+    """The loss heads against each other and against the floor of their GEMMs (also: python -m kernels.bench)."""
+    import torch
+
+    from kernels import bench
+
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise InputError("--plot", str(plot), "name a file that ends in .svg or .png")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    say = (lambda line: None) if as_json else print
+    result = bench.run(quick=quick, device=device, memory=memory, step=step, say=say)
+    if plot is not None:
+        bench.plot(result, plot)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, default=str))
+
+
+@benches.command("regeneration")
+def regeneration(
+    shape: Annotated[str, typer.Option(help="Shape of the model: demo, wikitext or 1b.")] = "demo",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    experiment: Annotated[str | None, typer.Option(help="Instead: the models and text of this experiment.")] = None,
+    generation: Annotated[list[int] | None, typer.Option(help="Which of its models. May be repeated. [0]")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Only so many tokens of its text.")] = None,
+    store: Annotated[str | None, typer.Option("--store", help="Its store. [FORTIFAI_STORE]")] = None,
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """Rewriting: the aligned engine against the reference, generate and continuous batching."""
+    from flows.bench.regeneration import SHAPES, bench_regeneration, regeneration_table
+
+    if shape not in SHAPES:
+        raise InputError("shape", shape, f"choose {', '.join(SHAPES)}")
+    err = Console(stderr=True)
+
+    def say(text: str) -> None:
+        err.print(f"[dim]{escape(text)}[/]", highlight=False, soft_wrap=True)
+
+    if experiment is None:
+        rows = bench_regeneration(shape=shape, device=device, quick=quick, say=say)
+    else:
+        from flows.bench.experiment import bench_experiment
+        from flows.prepare import open_store
+        from storage.store.experiments import load_experiment
+
+        opened = open_store(store)
+        record = load_experiment(opened, experiment)
+        repeats = 1 if quick else 3
+        rows = bench_experiment(opened, record, generations=generation or [0], repeats=repeats, tokens=tokens, say=say)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2, default=str))
+    else:
+        regeneration_table(rows, Console())

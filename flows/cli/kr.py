@@ -1,0 +1,194 @@
+"""`fortifai kr build | check | compare`: questions about one's own text, what is wrong with them, what they show."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fortifai_core.corpus.documents import Document
+from fortifai_core.corpus.questions.build import KINDS, Baseline
+from fortifai_core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from flows.tools.kr_compare import Comparison
+
+app = typer.Typer(
+    help="KR-test questions about your own text: make them, check them, compare them. No service is asked."
+)
+out = Console()
+
+Source = Annotated[str, typer.Argument(help="A text file (.txt, .jsonl, .parquet), a preset, or an experiment's YAML.")]
+
+
+def documents_of(source: str, *, text_field: str = "text") -> list[Document]:
+    """The documents of a file, or of the corpus of a preset or YAML; ids are what `location` then names.
+
+    Raises:
+        InputError: the file or preset is not there, or holds no text.
+    """
+    path = Path(source).expanduser()
+    if path.name.endswith((".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.gz", ".parquet.gz")):
+        from storage.sources.textfiles import read_documents
+
+        found = read_documents(path, text_field=text_field, field="SOURCE")
+        return [Document(f"document-{i}" if d.id is None else d.id, d.text, "text") for i, d in enumerate(found)]
+    from flows.load import load_experiment_config
+    from storage.sources.sources import load_source
+
+    config = load_experiment_config(source)
+    read = load_source(config.corpus, splits=config.splits, seed=config.seeds[0])
+    return read.documents
+
+
+@app.command()
+def build(
+    source: Source,
+    target: Annotated[Path, typer.Option("--out", help="File to write: .json (the authors' form) or .jsonl.")],
+    per_document: Annotated[int, typer.Option(min=2, help="At most so many questions a document.")] = 16,
+    kinds: Annotated[str, typer.Option(help="What is exchanged.")] = ",".join(KINDS),
+    seed: Annotated[int, typer.Option(min=0, help="Which of the possible exchanges are taken.")] = 0,
+    text_field: Annotated[str, typer.Option(help="Column of the text in .jsonl and .parquet files.")] = "text",
+) -> None:
+    """Make questions from raw text: two statements of one article exchange a date, number, name or key phrase."""
+    from fortifai_core.corpus.questions.build import baselines, build_questions, common_words, word_counts
+    from storage.sources.question_files import write_questions
+
+    chosen: Any = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+    unknown = [kind for kind in chosen if kind not in KINDS]
+    if unknown or not chosen:
+        raise ConfigError("--kinds", kinds, f"choose from {', '.join(KINDS)}")
+    documents = documents_of(source, text_field=text_field)
+    made = build_questions(
+        documents, per_document=per_document, kinds=chosen, seed=seed, common=common_words(documents)
+    )
+    write_questions(target, (asdict(question) for question in made))
+    of_kind = {kind: sum(question.kind == kind for question in made) for kind in chosen}
+    about = len({question.location for question in made})
+    out.print(
+        f"{len(made):,} questions about {about:,} of {len(documents):,} documents → {escape(str(target))}\n"
+        + ", ".join(f"{count:,} by {kind}" for kind, count in of_kind.items())
+    )
+    answers = [(question.sentence_true, question.sentence_false) for question in made]
+    _show(baselines(answers, word_counts(document.text for document in documents)))
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A KR-test file: a JSON list, or JSONL.")],
+    corpus: Annotated[str | None, typer.Option(help="The text that it is about, as in `kr build`.")] = None,
+    text_field: Annotated[str, typer.Option(help="Column of the text in .jsonl and .parquet files.")] = "text",
+    show: Annotated[int, typer.Option(min=1, help="Lines of problems that are printed.")] = 40,
+) -> None:
+    """Say what is wrong with a file of questions, line by line. Exit code 1 where there is something."""
+    from fortifai_core.corpus.questions.build import word_counts
+    from fortifai_core.corpus.questions.check import AskedItem, item_problems, seen_words, set_problems
+    from storage.sources.question_files import read_with_problems
+
+    items, problems = read_with_problems(file.expanduser(), field="FILE")
+    asked = [AskedItem(line, item.context, item.true_answer, item.false_answer) for line, item in items]
+    problems += item_problems(asked)
+    counts = seen_words(asked)
+    if corpus is not None:
+        documents = documents_of(corpus, text_field=text_field)
+        counts = word_counts(document.text for document in documents)
+        problems += _nowhere([(line, item.location) for line, item in items], documents)
+    for line, problem in sorted(problems)[:show]:
+        typer.echo(f"{file}:{line}: {problem}")
+    if len(problems) > show:
+        out.print(f"… and {len(problems) - show:,} more (--show {len(problems)})")
+    together: list[str] = []
+    if asked:
+        together, found = set_problems(asked, counts)
+        for problem in together:
+            typer.echo(f"{file}: {problem}")
+        _show(found)
+    wrong = len({line for line, _ in problems})
+    verdict = f"{len(items):,} questions are well-formed; {wrong:,} lines have a problem"
+    if together:
+        verdict += f", and so has the set as a whole ({len(together)}, above)"
+    out.print(verdict)
+    raise typer.Exit(1 if problems or together else 0)
+
+
+@app.command()
+def compare(
+    experiment: Annotated[str, typer.Argument(help="An experiment's name or id; its models must be in the store.")],
+    questions: Annotated[
+        list[Path], typer.Option("--questions", help="A file of questions; given once, it meets the experiment's own.")
+    ],
+    store: Annotated[str | None, typer.Option("--store", help="Artifact store. [FORTIFAI_STORE]")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Answers scored at a time.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask every model of an experiment two sets of questions: do they tell the same story? Writes nothing."""
+    from flows.prepare import open_store
+    from flows.tools.kr_compare import compare as ask
+    from storage.store.experiments import load_experiment
+
+    if len(questions) > 2:
+        raise ConfigError("--questions", len(questions), "give two files, or one to compare with the experiment's own")
+    opened = open_store(store)
+    record = load_experiment(opened, experiment)
+    files = [path.expanduser() for path in questions]
+    with Console(stderr=True).status("…") as status:
+        found = ask(
+            opened,
+            record,
+            files,
+            batch=batch,
+            on_model=lambda done, total, name: status.update(f"{done + 1} of {total} models: {name}"),
+        )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        _show_comparison(found)
+
+
+def _show_comparison(found: Comparison) -> None:
+    names = [one["name"] for one in found.sets]
+    table = Table("run", "model", *[f"{n}: {k}" for n in names for k in ("split 0", "all")], box=None, pad_edge=False)
+    for pair in zip(found.rows[::2], found.rows[1::2], strict=True):
+        first = pair[0]
+        cells = [
+            "–" if one[name] is None else f"{one[name]:.1%} ({one[count]})"
+            for one in pair
+            for name, count in (("split_0", "split_0_questions"), ("total", "questions"))
+        ]
+        table.add_row(f"{first['arm']} · seed {first['seed']}", f"M{first['generation']}", *map(escape, cells))
+    out.print(table)
+    agreed = Table("correlation over", "points", "Pearson", "Spearman", box=None, pad_edge=False)
+    for one in found.agreements:
+        both = [
+            "undefined" if math.isnan(c.estimate) else f"{c.estimate:+.2f} ({c.low:+.2f} to {c.high:+.2f})"
+            for c in (one.pearson, one.spearman)
+        ]
+        agreed.add_row(one.level, str(one.points), *both)
+    out.print()
+    out.print(agreed)
+    out.print("[dim]in brackets: 95% intervals over documents; the models are the same in every draw[/]")
+
+
+def _nowhere(locations: list[tuple[int, int | str]], documents: list[Document]) -> list[tuple[int, str]]:
+    ids = {document.id for document in documents}
+    if not ids:
+        raise DataError("--corpus", 0, "it holds no document")
+    return [
+        (line, f"location {location!r} is no document of the corpus")
+        for line, location in locations
+        if (location not in ids if isinstance(location, str) else not 0 <= location < len(documents))
+    ]
+
+
+def _show(found: dict[str, Baseline]) -> None:
+    table = Table("knows no article, is right in", "", "95% interval", box=None, pad_edge=False)
+    for name, one in found.items():
+        table.add_row(name, f"{one.share:.1%}", f"{one.low:.1%} to {one.high:.1%}")
+    out.print(table)

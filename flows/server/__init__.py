@@ -1,0 +1,1 @@
+"""A Prefect server with all deployments on this machine."""

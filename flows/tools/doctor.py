@@ -1,0 +1,211 @@
+"""`fortifai doctor`: is this machine fit to run experiments, and if not, what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.prepare import default_store, open_store
+from fortifai_core.errors import FortifaiError
+from storage.sources import mirror
+
+State = Literal["fine", "note", "broken"]
+SHOWN = ("prefect", "transformers", "datasets", "duckdb", "pyarrow")
+LITTLE_SPACE = 2e9  # bytes; the demo's store needs a tenth of it
+LITTLE_MEMORY = 3e9  # bytes; two workers with torch loaded
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table. `remedy`: what to do, where something is broken or worth a note."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def examine(store: str | None, console: Console) -> int:
+    """Print what was found; 0 when experiments can run here, 1 when something is broken."""
+    checks = list(checks_of(store))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    signs = {"fine": "[green]fine[/]", "note": "[yellow]note[/]", "broken": "[red]broken[/]"}
+    for check in checks:
+        text = escape(check.found) + (f"\n→ {escape(check.remedy)}" if check.remedy else "")
+        table.add_row(check.name, signs[check.state], text)
+    console.print(table)
+    broken = sum(check.state == "broken" for check in checks)
+    console.print(f"\n{broken} broken" if broken else "\nnothing is broken")
+    return 1 if broken else 0
+
+
+def checks_of(store: str | None) -> Iterator[Check]:
+    """Every check, one after the other; each is over before the next is asked for."""
+    yield check_python()
+    yield check_machine()
+    yield from check_packages()
+    yield check_torch()
+    yield check_kernels()
+    yield check_store(store)
+    yield check_mirror()
+    yield check_server()
+
+
+def check_python() -> Check:
+    """Which Python this is; one that is too old does not get this far."""
+    return Check("python", "fine", ".".join(str(part) for part in sys.version_info[:3]) + f", {sys.executable}")
+
+
+def check_machine() -> Check:
+    """Cores and memory, as this process may use them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = _memory()
+    found = f"{cores} cores, " + (f"{memory / 1e9:.0f} GB of memory" if memory else "memory unknown")
+    if memory and memory < LITTLE_MEMORY:
+        return Check("machine", "note", found, "with so little memory, run with --set runtime.workers=1")
+    return Check("machine", "fine", found)
+
+
+def _memory() -> int | None:
+    """Bytes of memory: the machine's, or the container's where it has less."""
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(whole, int(text)) if text.isdigit() else whole
+
+
+def check_packages() -> Iterator[Check]:
+    """What this package requires is installed in a version that it works with."""
+    from packaging.requirements import Requirement
+
+    try:
+        required = [Requirement(text) for text in importlib.metadata.requires("fortifai") or []]
+    except importlib.metadata.PackageNotFoundError:
+        yield Check("fortifai", "note", "runs from a folder, not installed", "pip install -e . makes the command")
+        required = []
+    wrong = []
+    for requirement in required:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = _version(requirement.name)
+        wanted = f"{requirement.name}{requirement.specifier}"
+        if version is None:
+            wrong.append(Check(requirement.name, "broken", "not installed", f"pip install '{wanted}'"))
+        elif not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(Check(requirement.name, "broken", version, f"pip install '{wanted}'"))
+    yield from wrong
+    bad = {check.name for check in wrong}
+    found = [f"{name} {version}" for name in SHOWN if name not in bad and (version := _version(name))]
+    yield Check("packages", "fine" if not wrong else "note", ", ".join(found))
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_torch() -> Check:
+    """PyTorch can be imported; the devices it sees."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Check("torch", "broken", f"cannot be imported: {error}", "pip install --force-reinstall torch")
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if devices:
+        return Check("torch", "fine", f"{torch.__version__}, {', '.join(devices)}")
+    if Path("/dev/nvidiactl").exists():
+        remedy = "there is an NVIDIA device: install a torch that is built for its driver's CUDA"
+        return Check("torch", "note", f"{torch.__version__}, CPU only", remedy)
+    return Check("torch", "fine", f"{torch.__version__}, CPU")
+
+
+def check_kernels() -> Check:
+    """The package `kernels` is ours: Hugging Face publishes another one under this name, and only one can be found."""
+    theirs = _version("kernels")
+    if theirs is not None:
+        remedy = "pip uninstall kernels, then pip install --force-reinstall --no-deps fortifai: both own one folder"
+        return Check("kernels", "broken", f"the Hugging Face package `kernels` {theirs} is installed as well", remedy)
+    spec = importlib.util.find_spec("kernels")
+    ours = importlib.util.find_spec("flows")
+    if spec is None or spec.origin is None:
+        return Check("kernels", "broken", "this software's package `kernels` is not there", "install fortifai anew")
+    folder = Path(spec.origin).parent
+    expected = Path(ours.origin).parents[1] / "kernels" if ours is not None and ours.origin else folder
+    if folder.resolve() != expected.resolve() or not (folder / "install.py").is_file():
+        remedy = f"remove {folder}, or take its parent off PYTHONPATH"
+        return Check("kernels", "broken", f"another package of this name hides this software's: {folder}", remedy)
+    return Check("kernels", "fine", "this software's own")
+
+
+def check_store(url: str | None) -> Check:
+    """The store can be written to, and has space."""
+    try:
+        store = open_store(url)
+        store.writable()
+        free = store.free_bytes()
+    except FortifaiError as error:
+        return Check("store", "broken", str(error), "choose another: --store, or FORTIFAI_STORE")
+    found = f"{store.url}, {free / 1e9:.0f} GB free"
+    if free < LITTLE_SPACE:
+        return Check("store", "note", found, f"little space: clean up, or choose another store than {default_store()}")
+    return Check("store", "fine", found)
+
+
+def check_mirror() -> Check:
+    """The local mirror, where one is set up, and the datasets in it."""
+    try:
+        folder = mirror.root()
+    except FortifaiError as error:
+        return Check("mirror", "broken", str(error))
+    if folder is None:
+        return Check("mirror", "fine", f"none ({mirror.VARIABLE} is not set): data sets come from the hub")
+    held = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if not held:
+        remedy = f"fill it, or unset {mirror.VARIABLE}: with it set, the hub is not asked"
+        return Check("mirror", "broken", f"{folder} holds no data set", remedy)
+    return Check("mirror", "fine", f"{folder}: {', '.join(held)}")
+
+
+def check_server(fetch: Callable[[str], bytes] | None = None) -> Check:
+    """The Prefect server that is configured answers; without one, each run starts its own.
+
+    Args:
+        fetch: gets the body at a URL; by default from the network.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        return Check("server", "fine", "none configured: `fortifai run` starts its own, `fortifai serve` one with a UI")
+    try:
+        version = json.loads((fetch or _fetch)(f"{url.rstrip('/')}/admin/version"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        remedy = "start it (`fortifai serve`), or unset PREFECT_API_URL (`prefect config unset PREFECT_API_URL`)"
+        return Check("server", "broken", f"{url} does not answer as a Prefect server: {reason}", remedy)
+    return Check("server", "fine", f"Prefect {version} at {url}")
+
+
+def _fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        body: bytes = answer.read(10_000)
+        return body

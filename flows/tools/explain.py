@@ -1,0 +1,140 @@
+"""Saying why: which stages are there, which are not and what changed; where things lie; what the paper says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fortifai_core.errors import InputError
+from storage.store.experiments import StageRecord, list_experiments, load_experiment
+from storage.store.manifest import Manifest
+from storage.store.store import ArtifactStore
+from tasks.engine.stages import VERSIONS, Stage
+from tasks.families.stages import AnyPlan
+
+_Place = tuple[str, str | None, int | None, int | None, int | None]
+
+
+def _place(stage: Stage | StageRecord) -> _Place:
+    return (stage.role, stage.arm, stage.seed, stage.generation, stage.split)
+
+
+def explain_plan(plan: AnyPlan, store: ArtifactStore) -> list[dict[str, Any]]:
+    """One row a stage: is it found, and if not, why not (compared with the last run under the same name)."""
+    earlier: dict[_Place, Manifest] = {}
+    for record in list_experiments(store):
+        if record.name == plan.config.name:
+            for one in record.stages:
+                artifact = store.find(one.kind, one.key)
+                if artifact is not None:
+                    earlier[_place(one)] = artifact.manifest
+    rows = []
+    missing: set[tuple[str, str]] = set()
+    for stage in plan.uses():
+        found = store.find(stage.kind, stage.key) is not None
+        if not found:
+            missing.add(stage.reference)
+        rows.append(
+            {
+                "run": "shared" if stage.arm is None else f"{stage.arm} · seed {stage.seed}",
+                "stage": stage.label,
+                "kind": stage.kind,
+                "key": stage.key,
+                "found": found,
+                "why": f"{stage.kind} {stage.key[:12]}" if found else _why(stage, earlier.get(_place(stage)), missing),
+            }
+        )
+    return rows
+
+
+def _why(stage: Stage, before: Manifest | None, missing: set[tuple[str, str]]) -> str:
+    if before is None:
+        return "never computed"
+    if before.stage_version != VERSIONS[stage.role]:
+        return f"the stage's code is version {VERSIONS[stage.role]}, found is {before.stage_version}"
+    changed = [f"{path}: {old!r} → {new!r}" for path, old, new in differences(before.content, stage.content)]
+    if changed:
+        return "; ".join(changed[:4])
+    parents = [name for name, (_, key) in stage.parents.items() if before.parents.get(name) != key]
+    if parents:
+        return "made from something else: " + ", ".join(parents[:4])
+    return "removed or damaged since it was computed"
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Every leaf in which two JSON values differ: (dotted path, old, new).
+
+    >>> differences({"loss": {"gamma": 0.9}}, {"loss": {"gamma": 0.8}})
+    [('loss.gamma', 0.9, 0.8)]
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*old, *(name for name in new if name not in old)]
+        return [
+            one
+            for name in names
+            for one in differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+        ]
+    # a manifest has been through JSON, where a tuple is a list
+    return [] if json.dumps(old) == json.dumps(new) else [(path, old, new)]
+
+
+def describe(store: ArtifactStore, key: str) -> dict[str, Any]:
+    """An experiment's record or an artifact's manifest, found by name, id or the first digits of a key."""
+    for record in list_experiments(store):
+        if key in (record.id, record.label, record.name):
+            return asdict(record)
+    return asdict(_by_prefix(store, key))
+
+
+def _by_prefix(store: ArtifactStore, prefix: str) -> Manifest:
+    matches = [a for a in store.ls() if a.key.startswith(prefix)] if len(prefix) >= 4 else []
+    if len(matches) != 1:
+        problem = "is no experiment and no artifact" if not matches else f"fits {len(matches)} artifacts"
+        raise InputError("key", prefix, f"{problem}; `fortifai ls` and `fortifai sql 'select * from stages'` list them")
+    return matches[0]
+
+
+def locate(store: ArtifactStore, what: str) -> Path | str:
+    """The path of the catalog (made up to date), the store, the newest report, or an artifact."""
+    if what == "store":
+        return store.url
+    if what == "catalog":
+        from storage.catalog.catalog import rebuild_catalog
+
+        return rebuild_catalog(store)
+    if what == "report":
+        from flows.local import results_table
+
+        return results_table(store, load_experiment(store, "latest"))[2]
+    manifest = _by_prefix(store, what)
+    artifact = store.find(manifest.kind, manifest.key)
+    if artifact is None:
+        raise InputError("key", what, "was damaged and has been set aside; run its experiment again")
+    return artifact.path
+
+
+def paper_table() -> list[dict[str, str]]:
+    """Time to failure of the paper's arms, from its own Tables D2 to D5, with the ratio to CE in each unit."""
+    from fortifai_core.outcomes.paper import paper_time_to_failure, read_results
+    from fortifai_core.outcomes.time_to_failure import SPLIT_UNITS
+
+    with resources.as_file(resources.files("storage") / "paper" / "results.csv") as path:
+        arms = paper_time_to_failure(read_results(path))
+    return [
+        {
+            "table": arm.table,
+            "dataset": arm.dataset,
+            "model": arm.model,
+            "arm": arm.method,
+            **{unit: arm.absolute.describe(unit) for unit in SPLIT_UNITS},
+            **{
+                f"{unit}_ratio_to_ce": arm.absolute_ratios[unit].describe()
+                for unit in SPLIT_UNITS
+                if unit in arm.absolute_ratios
+            },
+        }
+        for arm in arms
+    ]

@@ -1,0 +1,261 @@
+"""Taking results out of the store: a model that `from_pretrained` loads, a data set that `load_dataset` loads."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fortifai_core.config.experiment import Regime
+from fortifai_core.corpus.schedule import SplitVersion, subsample_splits, training_set
+from fortifai_core.errors import InputError
+from storage.store import durable
+from storage.store.experiments import Experiment, StageRecord, load_experiment
+from storage.store.store import Artifact, ArtifactStore
+from storage.tables.models import ADAPTER
+
+BASE = -1  # the generation of the model before all others
+
+
+def export_model(store: ArtifactStore, experiment: str, *, arm: str, seed: int, generation: int, target: Path) -> Path:
+    """Copy M_generation of one run into a new folder, with its tokenizer and a model card.
+
+    A LoRA adapter is merged into its base model, so that what is exported needs neither peft nor this software.
+
+    Args:
+        experiment: name, label or id of an experiment, or `latest`.
+        generation: which model; -1 is the base model, which all runs share.
+
+    Returns:
+        The folder: `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load it.
+
+    Raises:
+        InputError: no such experiment, arm, seed or generation (the message lists what there is), `target` is
+            there already, or the artifact is not in the store (the message says which command builds it).
+    """
+    record = load_experiment(store, experiment)
+    record.refuse_family("experiment", "`fortifai path KEY` names the folder of an artifact, its samples as Parquet")
+    stage = model_stage(record, arm=arm, seed=seed, generation=generation)
+    with _new_folder(target) as folder:
+        artifact = artifact_of(store, record, stage.kind, stage.key)
+        if (artifact.path / ADAPTER).is_dir():
+            base = artifact_of(store, record, "model", stage.parents["base"])
+            _write_merged(artifact, base, folder)
+        else:
+            for path in artifact.files():
+                if path.parent == artifact.path:
+                    shutil.copyfile(path, folder / path.name)
+        for path in artifact.files("tokenizer/*"):
+            shutil.copyfile(path, folder / path.name)
+        (folder / "README.md").write_text(_model_card(store, record, stage, artifact), encoding="utf-8")
+    return target
+
+
+def export_dataset(
+    store: ArtifactStore, experiment: str, *, arm: str, seed: int, generation: int, target: Path
+) -> Path:
+    """Write the text that M_generation of one run was trained on into a new folder: `data/*.parquet`, a data set card.
+
+    Columns: document, split, version (0: real text, j: regenerated j times), text, tokens.
+
+    Returns:
+        The folder: `datasets.load_dataset` loads it.
+
+    Raises:
+        InputError: as `export_model`.
+    """
+    from storage.tables.exports import export_text
+
+    record = load_experiment(store, experiment)
+    record.refuse_family("experiment", "`fortifai path KEY` names the folder of an artifact, its samples as Parquet")
+    stage = model_stage(record, arm=arm, seed=seed, generation=generation)
+    if generation == BASE:
+        raise InputError("--generation", generation, "the base model's text is in no split; choose 0 or above")
+    regime = Regime(record.config["regime"])
+    parts = [
+        (version.split, version.version, text_of(store, record, stage, version))
+        for version in training_set(regime, generation)
+    ]
+    with _new_folder(target) as folder:
+        (folder / "data").mkdir()
+        held = export_text(folder / "data", parts)
+        rows = [f"| {one.split} | {one.version} | {one.documents} | {one.tokens} |" for one in held]
+        card = _dataset_card(record, stage, rows, subsampled=subsample_splits(regime) is not None and len(held) > 1)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return target
+
+
+def export_report(store: ArtifactStore, record: Experiment, *, target: Path) -> Path:
+    """Copy an experiment's report into a new folder: report.html, figures/ and tables/.
+
+    Raises:
+        InputError: there is no report yet, or `target` is there already.
+    """
+    from flows.local import report_folder
+
+    source = report_folder(store, record)
+    if source is None:
+        raise InputError("experiment", record.label, f"has no report yet; `fortifai resume {record.label}` finishes it")
+    with _new_folder(target) as folder:
+        shutil.copyfile(source / "report.html", folder / "report.html")
+        for part in ("figures", "tables"):
+            if (source / part).is_dir():
+                shutil.copytree(source / part, folder / part)
+    return target
+
+
+def model_stage(record: Experiment, *, arm: str, seed: int, generation: int) -> StageRecord:
+    """The stage that made the model, found step by step, so that the first wrong choice is the one named."""
+    if generation == BASE:
+        return _one(record, "base")
+    models = [stage for stage in record.stages if stage.role == "train"]
+    if not models:
+        raise InputError("experiment", record.label, f"has no plan; `fortifai resume {record.label}` makes it anew")
+    for field, value, name in (
+        ("arm", arm, "--arm"),
+        ("seed", seed, "--seed"),
+        ("generation", generation, "--generation"),
+    ):
+        there = list(dict.fromkeys(getattr(stage, field) for stage in models))
+        if value not in there:
+            remedy = f"{record.label} has {', '.join(str(one) for one in there)}"
+            raise InputError(name, value, remedy + (" (and -1, the base model)" if field == "generation" else ""))
+        models = [stage for stage in models if getattr(stage, field) == value]
+    return models[0]
+
+
+def _one(record: Experiment, role: str) -> StageRecord:
+    for stage in record.stages:
+        if stage.role == role:
+            return stage
+    raise InputError("experiment", record.label, f"has no stage `{role}`; `fortifai resume {record.label}` plans anew")
+
+
+def artifact_of(store: ArtifactStore, record: Experiment, kind: str, key: str) -> Artifact:
+    artifact = store.find(kind, key)
+    if artifact is None:
+        remedy = f"is not in {store.url}; `fortifai resume {record.label} --store {store.url}` builds it"
+        raise InputError(kind, key[:12], remedy)
+    return artifact
+
+
+def text_of(store: ArtifactStore, record: Experiment, stage: StageRecord, version: SplitVersion) -> list[Path]:
+    """The files of one split version that a train stage read."""
+    if version.real:
+        from tasks.language.prepare import split_file
+
+        return [artifact_of(store, record, "corpus", stage.parents["corpus"]).file(split_file(version.split))]
+    return artifact_of(store, record, "split", stage.parents[str(version)]).files("part-*.parquet")
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder that becomes `target` when the block ends well, and is gone when it does not."""
+    if target.exists() or target.is_symlink():
+        raise InputError("target", str(target), "is there already; name a folder that does not exist yet")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise InputError("target", str(target), f"cannot be written ({error.strerror or error})") from error
+    try:
+        folder = temporary / target.name
+        folder.mkdir()  # with the usual permissions; the temporary folder is private
+        with durable.naming_full_disk(target):
+            yield folder
+        folder.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_merged(artifact: Artifact, base: Artifact, folder: Path) -> None:
+    from storage.tables.models import load_model
+
+    load_model(artifact.path, base=base.path).merge_and_unload().save_pretrained(folder)
+
+
+def _model_card(store: ArtifactStore, record: Experiment, stage: StageRecord, artifact: Artifact) -> str:
+    name = "the base model" if stage.generation is None else f"{_run(stage)} · generation {stage.generation}"
+    lines = [
+        *_front_matter(
+            library_name="transformers", pipeline_tag="text-generation", tags=["fortifai", "model-collapse"]
+        ),
+        f"# {record.name}: {name}",
+        "",
+        "A model of a recursive-training experiment: trained on text of which older parts were rewritten by the models "
+        "before it. It serves to study how knowledge is lost, and nothing else.",
+        "",
+        *_measured(store, record, stage),
+        *_origin(record, stage, artifact.manifest.created),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _dataset_card(record: Experiment, stage: StageRecord, rows: list[str], *, subsampled: bool) -> str:
+    note = ["Of these the model read a random sample as large as one split.", ""] if subsampled else []
+    lines = [
+        *_front_matter(configs=[{"config_name": "default", "data_files": "data/*.parquet"}], tags=["fortifai"]),
+        f"# {record.name}: the training text of {_run(stage)} · generation {stage.generation}",
+        "",
+        "Version 0 is real text; version j was rewritten j times by the models of this run.",
+        "",
+        "| split | version | documents | tokens |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        *note,
+        *_origin(record, stage, None),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _run(stage: StageRecord) -> str:
+    return f"{stage.arm} · seed {stage.seed}"
+
+
+def _front_matter(**fields: Any) -> list[str]:
+    return ["---", yaml.safe_dump(fields, sort_keys=False).rstrip(), "---", ""]
+
+
+def _measured(store: ArtifactStore, record: Experiment, stage: StageRecord) -> list[str]:
+    """The evaluation of this model, where the store has one."""
+    place = (stage.arm, stage.seed, stage.generation)
+    for one in record.stages:
+        if one.role == "evaluate" and (one.arm, one.seed, one.generation) == place:
+            artifact = store.find(one.kind, one.key)
+            if artifact is not None:
+                rows = [f"| {name} | {value} |" for name, value in artifact.manifest.metrics.items()]
+                return ["| measured | value |", "|---|---|", *rows, ""]
+    return []
+
+
+def _origin(record: Experiment, stage: StageRecord, created: str | None) -> list[str]:
+    config = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True).rstrip()
+    made = [f"- made: {created}"] if created else []
+    return [
+        "## Origin",
+        "",
+        f"- experiment: `{record.label}`",
+        f"- artifact: `{stage.kind}` `{stage.key}`",
+        *made,
+        "",
+        "```yaml",
+        config,
+        "```",
+    ]
+
+
+__all__ = [
+    "BASE",
+    "artifact_of",
+    "export_dataset",
+    "export_model",
+    "export_report",
+    "model_stage",
+    "text_of",
+]

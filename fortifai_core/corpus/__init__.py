@@ -1,0 +1,1 @@
+"""Text and questions before any model: documents, splits, the schedule of generations, tokens, packing."""

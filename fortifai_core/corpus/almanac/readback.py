@@ -1,0 +1,63 @@
+"""Reading the almanac's facts back out of text: which are still stated truly, falsely, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from fortifai_core.corpus.almanac.words import ATTRIBUTES
+from fortifai_core.corpus.almanac.world import Entity
+
+
+@dataclass(frozen=True)
+class StatedFact:
+    """One sentence's claim: the attribute of the entity called `name` has this value, at text[start:end]."""
+
+    name: str
+    attribute: str
+    value: str
+    start: int = field(default=-1, compare=False)
+    end: int = field(default=-1, compare=False)
+
+
+@dataclass(frozen=True)
+class FactSurvival:
+    """How many of an entity's facts a text states truly (every time), falsely (at least once), or not at all."""
+
+    true: int
+    false: int
+    absent: int
+
+
+def stated_facts(text: str) -> Iterator[StatedFact]:
+    """Every claim that the text makes in one of the almanac's phrasings; other sentences are passed over.
+
+    >>> list(stated_facts("By all accounts Ardenlith was founded in 1340. Nobody knows more."))
+    [StatedFact(name='Ardenlith', attribute='founded', value='1340', start=41, end=45)]
+    """
+    begin = 0
+    for sentence in text.split("."):
+        for attribute in ATTRIBUTES:
+            for clause in attribute.clauses:
+                subject, found, rest = sentence.partition(f" {clause} ")
+                value = rest.strip()
+                if found and subject.split() and value:
+                    start = begin + len(subject) + len(found) + rest.index(value)
+                    yield StatedFact(subject.split()[-1], attribute.name, value, start, start + len(value))
+        begin += len(sentence) + 1
+
+
+def fact_survival(entity: Entity, text: str) -> FactSurvival:
+    """Compare what a text says about an entity with the truth."""
+    return _survival(entity, stated_facts(text))
+
+
+def _survival(entity: Entity, claims: Iterable[StatedFact]) -> FactSurvival:
+    said: dict[str, set[str]] = {}
+    for claim in claims:
+        if claim.name == entity.name:
+            said.setdefault(claim.attribute, set()).add(claim.value)
+    truth = {fact.attribute: fact.value for fact in entity.facts}
+    true = sum(said.get(name) == {value} for name, value in truth.items())
+    absent = sum(name not in said for name in truth)
+    return FactSurvival(true=true, false=len(truth) - true - absent, absent=absent)

@@ -1,0 +1,141 @@
+"""Divides a corpus's documents into real text, validation and pretraining, disjoint and without chance."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from fortifai_core.corpus.documents import Document, Question, Source
+from fortifai_core.corpus.questions.build import baseline, unigram_score, word_counts
+from fortifai_core.corpus.questions.unseen import unseen_words
+from fortifai_core.errors import DataError
+
+_FAR = 2.58  # standard errors, of guessing: one in a hundred by chance
+
+
+def assemble(
+    *,
+    documents: Sequence[Document],
+    questions: Sequence[Question],
+    validation: Sequence[Document] | None,
+    pretraining_fraction: float,
+    validation_fraction: float,
+    splits: int,
+    field: str,
+    value: object,
+    notes: Sequence[str] = (),
+) -> Source:
+    """A Source from documents that were read, with a share of them kept apart.
+
+    Kept documents lie at even distances, and those without questions (and whose text
+    occurs only once) are taken first; questions about kept
+    documents, or about documents that are not used, are left out, and a note says how many. A kept document
+    whose text is also in the corpus is dropped.
+
+    Args:
+        documents: those that are used, in order.
+        questions: each names a document, used or not.
+        validation: the dataset's own validation text; None: `validation_fraction` of the documents is held
+            out.
+        splits: parts into which the rest will be cut.
+        field, value: what an error about too little text names.
+
+    Raises:
+        DataError: fewer documents are left than splits, or none to validate on or to pretrain with.
+    """
+    asked = {q.document for q in questions}
+    occurrences = Counter(d.text for d in documents)
+
+    def needed(document: Document) -> bool:
+        return document.id in asked or occurrences[document.text] > 1
+
+    rest = list(range(len(documents)))
+    kept: dict[str, list[Document]] = {}
+    wanted = {
+        "pretraining": pretraining_fraction,
+        "validation": 0.0 if validation is not None else validation_fraction,
+    }
+    for purpose, fraction in wanted.items():
+        count = max(1, round(fraction * len(documents))) if fraction else 0
+        chosen = set(_pick(rest, count, avoid=[i for i in rest if needed(documents[i])]))
+        kept[purpose] = [documents[i] for i in sorted(chosen)]
+        rest = [i for i in rest if i not in chosen]
+    if len(rest) < splits:
+        raise DataError(
+            field,
+            value,
+            f"of {len(documents)} documents {len(rest)} are left for {splits} splits, after "
+            f"{len(kept['pretraining'])} for pretraining and {len(kept['validation'])} for validation: add "
+            "documents (a blank line divides them in .txt files), or lower splits, pretraining_fraction "
+            "or validation_fraction",
+        )
+    real = [documents[i] for i in rest]
+    found = [*notes]
+    texts = {d.text for d in real}
+    pretraining, twice = _without(kept["pretraining"], texts)
+    held_out, more = _without(validation if validation is not None else kept["validation"], texts)
+    held_out, again = _without(held_out, {d.text for d in pretraining})
+    if twice + more + again:
+        dropped = twice + more + again
+        found.append(f"{dropped:,} kept documents were dropped: the same text occurs elsewhere in the corpus.")
+    for purpose, left, expected in (
+        ("pretraining", pretraining, bool(pretraining_fraction)),
+        ("validation", held_out, True),
+    ):
+        if expected and not left:
+            raise DataError(field, value, f"no text is left for {purpose} that is not also elsewhere: add documents")
+    ids = {d.id for d in real}
+    remaining = [q for q in questions if q.document in ids]
+    found += _question_notes(questions, remaining, documents, kept=len(kept["pretraining"]) + len(kept["validation"]))
+    return Source(documents=real, questions=remaining, validation=held_out, pretraining=pretraining, notes=found)
+
+
+def _pick(candidates: Sequence[int], count: int, *, avoid: Sequence[int]) -> list[int]:
+    """`count` of the candidates at even distances, first of those that need not be avoided."""
+    avoided = set(avoid)
+    free = [i for i in candidates if i not in avoided]
+    if count <= len(free):
+        return _evenly(free, count)
+    return free + _evenly(list(avoid), min(count - len(free), len(avoid)))
+
+
+def _evenly(items: Sequence[int], count: int) -> list[int]:
+    return [items[(2 * j + 1) * len(items) // (2 * count)] for j in range(count)]
+
+
+def _without(found: Sequence[Document], texts: set[str]) -> tuple[list[Document], int]:
+    left = [d for d in found if d.text not in texts]
+    return left, len(found) - len(left)
+
+
+def _question_notes(
+    questions: Sequence[Question], remaining: Sequence[Question], documents: Sequence[Document], *, kept: int
+) -> list[str]:
+    notes = []
+    used = {d.id for d in documents}
+    unused = sum(q.document not in used for q in questions)
+    if unused:
+        notes.append(f"{unused:,} of {len(questions):,} questions are about documents that are not used: left out.")
+    reserved = len(questions) - unused - len(remaining)
+    if reserved:
+        notes.append(
+            f"{reserved:,} of {len(questions):,} questions are about the {kept:,} documents kept for "
+            f"pretraining or validation: left out, {len(remaining):,} are asked."
+        )
+    if remaining:
+        unseen, of_true = unseen_words(remaining, (d.text for d in documents))
+        if unseen:
+            notes.append(
+                f"Ceiling: in {unseen:,} of {len(remaining):,} questions ({unseen / len(remaining):.1%}) a "
+                "word that separates the true from the false answer never occurs in the corpus "
+                f"(in {of_true:,} a word of the true answer): this text alone cannot teach them all."
+            )
+        pairs = [(q.true_answer, q.false_answer) for q in remaining]
+        share = baseline(pairs, unigram_score(word_counts(d.text for d in documents))).share
+        if abs(share - 0.5) > _FAR * 0.5 / math.sqrt(len(remaining)):
+            notes.append(
+                f"Baseline: by word frequencies alone the true answer is the likelier one in {share:.0%} of the "
+                f"{len(remaining):,} questions, not in half of them. A model that has learned nothing else scores that."
+            )
+    return notes

@@ -1,0 +1,1 @@
+"""Model classes other than language models, a folder each, behind one seam."""

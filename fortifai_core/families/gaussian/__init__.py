@@ -1,0 +1,1 @@
+"""The one-dimensional Gaussian: configuration, theory, many chains side by side, figures."""

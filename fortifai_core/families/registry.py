@@ -1,0 +1,148 @@
+"""An experiment on a model class other than a language model, as one frozen, typed value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fortifai_core.config.experiment import Frozen, Inconsistent
+from fortifai_core.families.base import Family, FamilyConfig, Mask, NoMask, ThresholdMask
+from fortifai_core.families.gaussian.config import AdaptiveMask, GaussianConfig, NoisyEstimator, PredictedOptimumMask
+from fortifai_core.families.images.config import DynamicIntersectionMask, DynamicQuantileMask, VaeConfig
+from fortifai_core.families.images.diffusion_config import DiffusionConfig
+from fortifai_core.families.mixture.family import GmmConfig
+from fortifai_core.families.zipf.family import ZipfConfig, ZipfFamily
+
+AnyFamily = Annotated[
+    GaussianConfig | GmmConfig | VaeConfig | DiffusionConfig | ZipfConfig, Field(discriminator="type")
+]
+AnyMask = Annotated[
+    NoMask
+    | ThresholdMask
+    | PredictedOptimumMask
+    | AdaptiveMask
+    | NoisyEstimator
+    | DynamicQuantileMask
+    | DynamicIntersectionMask,
+    Field(discriminator="type"),
+]
+# The arms that a family knows; every other one is refused before anything is computed.
+ARMS: dict[str, tuple[type[Mask], ...]] = {
+    "gaussian": (NoMask, ThresholdMask, PredictedOptimumMask, AdaptiveMask, NoisyEstimator),
+    "gmm": (NoMask, ThresholdMask),
+    "vae": (NoMask, ThresholdMask, DynamicQuantileMask, DynamicIntersectionMask),
+    "diffusion": (NoMask, ThresholdMask, DynamicQuantileMask, DynamicIntersectionMask),
+    "zipf": (NoMask, ThresholdMask),
+}
+
+
+class FamilyFailure(Frozen):
+    """When a run counts as failed: a measure first beyond a threshold."""
+
+    metric: str = Field(min_length=1, description="Name of a measure of the family, e.g. `component-survival`.")
+    threshold: float = Field(description="A run has failed in the first generation whose measure lies beyond it.")
+    when: Literal["below", "above"] = Field("below", description="Which side of the threshold is failure.")
+    relative: bool = Field(
+        False, description="The threshold is a share of the measure's value at M_0, which must be positive."
+    )
+    stop_arm: bool = Field(False, description="Stop a run in the generation in which it fails.")
+
+
+class FamilyRuntime(Frozen):
+    """How the work is done. Nothing here is part of a key."""
+
+    workers: int = Field(0, ge=0, le=256, description="Stages that run side by side; 0: one a run, up to the cores.")
+    threads: int = Field(1, ge=0, le=512, description="Threads a worker computes with; 0: cores / workers.")
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+
+
+def _plain_and_masked() -> list[AnyMask]:
+    return [NoMask(), ThresholdMask()]
+
+
+class FamilyExperiment(Frozen):
+    """One experiment: every arm (mask × seed) of one family under recursive training."""
+
+    name: str = Field("family", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Lower case, digits, dashes.")
+    family: AnyFamily = Field(description="The model class, with its data and settings.")
+    arms: list[AnyMask] = Field(
+        default_factory=_plain_and_masked, min_length=1, description="The first is the baseline."
+    )
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1, description="One run of every arm for each.")
+    generations: int = Field(10, ge=1, le=100_000, description="How far each run goes: M_0 to M_(generations-1).")
+    regime: Literal["replace", "accumulate"] = Field(
+        "replace", description="M_i is trained on the samples of M_(i-1) alone, or on real data and all samples so far."
+    )
+    failure: FamilyFailure | None = Field(None, description="A time-to-failure check in every generation; or none.")
+    runtime: FamilyRuntime = Field(default_factory=FamilyRuntime)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FamilyExperiment:
+        labels = self.arm_labels
+        if len(set(labels)) < len(labels):
+            raise Inconsistent("arms", labels, "two arms are the same; remove one")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise Inconsistent("seeds", self.seeds, "seeds must be different and not negative")
+        allowed = ARMS[self.family.type]
+        for index, mask in enumerate(self.arms):
+            if not isinstance(mask, allowed):
+                names = ", ".join(str(one.model_fields["type"].default) for one in allowed)
+                raise Inconsistent(f"arms.{index}.type", mask.type, f"a {self.family.type} has the arms {names}")
+        if self.family.chained and self.regime != "replace":
+            remedy = f"a {self.family.type} is trained on the samples of the one before; set replace"
+            raise Inconsistent("regime", self.regime, remedy)
+        known = self.family.measures
+        if self.failure is not None and self.failure.metric not in known:
+            raise Inconsistent("failure.metric", self.failure.metric, f"choose one of {', '.join(known)}")
+        return self
+
+    @property
+    def arm_labels(self) -> list[str]:
+        """The arms' names, in order; the baseline first."""
+        return [self.label_of(mask) for mask in self.arms]
+
+    def label_of(self, mask: Mask) -> str:
+        """How an arm is called in this family."""
+        return self.family.plain_label if isinstance(mask, NoMask) else mask.label
+
+
+def family_from_config(config: FamilyConfig, *, folder: Path | None = None) -> Family:
+    """The family that a configuration describes.
+
+    Args:
+        folder: where real data lie that come from outside; for families that read them themselves.
+
+    Raises:
+        TypeError: there is none, or it runs in chains (`gaussian.run_chain`).
+    """
+    from fortifai_core.families.mixture.family import Gmm
+
+    match config:
+        case GmmConfig():
+            return Gmm(config)
+        case VaeConfig():
+            from fortifai_core.families.images.vae import VaeFamily
+
+            return VaeFamily(config, folder)
+        case DiffusionConfig():
+            from fortifai_core.families.images.diffusion import DiffusionFamily
+
+            return DiffusionFamily(config)
+        case ZipfConfig():
+            return ZipfFamily(config)
+    raise TypeError(f"family = {config.type!r}: no family that is fitted and sampled one generation at a time")
+
+
+def check_family(experiment: FamilyExperiment) -> None:
+    """What only the family's own mathematics can tell of its settings.
+
+    Raises:
+        ConfigError: settings of family and arm that do not fit together.
+    """
+    if isinstance(experiment.family, GaussianConfig):
+        from fortifai_core.families.gaussian.chain import mask_gamma
+
+        for mask in experiment.arms:
+            mask_gamma(experiment.family, mask)

@@ -1,0 +1,1 @@
+"""A vocabulary with Zipf frequencies, counted anew from its own samples."""

@@ -1,0 +1,1 @@
+"""A language model trained, asked, and made to rewrite."""

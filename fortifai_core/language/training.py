@@ -1,0 +1,200 @@
+"""One generation's training: Hugging Face `Trainer`, resumable in the middle with the same result.
+
+The loss head is not chosen here: the caller patches it into the model (see `kernels.install`), so that this
+module needs no kernels and trains whatever the model's `forward` returns as its loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from fortifai_core.config.experiment import Training
+from fortifai_core.corpus.packing import collate
+from fortifai_core.errors import NonFiniteLoss
+
+DIGESTS = "digests.json"
+SAVES_PER_STAGE = 10
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What one training did. `tokens` counts every token read, each epoch anew."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    resumed_from: int
+
+
+class _FiniteTrainer(Trainer):
+    """A Trainer that stops at a loss that is not finite, before the optimizer can spoil the weights."""
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch=num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(
+                f"the training loss became {loss.item()} at step {self.state.global_step + 1}: "
+                "lower training.learning_rate, or train in float32"
+            )
+        return loss
+
+
+class _Progress(TrainerCallback):
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self.report = report
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.report(state.global_step, state.max_steps)
+
+
+class _SealCheckpoints(TrainerCallback):
+    """Writes the digests of a checkpoint's files last: what has none was cut off, and is not resumed from."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if folder.is_dir():
+            seal_checkpoint(folder)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != DIGESTS)
+
+
+def seal_checkpoint(folder: Path) -> None:
+    """Record the sha256 of every file of a training checkpoint, atomically and last."""
+    digests = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
+    temporary = folder / (DIGESTS + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(digests, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(folder / DIGESTS)
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint whose files are all there and unaltered; all others are removed.
+
+    Trainer's optimizer state is a torch pickle. It is only ever read from a checkpoint that passes here (and
+    Trainer itself reads it with `weights_only=True`).
+    """
+    found: Path | None = None
+    folders = [p for p in output_dir.glob("checkpoint-*") if p.is_dir() and p.name.split("-")[-1].isdigit()]
+    for folder in sorted(folders, key=lambda p: int(p.name.split("-")[-1]), reverse=True):
+        seal = folder / DIGESTS
+        intact = found is None and seal.is_file()
+        if intact:
+            recorded = json.loads(seal.read_text())
+            present = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
+            intact = recorded == present
+        if intact:
+            found = folder
+        elif found is None:
+            shutil.rmtree(folder)
+    return found
+
+
+def train_model(
+    model: nn.Module,
+    rows: Any,
+    *,
+    config: Training,
+    seed: int,
+    pad_id: int,
+    workspace: Path,
+    validation: Any | None = None,
+    save_steps: int = 0,
+    device: str = "cpu",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> TrainingResult:
+    """Train `model` in place on packed `rows`.
+
+    Args:
+        model: any causal language model whose `forward(input_ids, attention_mask, labels)` returns a loss.
+        rows: a map-style dataset of `{"input_ids": list[int]}`, such as a memory-mapped `datasets.Dataset`.
+        seed: orders the data; two arms with the same seed read the same sequences in the same order.
+        workspace: where training checkpoints go. If an intact one is there, training goes on from it and ends
+            with the same weights as if it had never stopped.
+        validation: packed rows of held-out text; required for `config.checkpoint == "best"`.
+        save_steps: optimizer steps between checkpoints; 0 makes about ten.
+
+    Raises:
+        NonFiniteLoss: before the optimizer step that would have used the loss.
+    """
+    if not len(rows):
+        raise ValueError("train_model needs at least one row")
+    if config.checkpoint == "best" and validation is None:
+        raise ValueError("checkpoint = 'best' needs validation rows")
+    steps_per_epoch = math.ceil(
+        math.ceil(len(rows) / (config.batch_size // config.gradient_accumulation)) / config.gradient_accumulation
+    )
+    total_steps = max(1, math.ceil(steps_per_epoch * config.epochs))
+    best = config.checkpoint == "best"
+    arguments = TrainingArguments(
+        output_dir=str(workspace),
+        per_device_train_batch_size=config.batch_size // config.gradient_accumulation,
+        per_device_eval_batch_size=config.batch_size // config.gradient_accumulation,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.scheduler,
+        warmup_steps=int(config.warmup_fraction * total_steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optimizer,
+        bf16=config.precision == "bfloat16",
+        seed=seed % 2**32,
+        data_seed=seed % 2**32,
+        save_strategy="epoch" if best else "steps",
+        save_steps=save_steps or max(1, total_steps // SAVES_PER_STAGE),
+        save_total_limit=2,
+        eval_strategy="epoch" if best else "no",
+        load_best_model_at_end=best,
+        metric_for_best_model="eval_loss" if best else None,
+        greater_is_better=False if best else None,
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device != "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+    )
+    workspace.mkdir(parents=True, exist_ok=True)
+    trainer = _FiniteTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=validation if best else None,
+        data_collator=partial(collate, pad_id=pad_id),
+        callbacks=[_SealCheckpoints()] + ([_Progress(on_progress)] if on_progress else []),
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = newest_checkpoint(workspace)
+    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    return TrainingResult(
+        steps=trainer.state.global_step,
+        tokens=round(tokens * config.epochs),
+        seconds=float(outcome.metrics["train_runtime"]),
+        resumed_from=int(checkpoint.name.split("-")[-1]) if checkpoint else 0,
+    )

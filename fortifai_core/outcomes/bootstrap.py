@@ -1,0 +1,397 @@
+"""How sure a retention is: bootstrap intervals over documents and runs, and paired comparisons of two arms.
+
+Questions about one document stand and fall together, so documents are resampled, not questions; with
+several runs (seeds), runs are resampled too, for training and rewriting are noisy. With one run an interval
+covers the choice of questions only, and its `scope` says so.
+
+Scores come in either of two forms:
+
+one question set     `scores[run, question]` with one cluster id per question (documents are drawn jointly)
+one set for each run a sequence of arrays, with a sequence of cluster ids of the same shape
+
+numpy is imported when a function is called, not with the module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fortifai_core.config.experiment import Regime
+from fortifai_core.errors import InputError
+from fortifai_core.outcomes.time_to_failure import Effort, Unit, effort
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+# Elements of the largest temporary array (64 MB of float64).
+_CHUNK = 8_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its percentile bootstrap interval. For one share or one difference of shares.
+
+    Attributes:
+        estimate: mean over runs of the share of questions.
+        runs, questions, clusters: what it rests on; questions and clusters (documents) over all runs.
+        scope: in words, what the interval covers.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    runs: int
+    questions: int
+    clusters: int
+    scope: str
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    @property
+    def margin(self) -> float:
+        """The longer of its two arms: for `84.2 ± 3.1`, where there is no room for both ends."""
+        return max(self.estimate - self.low, self.high - self.estimate)
+
+
+@dataclass(frozen=True)
+class FailureInterval:
+    """Interval of a time to failure, in generations: -inf stands for `never learned`, inf for `censored`.
+
+    Attributes:
+        failed, censored, never_learned: shares of the resampled worlds with that outcome.
+    """
+
+    low: float
+    high: float
+    level: float
+    failed: float
+    censored: float
+    never_learned: float
+    last_generation: int
+    regime: Regime
+    scope: str
+
+    def describe(self, unit: Unit = "generations") -> str:
+        """`1.41 to 2.20`, `2.10 to > 5` or `never learned to 0.80`."""
+        ends = [self._end(end, unit) for end in (self.low, self.high)]
+        return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+    def _end(self, moment: float, unit: Unit) -> str:
+        if moment == -math.inf:
+            return "never learned"
+        at = self.last_generation if moment == math.inf else moment
+        spent: Effort = effort(at, last_generation=self.last_generation, regime=self.regime)
+        value = spent.value(unit)
+        if value is None:
+            return "unknown"
+        return f"> {value:g}" if moment == math.inf else f"{value:.2f}"
+
+
+@dataclass(frozen=True)
+class RatioInterval:
+    """Interval of one time to failure over another, in generations; `high` may be infinite.
+
+    Attributes:
+        defined: share of the resampled worlds in which the ratio is a number or a bound: both learned, one failed.
+    """
+
+    low: float
+    high: float
+    level: float
+    defined: float
+
+    def describe(self) -> str:
+        """`0.62 to 2.93×`, or `0.62× and more`."""
+        if math.isinf(self.high):
+            return f"{self.low:.2f}× and more"
+        return f"{self.low:.2f} to {self.high:.2f}×"
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Exact McNemar test. It takes questions to be independent; the cluster intervals do not."""
+
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+def scope_of(runs: int) -> str:
+    """What an interval over so many runs covers."""
+    if runs == 1:
+        return "questions of one run: does not cover retraining noise"
+    few = "" if runs >= 5 else f", as far as {runs} runs can show it"
+    return f"questions and {runs} runs: covers retraining noise{few}"
+
+
+def bootstrap_retention(
+    scores: Any, *, clusters: Any, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """The share of questions answered right, with its interval.
+
+    Args:
+        scores: right or wrong, [run, question], [question] for one run, or one array a run.
+        clusters: the document of each question; one list for all runs, or one a run.
+        draws: resampled worlds.
+        seed: of the resampling; the same seed gives the same interval.
+        level: how often such an interval should hold the truth.
+
+    Raises:
+        InputError: shapes do not fit, there are no questions, or a single document of a single run, which
+            gives no interval.
+    """
+    runs = _runs([run[:, None] for run in _as_runs(scores)], clusters)
+    return _interval(runs, draws, seed, level, bounds=(0.0, 1.0))
+
+
+def paired_difference(
+    scores_a: Any, scores_b: Any, *, clusters: Any, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Arm a's retention minus arm b's on the same questions of the same runs, with its interval.
+
+    Pairing removes what the two share: how hard the questions are, and the run's data and base model.
+    """
+    first, second = _as_runs(scores_a), _as_runs(scores_b)
+    if [len(a) for a in first] != [len(b) for b in second]:
+        raise InputError("scores_b", [len(b) for b in second], "give the same questions and runs for both arms")
+    gaps = [(a.astype(float) - b.astype(float))[:, None] for a, b in zip(first, second, strict=True)]
+    return _interval(_runs(gaps, clusters), draws, seed, level, bounds=(-1.0, 1.0))
+
+
+def bootstrap_time_to_failure(
+    curves: Any,
+    *,
+    clusters: Any,
+    threshold: float = 0.75,
+    regime: Regime = Regime.PAPER,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> FailureInterval:
+    """Interval of the time to failure of the mean curve; whole curves are resampled by document and run.
+
+    Args:
+        curves: right or wrong, [run, generation, question], [generation, question], or one 2-D array a run.
+        clusters: as in `bootstrap_retention`.
+    """
+    import numpy as np
+
+    tables = _as_runs(curves, dimensions=2)
+    generations = {table.shape[0] for table in tables}
+    if len(generations) != 1:
+        raise InputError("curves", sorted(generations), "give the same generations for every run")
+    runs = _runs([table.T for table in tables], clusters)
+    last = generations.pop() - 1
+    drawn = np.concatenate(list(_resample(runs, draws, seed)))
+    moments = crossings(drawn, threshold)
+    tail = _tail(level)
+    # Taken from the drawn values themselves: between a number and infinity nothing can be interpolated.
+    low = np.quantile(moments, tail, method="inverted_cdf")
+    high = np.quantile(moments, 1 - tail, method="inverted_cdf")
+    never, censored = float(np.mean(moments == -np.inf)), float(np.mean(moments == np.inf))
+    failed = float(np.mean(np.isfinite(moments)))
+    outcome = (failed, censored, never)
+    return FailureInterval(float(low), float(high), level, *outcome, last, regime, scope_of(len(runs)))
+
+
+def bootstrap_failure_ratio(
+    curves_a: Any,
+    curves_b: Any,
+    *,
+    clusters: Any,
+    threshold: float = 0.75,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> RatioInterval | None:
+    """Interval of arm a's time to failure over arm b's, in generations, each world drawn for both arms together.
+
+    Where only a is censored in a world its ratio is unbounded; where only b is, it is 0, for b may last for ever.
+    Worlds in which one never learned, or neither failed, have no ratio; None where these are more than half.
+
+    Args:
+        curves_a, curves_b: as in `bootstrap_time_to_failure`, on the same questions of the same runs.
+    """
+    import numpy as np
+
+    first, second = _as_runs(curves_a, dimensions=2), _as_runs(curves_b, dimensions=2)
+    if [a.shape for a in first] != [b.shape for b in second]:
+        shapes = [b.shape for b in second]
+        raise InputError("curves_b", shapes, "give the same runs, generations and questions for both arms")
+    tables = [np.concatenate([a, b]).T for a, b in zip(first, second, strict=True)]
+    drawn = np.concatenate(list(_resample(_runs(tables, clusters), draws, seed)))
+    generations = first[0].shape[0]
+    top, bottom = (crossings(half, threshold) for half in (drawn[:, :generations], drawn[:, generations:]))
+    known = (top > -np.inf) & (bottom > 0) & (np.isfinite(top) | np.isfinite(bottom))
+    if known.mean() < 0.5:
+        return None
+    ratios = np.where(np.isinf(bottom[known]), 0.0, top[known] / np.where(np.isinf(bottom[known]), 1.0, bottom[known]))
+    low = np.quantile(ratios, _tail(level), method="inverted_cdf")
+    high = np.quantile(ratios, 1 - _tail(level), method="inverted_cdf")
+    return RatioInterval(float(low), float(high), level, float(known.mean()))
+
+
+def crossings(curves: Floats, threshold: float) -> Floats:
+    """`time_to_failure` of many curves: [draw, generation] -> [draw]; -inf never learned, inf censored."""
+    import numpy as np
+
+    below = curves < threshold
+    first = below.argmax(axis=1)
+    rows = np.arange(len(curves))
+    before, after = curves[rows, np.maximum(first - 1, 0)], curves[rows, first]
+    drop = np.where(before > after, before - after, 1.0)
+    moments = first - 1 + (before - threshold) / drop
+    moments = np.where(below.any(axis=1), moments, np.inf)
+    return np.where(below[:, 0], -np.inf, moments)
+
+
+def mcnemar(scores_a: Any, scores_b: Any) -> McNemar:
+    """Two-sided exact McNemar test of two arms on the same questions (all runs together)."""
+    import numpy as np
+
+    a = np.concatenate([np.asarray(run, bool) for run in _as_runs(scores_a)])
+    b = np.concatenate([np.asarray(run, bool) for run in _as_runs(scores_b)])
+    if a.shape != b.shape:
+        raise InputError("scores_b", b.size, f"give the same {a.size} questions for both arms")
+    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    n = only_a + only_b
+    # Integers all the way: 2**n does not fit a float once a thousand questions differ.
+    ways, tail = 1, 0
+    for k in range(min(only_a, only_b) + 1):
+        tail += ways
+        ways = ways * (n - k) // (k + 1)
+    return McNemar(only_a, only_b, min(1.0, 2 * tail / 2**n))
+
+
+# ------------------------------------------------------------------------------------------------ inside
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run's questions, summed by cluster. sums: [cluster, statistic]; counts: [cluster]."""
+
+    names: tuple[Any, ...]
+    sums: Floats
+    counts: Floats
+    questions: int
+
+
+def _tail(level: float) -> float:
+    if not 0 < level < 1:
+        raise InputError("level", level, "give a share between 0 and 1")
+    return (1 - level) / 2
+
+
+def _as_runs(scores: Any, dimensions: int = 1) -> list[Any]:
+    """One numpy array of `dimensions` axes for each run."""
+    import numpy as np
+
+    if len(scores) == 0:
+        raise InputError("scores", [], "there are no questions")
+    if not isinstance(scores, np.ndarray):
+        parts = [np.asarray(run) for run in scores]
+        if parts[0].ndim == dimensions:
+            return parts
+        scores = np.asarray(scores)
+    if scores.ndim == dimensions:
+        return [scores]
+    if scores.ndim != dimensions + 1:
+        raise InputError("scores", scores.shape, f"needs {dimensions} or {dimensions + 1} axes")
+    return list(scores)
+
+
+def _same_form(clusters: Any, runs: int) -> list[Any]:
+    """One sequence of cluster ids for each run."""
+    nested = len(clusters) > 0 and not isinstance(clusters[0], str) and hasattr(clusters[0], "__len__")
+    return list(clusters) if nested else [clusters] * runs
+
+
+def _runs(tables: list[Any], clusters: Any) -> list[_Run]:
+    """Sum each run's table, [question, statistic], by document."""
+    import numpy as np
+
+    ids = _same_form(clusters, len(tables))
+    if len(ids) != len(tables):
+        raise InputError("clusters", len(ids), f"give one list for each of the {len(tables)} runs, or one for all")
+    runs = []
+    for table, names in zip(tables, ids, strict=True):
+        if len(names) != len(table) or not len(names):
+            raise InputError("clusters", len(names), f"give the document of each of the {len(table)} questions")
+        unique, inverse = np.unique(np.asarray(names), return_inverse=True)
+        columns = [np.bincount(inverse, column, len(unique)) for column in np.asarray(table, float).T]
+        sums = np.asarray(np.stack(columns, axis=1), np.float64)
+        counts = np.asarray(np.bincount(inverse, minlength=len(unique)), np.float64)
+        runs.append(_Run(tuple(unique.tolist()), sums, counts, len(names)))
+    if len(runs) == 1 and len(runs[0].names) == 1:
+        raise InputError("clusters", runs[0].names[0], "one document of one run gives no interval: use more")
+    return runs
+
+
+def _interval(runs: list[_Run], draws: int, seed: int, level: float, bounds: tuple[float, float]) -> Interval:
+    import numpy as np
+
+    drawn = np.concatenate(list(_resample(runs, draws, seed)))[:, 0]
+    estimate = float(np.mean([run.sums.sum() / run.counts.sum() for run in runs]))
+    low, high = (float(q) for q in np.quantile(drawn, [_tail(level), 1 - _tail(level)]))
+    clusters = sum(len(run.names) for run in runs)
+    if low == high:
+        # All documents alike: resampling shows no spread, yet n trials without an exception leave room for
+        # a rate of exceptions up to 1 - (tail)^(1/n) (Clopper-Pearson).
+        room = 1 - _tail(level) ** (1 / clusters)
+        low, high = max(bounds[0], low - room), min(bounds[1], high + room)
+    low, high = max(bounds[0], min(low, estimate)), min(bounds[1], max(high, estimate))
+    questions = sum(run.questions for run in runs)
+    return Interval(estimate, low, high, level, len(runs), questions, clusters, scope_of(len(runs)))
+
+
+def _resample(runs: list[_Run], draws: int, seed: int) -> Iterator[Floats]:
+    """Yield the mean over runs of every statistic in resampled worlds, in pieces of [some draws, statistic].
+
+    A world deviates from what was seen by other documents (drawn with replacement; once for all runs where
+    the runs share theirs: a hard document is hard in every run) plus by other runs. The two deviations are
+    drawn apart and added: nesting one draw in the other counts the questions' noise up to three times over.
+    The runs' part is stretched by sqrt(n / (n - 1)): values spread less about their own mean than about the
+    truth. In simulations a 95% interval held the truth in at least 92 of 100 worlds; with two runs, in 87.
+    """
+    import numpy as np
+
+    if draws < 100:
+        raise InputError("draws", draws, "take at least 100")
+    rng = np.random.default_rng(seed)
+    number = len(runs)
+    shared = all(run.names == runs[0].names for run in runs)
+    seen = np.stack([run.sums.sum(axis=0) / run.counts.sum() for run in runs])
+    step = max(1, _CHUNK // max(len(run.names) for run in runs))
+    for start in range(0, draws, step):
+        size = min(step, draws - start)
+        common = _weights(rng, size, len(runs[0].names)) if shared else None
+        worlds = np.zeros((size, seen.shape[1]))
+        for run in runs:
+            weights = _weights(rng, size, len(run.names)) if common is None else common
+            worlds += _means(weights, run) / number
+        if number > 1:
+            chosen = rng.integers(number, size=(size, number))
+            worlds += (seen[chosen].mean(axis=1) - seen.mean(axis=0)) * math.sqrt(number / (number - 1))
+        yield worlds
+
+
+def _weights(rng: np.random.Generator, size: int, clusters: int) -> Floats:
+    """How often each cluster was drawn: [size, clusters]."""
+    import numpy as np
+
+    picks = rng.integers(clusters, size=(size, clusters)) + clusters * np.arange(size)[:, None]
+    return np.bincount(picks.ravel(), minlength=size * clusters).reshape(size, clusters).astype(float)
+
+
+def _means(weights: Floats, run: _Run) -> Floats:
+    means: Floats = (weights @ run.sums) / (weights @ run.counts)[:, None]
+    return means

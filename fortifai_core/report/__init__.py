@@ -1,0 +1,1 @@
+"""From results to a page, a folder of figures and tables, and the terminal."""

@@ -1,0 +1,1 @@
+"""The DuckDB catalog: views over the artifacts, rebuilt from the manifests."""

@@ -1,0 +1,178 @@
+"""The catalog's views as SQL text: Parquet files listed one by one, joined with the stages that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from storage.tables.parquet import (
+    BENCHMARK_ITEMS,
+    CONFIDENCE,
+    FAMILY_METRICS,
+    METRICS,
+    QUESTIONS,
+    SCORES,
+    SPLIT_TEXT,
+    Columns,
+)
+
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "float64": "DOUBLE",
+    "bool": "BOOLEAN",
+    "list<int32>": "INTEGER[]",
+    "list<bool>": "BOOLEAN[]",
+}
+
+# Which files of which artifacts a view reads: (kind, glob over the names in it), and their columns.
+READS: dict[str, tuple[tuple[tuple[str, str], ...], Columns]] = {
+    "split_text": ((("corpus", "split-*.parquet"), ("split", "part-*.parquet")), SPLIT_TEXT),
+    "questions": ((("corpus", "questions.parquet"),), QUESTIONS),
+    "scores": ((("evaluation", "scores.parquet"),), SCORES),
+    "stage_metrics": (
+        tuple((kind, "metrics.parquet") for kind in ("evaluation", "split", "drift", "benchmark")),
+        METRICS,
+    ),
+    "family_metrics": (
+        tuple((f"family-{kind}", "metrics.parquet") for kind in ("evaluation", "model", "segment")),
+        FAMILY_METRICS,
+    ),
+    "confidence": ((("drift", "confidence.parquet"),), CONFIDENCE),
+    "benchmark_items": ((("benchmark", "items.parquet"),), BENCHMARK_ITEMS),
+}
+
+# Views over files of which older ones lack columns.
+LATER_COLUMNS = frozenset({"split_text"})
+
+_RUN = "s.experiment, s.arm, s.seed, s.generation"
+
+# A view over `{source}` (the Parquet files, with `filename`), `files` and `stages`.
+_PARQUET_VIEWS = {
+    "stage_metrics": f"""
+        SELECT {_RUN}, r.split, r.metric, r.value, r.count, f.key
+        FROM {{source}} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    # A stage of a chain holds many generations, so a row says which it is of.
+    "family_metrics": """
+        SELECT s.experiment, s.arm, s.seed, r.generation, NULL AS split, r.metric, r.value, r.count, f.key
+        FROM {source} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    "scores": f"""
+        SELECT {_RUN}, r.question, r.document, r.split, r.logp_true, r.logp_false, r.correct, f.key
+        FROM {{source}} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    "questions": """
+        SELECT s.experiment, r.question, r.document, r.split, r.context, r.true_answer, r.false_answer, f.key
+        FROM {source} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    "confidence": f"""
+        SELECT {_RUN}, r.model, r.text, r.low, r.high, r.count, f.key
+        FROM {{source}} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    "benchmark_items": f"""
+        SELECT {_RUN}, r.benchmark, r.task, r.item, r.filter, r.metric, r.value, r.target, r.answer, f.key
+        FROM {{source}} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    # One row a document of a split version, with its token ids: what `documents` and `tokens` are made of.
+    "split_text": f"""
+        SELECT {_RUN},
+            CASE WHEN f.kind = 'corpus' THEN CAST(regexp_extract(f.name, '(\\d+)', 1) AS INTEGER)
+                 ELSE s.split END AS split,
+            CASE WHEN f.kind = 'corpus' THEN 0 ELSE s.version END AS version,
+            r.document, r.position, r.text, r.tokens, r.kept, r.same, r.accepted, f.key
+        FROM {{source}} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+}
+
+# Views over tables and other views.
+DERIVED_VIEWS = {
+    "metrics": "SELECT * FROM stage_metrics UNION ALL BY NAME SELECT * FROM family_metrics",
+    "documents": """
+        SELECT experiment, arm, seed, generation, split, version, document, position, text,
+            len(tokens) AS tokens, kept, accepted, key
+        FROM split_text""",
+    # `kept`: whether the version before has the same token in the same place; true in real text, which has none
+    # before it, and null where that was not yet recorded.
+    "tokens": """
+        SELECT experiment, arm, seed, generation, split, version, document, position,
+            unnest(range(len(tokens))) AS index, unnest(tokens) AS token,
+            unnest(CASE WHEN version = 0 THEN list_transform(tokens, lambda t: true)
+                        WHEN same IS NULL THEN list_transform(tokens, lambda t: CAST(NULL AS BOOLEAN))
+                        ELSE same END) AS kept, key
+        FROM split_text""",
+    "runs": """
+        SELECT experiment, arm, seed, count(*) AS stages, count(*) FILTER (present) AS present,
+            max(generation) FILTER (present AND role IN ('train', 'family-train', 'family-segment'))
+                AS newest_generation,
+            sum(seconds) AS seconds, max(created) AS updated
+        FROM stages WHERE arm IS NOT NULL GROUP BY experiment, arm, seed""",
+    "generations": """
+        SELECT experiment, arm, seed, generation, count(*) AS stages, count(*) FILTER (present) AS present,
+            sum(seconds) AS seconds, max(created) AS updated
+        FROM stages WHERE arm IS NOT NULL AND generation IS NOT NULL
+        GROUP BY experiment, arm, seed, generation""",
+    # A synthetic document's way back: one row for each of its versions, itself first, the real text (0) last.
+    "chains": """
+        WITH RECURSIVE before AS (
+            SELECT key, coalesce(max(parent) FILTER (role = 'text'), max(parent) FILTER (role = 'corpus')) AS parent
+            FROM edges WHERE kind = 'split' GROUP BY key
+        ), chain AS (
+            SELECT key, key AS ancestor FROM before
+            UNION
+            SELECT chain.key, before.parent FROM chain JOIN before ON before.key = chain.ancestor
+            WHERE before.parent IS NOT NULL
+        )
+        SELECT s.experiment, s.arm, s.seed, s.generation, s.split, s.version, t.document, s.key,
+            t.version AS ancestor_version, t.generation AS ancestor_generation, t.text, t.tokens, t.kept,
+            t.key AS ancestor_key
+        FROM chain JOIN stages s ON s.key = chain.key AND s.kind = 'split'
+        JOIN split_text t ON t.key = chain.ancestor AND t.split = s.split
+            AND t.experiment IS NOT DISTINCT FROM s.experiment""",
+    # What became of each question: `died_in` is the generation after the last right answer. Chance answers half.
+    "question_fates": """
+        SELECT experiment, arm, seed, question, any_value(document) AS document, any_value(split) AS split,
+            min(generation) AS first_asked, max(generation) AS last_asked,
+            max(generation) FILTER (correct) AS last_right,
+            CASE WHEN last_right < last_asked THEN last_right + 1 END AS died_in,
+            CASE WHEN last_right IS NULL THEN 'never learned'
+                WHEN last_right = last_asked THEN 'alive' ELSE 'died' END AS fate
+        FROM scores GROUP BY experiment, arm, seed, question""",
+    # One row a parent of an artifact; where a parent has several places in an experiment, one of them.
+    "lineage": """
+        SELECT s.experiment, e.kind, e.key, s.arm, s.seed, s.generation, s.split, s.version,
+            e.role, coalesce(p.kind, a.kind) AS parent_kind, e.parent AS parent_key,
+            p.generation AS parent_generation, p.split AS parent_split, p.version AS parent_version
+        FROM edges e
+        LEFT JOIN stages s ON s.kind = e.kind AND s.key = e.key
+        LEFT JOIN (
+            SELECT experiment, key, any_value(kind) AS kind, min(generation) AS generation,
+                min(split) AS split, min(version) AS version
+            FROM stages GROUP BY experiment, key
+        ) p ON p.key = e.parent AND p.experiment IS NOT DISTINCT FROM s.experiment
+        LEFT JOIN (SELECT key, any_value(kind) AS kind FROM artifacts GROUP BY key) a ON a.key = e.parent""",
+}
+
+
+def quote(text: str) -> str:
+    """A SQL string."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def parquet_view(name: str, addresses: Sequence[str]) -> str:
+    """SQL that creates the view `name` over files; without any it has the same columns and no rows."""
+    columns = {**{c: _SQL_TYPES[t] for c, (t, _) in READS[name][1].items()}, "filename": "VARCHAR"}
+    nulls = ", ".join(f"CAST(NULL AS {kind}) AS {column}" for column, kind in columns.items())
+    source = f"(SELECT {nulls} WHERE false)"
+    if addresses:
+        files = ", ".join(quote(literal_glob(a)) for a in addresses)
+        later = name in LATER_COLUMNS
+        read = f"read_parquet([{files}], filename = true{', union_by_name = true' if later else ''})"
+        # a column that none of the files has yet comes from the empty row set, as null
+        source = f"(FROM {source} UNION ALL BY NAME FROM {read})" if later else read
+    return f"CREATE VIEW {name} AS {_PARQUET_VIEWS[name].format(source=source)}"
+
+
+def literal_glob(path: str) -> str:
+    """A pattern that matches `path` alone: DuckDB reads `*`, `?` and `[` in file names as wildcards."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in path)

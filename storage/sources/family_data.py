@@ -1,0 +1,187 @@
+"""Real data of a family that come from outside: a user's table, MNIST. What stands for them in a key; where they are.
+
+Data that a family draws or ships itself are none of this module's business: then there are no digests, and nothing
+is read.
+"""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fortifai_core.errors import DataError
+from fortifai_core.families.base import FamilyConfig
+from fortifai_core.families.images.config import MnistData, VaeConfig
+from fortifai_core.families.mixture.family import GmmConfig, Table
+from storage.sources import hub, mirror
+from storage.sources.textfiles import check_file, content_digest, file_format, open_content
+from storage.store import durable
+from storage.store.remote import cache_directory
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from fortifai_core.families.base import Arrays
+
+FIELD = "family.data.file"
+MNIST_FILES = [(part, kind) for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+TABLE_FORMATS = (".csv", ".parquet")
+
+
+def data_digests(config: FamilyConfig) -> dict[str, str]:
+    """Digests of the files that the real data come from; empty where they come from none.
+
+    Raises:
+        DataError: a file is missing, empty or of another format.
+    """
+    if isinstance(config, GmmConfig) and isinstance(config.data, Table):
+        path = _checked(config.data.file)
+        return {"file": content_digest(path, field=FIELD)}
+    if isinstance(config, VaeConfig) and isinstance(config.data, MnistData):
+        return mnist_digests()
+    return {}
+
+
+def data_folder(config: FamilyConfig) -> Path | None:
+    """The folder that a family reads its real data from; None for one that needs none.
+
+    Raises:
+        DataError: the mirror lacks a file, or the hub cannot be reached.
+    """
+    if isinstance(config, VaeConfig) and isinstance(config.data, MnistData):
+        return mnist_folder()
+    return None
+
+
+def mnist_digests() -> dict[str, str]:
+    """What stands for MNIST in a key: digests of the mirror's four files, or its name on the hub.
+
+    Raises:
+        DataError: the mirror lacks a file.
+    """
+    root = mirror.root()
+    if root is None:
+        return {"hub": f"{hub.MNIST}@main"}
+    digests = {}
+    for part, kind in MNIST_FILES:
+        path = root / "mnist" / idx_name(part, kind)
+        if not path.is_file():
+            remedy = f"add it to the folder that {mirror.VARIABLE} names, or unset {mirror.VARIABLE} to use the hub"
+            raise DataError(mirror.VARIABLE, f"mnist/{path.name}", f"the local mirror lacks it: {remedy}")
+        digests[f"mirror.{path.name}"] = content_digest(path, field=mirror.VARIABLE)
+    return digests
+
+
+def mnist_folder() -> Path:
+    """Where MNIST's four IDX files lie: in the mirror, or in a cache that the hub's rows are written to once."""
+    root = mirror.root()
+    if root is not None:
+        return root / "mnist"
+    folder = cache_directory(hub.MNIST)
+    for part, split in (("train", "train"), ("t10k", "test")):
+        paths = [folder / idx_name(part, kind) for _, kind in MNIST_FILES[:2]]
+        if not all(path.is_file() for path in paths):
+            for path, array in zip(paths, hub.load_mnist(split), strict=True):
+                durable.write_bytes(path, gzip.compress(_idx(array), mtime=0))
+    return folder
+
+
+def idx_name(part: str, kind: str) -> str:
+    """`train-images-idx3-ubyte.gz` and the like."""
+    return f"{part}-{kind}-ubyte.gz"
+
+
+def _idx(array: NDArray[np.uint8]) -> bytes:
+    """An array of bytes in the IDX format: two zero bytes, type 8, dimensions, each length in four bytes."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(size).to_bytes(4, "big") for size in array.shape)
+    return header + array.tobytes()
+
+
+def load_data(config: FamilyConfig) -> Arrays | None:
+    """The arrays of data that come from outside; None where the family makes its data itself.
+
+    Raises:
+        DataError: the file cannot be used as it is; the message names the column.
+    """
+    if isinstance(config, GmmConfig) and isinstance(config.data, Table):
+        return load_table(config.data, fewest=config.components)
+    return None
+
+
+def load_table(data: Table, *, fewest: int) -> Arrays:
+    """A table as `x` (n, columns) float64 and `label` (n,) int64, classes numbered in the order of their values.
+
+    Args:
+        fewest: rows that every class must have.
+    """
+    import numpy as np
+    import pyarrow.compute as pc
+
+    path = _checked(data.file)
+    table = _read(path)[: data.max_rows]
+    if data.label is not None and data.label not in table.column_names:
+        raise DataError("family.data.label", data.label, f"no such column; there are {', '.join(table.column_names)}")
+    columns = data.columns or [n for n in table.column_names if n != data.label and _is_number(table.column(n).type)]
+    if not columns:
+        raise DataError(FIELD, data.file, f"no column holds numbers; there are {', '.join(table.column_names)}")
+    for name in columns:
+        where = "family.data.columns"
+        if name not in table.column_names:
+            raise DataError(where, name, f"no such column; there are {', '.join(table.column_names)}")
+        if not _is_number(table.column(name).type):
+            raise DataError(where, name, f"holds {table.column(name).type}, not numbers; leave it out")
+    x = np.stack([table.column(name).cast("float64").to_numpy() for name in columns], axis=1)
+    for index, name in enumerate(columns):
+        if not np.isfinite(x[:, index]).all():
+            row = int(np.flatnonzero(~np.isfinite(x[:, index]))[0])
+            raise DataError(
+                "family.data.columns", name, f"row {row + 1} has no finite number; fill or remove such rows"
+            )
+        if data.standardize and np.ptp(x[:, index]) == 0:
+            raise DataError("family.data.columns", name, "is the same in every row; leave it out")
+    label = np.zeros(len(x), dtype=np.int64)
+    if data.label is not None:
+        values = table.column(data.label)
+        if values.null_count:
+            raise DataError("family.data.label", data.label, "some rows have no class; fill or remove them")
+        known = sorted(pc.unique(values).to_pylist())
+        numbers = {value: number for number, value in enumerate(known)}
+        label = np.asarray([numbers[value] for value in values.to_pylist()], dtype=np.int64)
+    sizes = np.bincount(label)
+    if sizes.min() < 2 * fewest:
+        said = f"has {sizes.min()} rows of a class, for {fewest} components each; lower family.components"
+        raise DataError(FIELD, data.file, said)
+    if data.standardize:
+        x = (x - x.mean(axis=0)) / x.std(axis=0)
+    return {"x": np.ascontiguousarray(x), "label": label}
+
+
+def _checked(name: str) -> Path:
+    path = Path(name).expanduser()
+    if file_format(path) not in TABLE_FORMATS:
+        raise DataError(FIELD, name, f"is none of {', '.join(TABLE_FORMATS)} (also as .gz): convert it")
+    check_file(path, field=FIELD)
+    return path
+
+
+def _read(path: Path) -> pa.Table:
+    import io
+
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    with open_content(path, field=FIELD) as stream:
+        content = io.BytesIO(stream.read())
+    try:
+        return csv.read_csv(content) if file_format(path) == ".csv" else parquet.read_table(content)
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise DataError(FIELD, str(path), f"cannot be read as {file_format(path)[1:]}: {error}") from error
+
+
+def _is_number(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))

@@ -1,0 +1,214 @@
+"""Makes documents of the hub's datasets: WikiText's articles, GSM8K, HellaSwag, and any column of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fortifai_core.config.experiment import HuggingFaceCorpus
+from fortifai_core.corpus.documents import Document, Question, Source
+from fortifai_core.corpus.reserve import assemble
+from fortifai_core.corpus.wikitext import SPELLING_VERSION, articles
+from fortifai_core.errors import DataError
+from storage.sources import hub, mirror
+from storage.sources.questions import attach, read_items
+
+KR_TEST = "wikitext-2"
+
+
+def is_wikitext(corpus: HuggingFaceCorpus) -> bool:
+    return _base_name(corpus) == "wikitext"
+
+
+def question_file(questions: str, *, where: str) -> Path:
+    """The file behind `questions`: a path, or the mirror's copy of the authors' KR-test."""
+    field = f"{where}.questions"
+    return mirror.kr_questions(field=field) if questions == KR_TEST else Path(questions).expanduser()
+
+
+def check_hub_options(corpus: HuggingFaceCorpus, *, where: str) -> None:
+    """That the options fit each other.
+
+    Raises:
+        DataError: WikiText without a configuration, or the authors' questions with another text than theirs.
+    """
+    if is_wikitext(corpus) and corpus.config is None:
+        raise DataError(f"{where}.config", None, "WikiText needs one: wikitext-2-v1 or wikitext-2-raw-v1")
+    theirs = is_wikitext(corpus) and (corpus.config or "").startswith("wikitext-2-") and corpus.split == "train"
+    if corpus.questions == KR_TEST and not theirs:
+        raise DataError(
+            f"{where}.questions",
+            corpus.questions,
+            "these are about WikiText-2's train split: use Salesforce/wikitext with config wikitext-2-v1 and "
+            "split train, or name a questions file of your own",
+        )
+
+
+def load_hub(corpus: HuggingFaceCorpus, *, splits: int, where: str) -> Source:
+    """Read a dataset from the mirror or the hub.
+
+    `fraction` and `max_documents` count documents: articles of WikiText, rows of all others (`fraction` 0.5
+    of WikiText-2 is its first 300 articles: lines 1 to 18,205 of 36,718, where the paper's authors took
+    half of the lines).
+
+    Raises:
+        DataError: as `storage.sources.hub.load_dataset_rows`; a row cannot be read; a question points nowhere.
+    """
+    check_hub_options(corpus, where=where)
+    notes: list[str] = []
+    documents, locate, meaning = _documents(corpus, corpus.split, notes, whole=False, where=where)
+    total = len(documents)
+    limit = min(corpus.max_documents or total, max(1, int(corpus.fraction * total)))
+    if limit < total:
+        notes.append(f"Only the first {limit:,} documents are used.")
+    questions: list[Question] = []
+    if corpus.questions is not None:
+        field = f"{where}.questions"
+        questions = attach(
+            read_items(question_file(corpus.questions, where=where), field=field),
+            locate=locate,
+            prefix=_source_name(corpus),
+            meaning=meaning,
+            field=field,
+        )
+    validation = None
+    own = hub.dataset_splits(corpus.dataset, corpus.config, corpus.revision, where=where)
+    if corpus.split != "validation" and "validation" in own:
+        validation, _, _ = _documents(corpus, "validation", notes, whole=True, where=where)
+    return assemble(
+        documents=documents[:limit],
+        questions=questions,
+        validation=validation,
+        pretraining_fraction=corpus.pretraining_fraction,
+        validation_fraction=corpus.validation_fraction,
+        splits=splits,
+        field=f"{where}.dataset",
+        value=corpus.dataset,
+        notes=notes,
+    )
+
+
+def _documents(
+    corpus: HuggingFaceCorpus, split: str, notes: list[str], *, whole: bool, where: str
+) -> tuple[list[Document], Callable[[int | str], str | None], str]:
+    """Documents of one of the dataset's splits, what finds one of them, and what a location is.
+
+    `whole`: the split is read as far as it is there, whatever `max_documents` says.
+    """
+    by_article = is_wikitext(corpus)
+    source = _source_name(corpus) if split == corpus.split else f"{_source_name(corpus)}-{split}"
+    limit = None if by_article or whole or corpus.fraction < 1 else corpus.max_documents
+    found = hub.load_dataset_rows(
+        corpus.dataset,
+        corpus.config,
+        split,
+        corpus.revision,
+        limit=limit,
+        allow_part=whole or (by_article and corpus.max_documents is not None and corpus.fraction == 1),
+        where=where,
+    )
+    if found.note:
+        notes.append(found.note)
+    if by_article:
+        lines = [_text(row, "text", index, corpus, where=where) for index, row in enumerate(found.rows)]
+        read = articles(lines, source=source)
+        documents = read.documents
+        if not found.complete and not whole:
+            documents = documents[:-1]  # the last article may go on after the part that is there
+            if len(documents) < (corpus.max_documents or 0):
+                raise DataError(
+                    f"{where}.max_documents",
+                    corpus.max_documents,
+                    f"the local mirror has only {len(documents)} whole articles of it: lower max_documents",
+                )
+        if not whole:
+            notes.append(
+                f"WikiText is read in ordinary spelling, version {SPELLING_VERSION} (`half @-@ life ,` is "
+                "`half-life,`)."
+            )
+        meaning = f"a 0-based line of the split, here {read.starts[0]} to {read.lines - 1}" if read.starts else ""
+        after = _beyond(found, source)
+        return (
+            _some(documents, corpus, split, where=where),
+            lambda location: read.locate(location) or after(location),
+            meaning,
+        )
+    documents = []
+    blank = 0
+    for index, row in enumerate(found.rows):
+        text = _row_text(row, index, corpus, where=where)
+        if text.strip():
+            documents.append(Document(f"{source}:{index}", text, source))
+        else:
+            blank += 1
+    if blank:
+        notes.append(f"{blank:,} blank rows of {split} were left out.")
+    ids = {d.id for d in documents}
+    beyond = _beyond(found, source)
+
+    def locate(location: int | str) -> str | None:
+        name = location if isinstance(location, str) else f"{source}:{location}"
+        return name if name in ids else beyond(location)
+
+    return (
+        _some(documents, corpus, split, where=where),
+        locate,
+        f"a 0-based row, here 0 to {len(found.rows) - 1}",
+    )
+
+
+def _beyond(found: hub.Rows, source: str) -> Callable[[int | str], str | None]:
+    """Names the document of a location after the part that was read, which is there but not used."""
+
+    def name(location: int | str) -> str | None:
+        after = isinstance(location, int) and location >= len(found.rows) and not found.complete
+        return f"{source}:{location}" if after else None
+
+    return name
+
+
+def _some(documents: list[Document], corpus: HuggingFaceCorpus, split: str, *, where: str) -> list[Document]:
+    if not documents:
+        raise DataError(f"{where}.dataset", corpus.dataset, f"no text was found in its split {split}: choose another")
+    return documents
+
+
+def _row_text(row: dict[str, Any], index: int, corpus: HuggingFaceCorpus, *, where: str) -> str:
+    """One row as a text: GSM8K's question and answer, HellaSwag's context and right ending, or its `text`."""
+    if {"question", "answer"} <= row.keys():
+        return "\n".join(_text(row, name, index, corpus, where=where) for name in ("question", "answer"))
+    if {"ctx", "endings", "label"} <= row.keys():
+        try:
+            ending = row["endings"][int(row["label"])]
+        except (ValueError, IndexError, TypeError) as error:
+            raise DataError(
+                f"{where}.split",
+                corpus.split,
+                f"row {index} has the label {row['label']!r}, which is none of its endings: take a labelled split",
+            ) from error
+        return f"{_text(row, 'ctx', index, corpus, where=where)} {ending}"
+    return _text(row, "text", index, corpus, where=where)
+
+
+def _text(row: dict[str, Any], column: str, index: int, corpus: HuggingFaceCorpus, *, where: str) -> str:
+    if column not in row:
+        raise DataError(
+            f"{where}.dataset",
+            corpus.dataset,
+            f"its rows have no {column!r}, only {', '.join(map(repr, row))}: save the texts as .jsonl or "
+            ".parquet and use a corpus of type text",
+        )
+    if not isinstance(row[column], str):
+        raise DataError(f"{where}.dataset", corpus.dataset, f"row {index} has no text in {column!r}: {row[column]!r}")
+    return str(row[column])
+
+
+def _base_name(corpus: HuggingFaceCorpus) -> str:
+    return corpus.dataset.rsplit("/", 1)[-1].casefold()
+
+
+def _source_name(corpus: HuggingFaceCorpus) -> str:
+    if not is_wikitext(corpus):
+        return _base_name(corpus)
+    return (corpus.config or "wikitext").removesuffix("-v1").removesuffix("-raw")

@@ -1,0 +1,251 @@
+"""The local mirror: the folder that FORTIFAI_DATA points at, used in place of the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fortifai_core.errors import DataError
+from storage.sources.textfiles import check_file, content_digest, json_lines, numbered_lines, open_content
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VARIABLE = "FORTIFAI_DATA"
+
+
+@dataclass(frozen=True)
+class MirrorFile:
+    """One split of one dataset in the mirror.
+
+    Attributes:
+        path: inside the mirror.
+        rows: how many it holds; a file with another number is damaged.
+        total: how many the dataset's own split has. Where that is more, the file is a part of it.
+        part: which part, in words.
+    """
+
+    path: str
+    rows: int
+    total: int
+    part: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return self.rows == self.total
+
+
+@dataclass(frozen=True)
+class MirrorDataset:
+    """A dataset's splits in the mirror, and the names by which it is asked for."""
+
+    names: frozenset[str]
+    configs: frozenset[str | None]
+    splits: dict[str, MirrorFile] = field(hash=False)
+
+
+def _whole(path: str, rows: int) -> MirrorFile:
+    return MirrorFile(path, rows, rows)
+
+
+_WIKITEXT = frozenset({"wikitext", "salesforce/wikitext"})
+_DATASETS = [
+    MirrorDataset(
+        _WIKITEXT,
+        frozenset({"wikitext-2-v1"}),
+        {
+            "train": _whole("wikitext-2-v1/train.txt.gz", 36_718),
+            "validation": _whole("wikitext-2-v1/validation.txt.gz", 3_760),
+            "test": _whole("wikitext-2-v1/test.txt.gz", 4_358),
+        },
+    ),
+    MirrorDataset(
+        _WIKITEXT,
+        frozenset({"wikitext-2-raw-v1"}),
+        {
+            "train": MirrorFile(
+                "wikitext-2-raw-v1/train_prefix_1MB.txt.gz", 3_279, 36_718, "the first 3,279 of 36,718 lines"
+            ),
+            "validation": _whole("wikitext-2-raw-v1/validation.txt.gz", 3_760),
+            "test": _whole("wikitext-2-raw-v1/test.txt.gz", 4_358),
+        },
+    ),
+    MirrorDataset(
+        frozenset({"gsm8k", "openai/gsm8k"}),
+        frozenset({None, "main"}),
+        {"train": _whole("gsm8k/train.jsonl.gz", 7_473), "test": _whole("gsm8k/test.jsonl.gz", 1_319)},
+    ),
+    MirrorDataset(
+        frozenset({"hellaswag", "rowan/hellaswag"}),
+        frozenset({None, "default"}),
+        {
+            "train": MirrorFile("hellaswag/train_first3368.jsonl.gz", 3_368, 39_905, "the first 3,368 of 39,905 items"),
+            "validation": MirrorFile(
+                "hellaswag/validation_original_subset1000.jsonl.gz", 1_000, 10_042, "1,000 of 10,042 items"
+            ),
+        },
+    ),
+]
+_DATASETS.append(
+    MirrorDataset(
+        frozenset({"hellaswag_text"}),
+        frozenset({None}),
+        {"validation": _whole("hellaswag/validation_from_text.jsonl.gz", 10_042)},
+    )
+)
+_BLIMP = frozenset({"blimp", "nyu-mll/blimp"})
+_BLIMP_PARADIGM = re.compile(r"[A-Za-z0-9_]+")
+KR_QUESTIONS = MirrorFile("kr-test/wikitext-2.json", 4_975, 4_975)
+
+
+def root() -> Path | None:
+    """The mirror's folder, or None where none is set up.
+
+    Raises:
+        DataError: FORTIFAI_DATA is set to something that is not a folder.
+    """
+    value = os.environ.get(VARIABLE, "").strip()
+    if not value:
+        return None
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        raise DataError(VARIABLE, value, "is not a folder: point it at the mirror, or unset it to use the hub")
+    return folder
+
+
+def splits(folder: Path, dataset: str, config: str | None, *, where: str) -> dict[str, MirrorFile]:
+    """What the mirror has of a dataset, by the name of its own split; every file was found and is not empty.
+
+    A mirror that lacks the dataset is an error: the network is not asked behind the user's back.
+
+    Raises:
+        DataError: the mirror's layout does not know the dataset or this configuration of it, or holds
+            none of its files.
+    """
+    named = [d for d in _datasets(config) if dataset.casefold() in d.names]
+    if not named:
+        raise DataError(f"{where}.dataset", dataset, f"the local mirror does not know it: {_remedy(dataset)}")
+    entry = next((d for d in named if config in d.configs), None)
+    if entry is None:
+        known = sorted(str(c) for d in named for c in d.configs if c)
+        raise DataError(
+            f"{where}.config",
+            config,
+            f"the local mirror has {dataset} as {', '.join(known)}: choose one of these",
+        )
+    present = {name: file for name, file in entry.splits.items() if (folder / file.path).exists()}
+    if not present:
+        names = ", ".join(file.path for file in entry.splits.values())
+        raise DataError(f"{where}.dataset", dataset, f"{VARIABLE} lacks {names}: {_remedy(dataset)}")
+    return present
+
+
+def find(folder: Path, dataset: str, config: str | None, split: str, *, where: str) -> MirrorFile:
+    """The mirror's file for one split.
+
+    Raises:
+        DataError: it has none, or the file is empty.
+    """
+    present = splits(folder, dataset, config, where=where)
+    if split not in present:
+        raise DataError(
+            f"{where}.split",
+            split,
+            f"the local mirror has only {', '.join(present)} of {dataset}: choose one of these, "
+            f"or unset {VARIABLE} to load it from the hub",
+        )
+    check_file(folder / present[split].path, field=f"{where}.dataset")
+    return present[split]
+
+
+def read_rows(folder: Path, file: MirrorFile, *, where: str) -> list[dict[str, Any]]:
+    """All rows of a mirror's file; lines of text as {"text": line}, as `datasets` gives them.
+
+    Raises:
+        DataError: the file is damaged, or does not hold the rows that it should.
+    """
+    path = folder / file.path
+    if ".txt" in path.suffixes:
+        rows: list[dict[str, Any]] = [{"text": line} for _, line in numbered_lines(path, field=f"{where}.dataset")]
+    else:
+        rows = [row for _, row in json_lines(path, field=f"{where}.dataset")]
+    if len(rows) != file.rows:
+        raise _damaged(file, len(rows), field=f"{where}.dataset")
+    return rows
+
+
+def kr_questions(*, field: str) -> Path:
+    """The authors' KR-test for WikiText-2 in the mirror.
+
+    Raises:
+        DataError: there is no mirror, it lacks the file, or the file does not hold 4,975 questions.
+    """
+    folder = root()
+    remedy = f"set {VARIABLE} to a mirror that holds {KR_QUESTIONS.path}, or give the path of the authors' file"
+    if folder is None:
+        raise DataError(field, "wikitext-2", remedy)
+    path = folder / KR_QUESTIONS.path
+    if not path.is_file():
+        raise DataError(field, "wikitext-2", f"the local mirror lacks it: {remedy}")
+    with open_content(path, field=field) as stream:
+        try:
+            count = len(json.loads(stream.read()))
+        except ValueError as error:
+            raise DataError(field, str(path), f"the file is damaged ({error}): copy it anew") from error
+    if count != KR_QUESTIONS.rows:
+        raise _damaged(KR_QUESTIONS, count, field=field)
+    return path
+
+
+def digest(folder: Path, file: MirrorFile, *, where: str) -> str:
+    """sha256 of the unpacked content of a mirror's file."""
+    return content_digest(folder / file.path, field=f"{where}.dataset")
+
+
+def load_mnist(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """MNIST from its original IDX files: images (n, 28, 28) uint8 and labels (n,) uint8.
+
+    Raises:
+        DataError: a file is missing or damaged, or the split is neither `train` nor `test`.
+    """
+    import numpy as np
+
+    counts = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
+    if split not in counts:
+        raise DataError("split", split, "MNIST has the splits train and test")
+    stem, count = counts[split]
+    arrays = []
+    for kind, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
+        path = folder / "mnist" / f"{stem}-{kind}-ubyte.gz"
+        if not path.is_file():
+            raise DataError(VARIABLE, f"mnist/{path.name}", f"the local mirror lacks it: {_remedy('MNIST')}")
+        with open_content(path, field=VARIABLE) as stream:
+            content = stream.read()
+        header = 4 * (1 + len(shape))  # a magic number and the length of each axis, 4 bytes each
+        if len(content) != header + int(np.prod(shape)):
+            raise DataError(VARIABLE, f"mnist/{path.name}", "the file is damaged: copy it anew")
+        arrays.append(np.frombuffer(content, np.uint8, offset=header).reshape(shape))
+    return arrays[0], arrays[1]
+
+
+def _datasets(config: str | None) -> list[MirrorDataset]:
+    if config is None or not _BLIMP_PARADIGM.fullmatch(config):
+        return [*_DATASETS, MirrorDataset(_BLIMP, frozenset({"one of its 67 paradigms"}), {})]
+    blimp = MirrorDataset(_BLIMP, frozenset({config}), {"train": _whole(f"blimp/{config}.jsonl.gz", 1_000)})
+    return [*_DATASETS, blimp]
+
+
+def _damaged(file: MirrorFile, found: int, *, field: str) -> DataError:
+    return DataError(
+        field,
+        file.path,
+        f"the mirror's file holds {found:,} rows, not {file.rows:,}: it is damaged, copy it anew",
+    )
+
+
+def _remedy(dataset: str) -> str:
+    return f"add {dataset} to the folder that {VARIABLE} names, or unset {VARIABLE} to load it from the hub"

@@ -1,0 +1,187 @@
+"""Reads any configured corpus into documents, questions, validation and pretraining text, all disjoint.
+
+Three things are asked of a corpus: `check_corpus` (is everything there, before any compute is spent),
+`source_digests` (what stands for its content in a key) and `load_source`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from fortifai_core.config.experiment import AlmanacCorpus, Corpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
+from fortifai_core.corpus.documents import Document, Question, Source
+from fortifai_core.corpus.reserve import assemble
+from fortifai_core.corpus.wikitext import SPELLING_VERSION
+from fortifai_core.errors import DataError
+from storage.sources import hub, mirror
+from storage.sources.hub_corpora import check_hub_options, is_wikitext, load_hub, question_file
+from storage.sources.questions import attach, read_items
+from storage.sources.textfiles import check_file, check_format, content_digest, read_documents
+
+
+def load_source(corpus: Corpus, *, splits: int, seed: int) -> Source:
+    """Read a corpus: documents in the order in which splits are cut from them, and what is kept apart.
+
+    Args:
+        corpus: its configuration.
+        splits: parts into which the documents will be cut; there are at least so many documents.
+        seed: of the almanac's world. Text that was read, not made, is divided without chance.
+
+    Raises:
+        DataError: naming the field, the file or row, and the remedy.
+    """
+    if not isinstance(corpus, MixtureCorpus):
+        return _load(corpus, splits=splits, seed=seed, where="corpus")
+    sources: list[Source] = []
+    names: set[str] = set()
+    for index, part in enumerate(corpus.parts):
+        where = f"corpus.parts.{index}"
+        source = _load(part, splits=splits, seed=seed, where=where)
+        stem = source.documents[0].source
+        name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(corpus.parts) + 2))) if n not in names)
+        names.add(name)
+        sources.append(_renamed(source, name))
+    return Source(
+        documents=[d for s in sources for d in s.documents],
+        questions=[q for s in sources for q in s.questions],
+        validation=[d for s in sources for d in s.validation],
+        pretraining=[d for s in sources for d in s.pretraining],
+        notes=[note for s in sources for note in s.notes],
+    )
+
+
+def source_digests(corpus: Corpus, *, where: str = "corpus") -> dict[str, str]:
+    """What stands for a corpus's content in a key, beside its configuration without paths.
+
+    sha256 of the unpacked content of the user's own files and of the mirror's files; name and revision for a
+    dataset on the hub; nothing for the almanac, whose configuration says it all.
+
+    Raises:
+        DataError: a file is missing or cannot be read.
+    """
+    match corpus:
+        case AlmanacCorpus():
+            return {}
+        case MixtureCorpus():
+            return {
+                f"parts.{index}.{name}": value
+                for index, part in enumerate(corpus.parts)
+                for name, value in source_digests(part, where=f"{where}.parts.{index}").items()
+            }
+        case TextCorpus():
+            found = {
+                f"files.{i}": content_digest(Path(file).expanduser(), field=f"{where}.files.{i}")
+                for i, file in enumerate(corpus.files)
+            }
+            if corpus.questions is not None:
+                path = Path(corpus.questions).expanduser()
+                found["questions"] = content_digest(path, field=f"{where}.questions")
+            return found
+    wanted = list(dict.fromkeys([corpus.split, "validation"]))
+    found = hub.dataset_digests(corpus.dataset, corpus.config, wanted, corpus.revision, where=where)
+    if is_wikitext(corpus):
+        found["spelling"] = str(SPELLING_VERSION)
+    if corpus.questions is not None:
+        path = question_file(corpus.questions, where=where)
+        found["questions"] = content_digest(path, field=f"{where}.questions")
+    return found
+
+
+def check_corpus(corpus: Corpus, *, where: str = "corpus") -> None:
+    """Cheap checks before any compute: files are there and not empty, the mirror has the dataset, and every
+    question is valid. Whether questions point at documents is seen by `load_source`.
+
+    Raises:
+        DataError: naming the field (e.g. `corpus.files.0`), the value and the remedy.
+    """
+    match corpus:
+        case MixtureCorpus():
+            for index, part in enumerate(corpus.parts):
+                check_corpus(part, where=f"{where}.parts.{index}")
+        case TextCorpus():
+            for index, file in enumerate(corpus.files):
+                field = f"{where}.files.{index}"
+                check_format(Path(file), field=field)
+                check_file(Path(file).expanduser(), field=field)
+            if corpus.questions is not None:
+                read_items(Path(corpus.questions).expanduser(), field=f"{where}.questions")
+        case HuggingFaceCorpus():
+            check_hub_options(corpus, where=where)
+            folder = mirror.root()
+            if folder is not None:
+                found = mirror.find(folder, corpus.dataset, corpus.config, corpus.split, where=where)
+                if not found.complete and corpus.max_documents is None:
+                    raise hub.part_only(corpus.dataset, corpus.split, found, where=where)
+            if corpus.questions is not None:
+                read_items(question_file(corpus.questions, where=where), field=f"{where}.questions")
+
+
+def _load(corpus: AlmanacCorpus | TextCorpus | HuggingFaceCorpus, *, splits: int, seed: int, where: str) -> Source:
+    match corpus:
+        case AlmanacCorpus():
+            from fortifai_core.corpus.almanac.world import generate_almanac
+
+            world: Source = generate_almanac(corpus, splits=splits, seed=seed)
+            return world
+        case TextCorpus():
+            return _load_text(corpus, splits=splits, where=where)
+        case HuggingFaceCorpus():
+            return load_hub(corpus, splits=splits, where=where)
+
+
+def _load_text(corpus: TextCorpus, *, splits: int, where: str) -> Source:
+    documents: list[Document] = []
+    indices: dict[str, int] = {}
+    for index, file in enumerate(corpus.files):
+        field = f"{where}.files.{index}"
+        for raw in read_documents(Path(file).expanduser(), text_field=corpus.text_field, field=field):
+            name = raw.id if raw.id is not None else f"document-{len(documents)}"
+            if name in indices:
+                raise DataError(field, file, f"two documents have the id {name!r}: ids must differ in all files")
+            indices[name] = len(documents)
+            documents.append(Document(name, raw.text, "text"))
+
+    def locate(location: int | str) -> str | None:
+        if isinstance(location, str):
+            return location if location in indices else None
+        return documents[location].id if 0 <= location < len(documents) else None
+
+    questions: list[Question] = []
+    if corpus.questions is not None:
+        field = f"{where}.questions"
+        questions = attach(
+            read_items(Path(corpus.questions).expanduser(), field=field),
+            locate=locate,
+            prefix="question",
+            meaning=f"the 0-based number of a document, here 0 to {len(documents) - 1}, or a document's id",
+            field=field,
+        )
+    return assemble(
+        documents=documents[: corpus.max_documents],
+        questions=questions,
+        validation=None,
+        pretraining_fraction=corpus.pretraining_fraction,
+        validation_fraction=corpus.validation_fraction,
+        splits=splits,
+        field=f"{where}.files",
+        value=", ".join(corpus.files),
+    )
+
+
+def _renamed(source: Source, name: str) -> Source:
+    """One part of a mixture under a name of its own, so that no two documents have the same id."""
+
+    def unique(identifier: str) -> str:
+        return identifier if identifier.startswith(f"{name}:") else f"{name}:{identifier}"
+
+    def documents(found: list[Document]) -> list[Document]:
+        return [Document(unique(d.id), d.text, name) for d in found]
+
+    return Source(
+        documents=documents(source.documents),
+        questions=[replace(q, id=unique(q.id), document=unique(q.document)) for q in source.questions],
+        validation=documents(source.validation),
+        pretraining=documents(source.pretraining),
+        notes=[f"{name}: {note}" for note in source.notes],
+    )

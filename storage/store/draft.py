@@ -1,0 +1,83 @@
+"""An artifact in the making: where a builder writes, what survives its crash, and the commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fortifai_core.errors import StageFailed
+from storage.store import durable
+from storage.store.locks import Held
+from storage.store.manifest import Manifest, now
+from storage.store.remote import Remote
+from storage.store.tree import Artifact, Tree
+
+
+class Draft:
+    """An artifact in the making; handed out by `storage.store.store.ArtifactStore.build`.
+
+    Attributes:
+        found: the artifact, when it exists already; then there is nothing to do.
+        path: the directory to write files into. It becomes the artifact's.
+        workspace: a directory that survives a crash of this process, for checkpoints and finished shards.
+    """
+
+    def __init__(
+        self, tree: Tree, remote: Remote | None, kind: str, key: str, *, held: Held, found: Artifact | None
+    ) -> None:
+        self.kind, self.key, self.found = kind, key, found
+        self.path = tree.draft(kind, key)
+        self.artifact: Artifact | None = found
+        self._tree, self._remote, self._held = tree, remote, held
+        self._started = time.monotonic()
+
+    @property
+    def workspace(self) -> Path:
+        """A directory that is always the same for this key, and goes with the commit."""
+        path = self._tree.workspace(self.kind, self.key)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def commit(
+        self,
+        *,
+        stage_version: int,
+        content: Mapping[str, Any],
+        parents: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float | int | str] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        seconds: float | None = None,
+    ) -> Artifact:
+        """Make the draft an artifact; once, and for ever.
+
+        Raises:
+            StageFailed: committed before, or the lease was lost meanwhile.
+            EncodingError: a value that JSON cannot hold exactly.
+            StoreError: no space left.
+        """
+        if self.artifact is not None:
+            raise StageFailed(f"{self.kind} {self.key[:12]} is committed already: an artifact never changes")
+        manifest = Manifest(
+            kind=self.kind,
+            key=self.key,
+            stage_version=stage_version,
+            content=dict(content),
+            parents=dict(parents or {}),
+            files=self._tree.describe(self.path),
+            metrics=dict(metrics or {}),
+            provenance=dict(provenance or {}),
+            created=now(),
+            seconds=time.monotonic() - self._started if seconds is None else seconds,
+        )
+        manifest.to_json()  # what cannot be encoded is refused before anything is moved
+        self._held.check()
+        with durable.naming_full_disk(self.path):
+            artifact = self._tree.commit(self.path, manifest)
+        if self._remote is not None:
+            self._held.check()
+            self._remote.upload(artifact)
+        durable.remove_tree(self._tree.workspace(self.kind, self.key))
+        self.artifact = artifact
+        return artifact

@@ -1,0 +1,181 @@
+"""The record of what was run: one JSON file an experiment, naming the artifact of every stage.
+
+Artifacts know their parents but not why they were made: arm, seed and generation are here. An artifact that
+two experiments share is named by both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fortifai_core.errors import InputError
+from storage.store.keys import artifact_key
+from storage.store.manifest import now
+from storage.store.store import ArtifactStore
+
+DIRECTORY = "experiments"
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of an experiment, done or planned.
+
+    Attributes:
+        kind, key: the artifact it makes.
+        role: what the stage does (`source`, `train`, `regenerate`, `evaluate`, `failure`, …).
+        arm, seed: None for what all runs share.
+        generation, split, version: None where they mean nothing.
+        parents: keys of the artifacts it reads, by role.
+    """
+
+    kind: str
+    key: str
+    role: str
+    arm: str | None = None
+    seed: int | None = None
+    generation: int | None = None
+    split: int | None = None
+    version: int | None = None
+    parents: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment. `config`: the full configuration as JSON types; times are ISO, UTC.
+
+    `process` is the one that wrote `status`, as host, pid and the tick it was started at.
+    """
+
+    id: str
+    name: str
+    config: dict[str, Any]
+    created: str
+    updated: str
+    status: str
+    stages: list[StageRecord] = field(default_factory=list)
+    process: str = ""
+
+    @property
+    def state(self) -> str:
+        """`status`, but `interrupted` where it says `running` and the process that ran it, on this host, is gone."""
+        host, _, rest = self.process.rpartition("/")
+        if self.status != "running" or host != socket.gethostname():
+            return self.status
+        return "running" if rest == _process(int(rest.partition("@")[0])) else "interrupted"
+
+    def refuse_family(self, field: str, remedy: str) -> None:
+        """Raise an `InputError` where the experiment is on another family than language models."""
+        family = self.config.get("family")
+        if family is not None:
+            raise InputError(field, self.label, f"is an experiment on the family {family['type']}: {remedy}")
+
+    @property
+    def label(self) -> str:
+        """`<name>-<first eight digits of the id>`: its file, and a name that stays unique."""
+        return f"{self.name}-{self.id[:8]}"
+
+
+def _process(pid: int) -> str | None:
+    """A process as `pid@start`, which no later process of the same pid shares; None when it is gone."""
+    try:
+        # the name, in brackets, may itself hold spaces and brackets; the start is field 22
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+        try:  # no /proc: a pid alone
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            return f"{pid}@"
+        return f"{pid}@"
+    return None if after_name[0] == "Z" else f"{pid}@{after_name[19]}"
+
+
+def experiment_id(config: Mapping[str, Any]) -> str:
+    """The key of a configuration (`model_dump(mode="json")`); `runtime` changes no result and no id."""
+    content = {name: value for name, value in config.items() if name != "runtime"}
+    return artifact_key("experiment", version=1, content=content)
+
+
+def record_experiment(
+    store: ArtifactStore,
+    *,
+    config: Mapping[str, Any],
+    status: str,
+    stages: Sequence[StageRecord] | None = None,
+) -> Experiment:
+    """Write the record of an experiment, atomically; running the same configuration again updates it.
+
+    Args:
+        config: `ExperimentConfig.model_dump(mode="json")`.
+        status: `running`, `finished`, `failed`, …
+        stages: all of them; None keeps those recorded before.
+    """
+    identity, name, moment = experiment_id(config), str(config["name"]), now()
+    process = f"{socket.gethostname()}/{_process(os.getpid())}"
+    fresh = Experiment(identity, name, dict(config), moment, moment, status, process=process)
+    before = _read(store, f"{fresh.label}.json")
+    if before is not None:
+        fresh = replace(fresh, created=before.created, stages=before.stages)
+    if stages is not None:
+        fresh = replace(fresh, stages=list(stages))
+    text = json.dumps(asdict(fresh), indent=1, allow_nan=False) + "\n"
+    store.write_bytes(f"{DIRECTORY}/{fresh.label}.json", text.encode())
+    return fresh
+
+
+def list_experiments(store: ArtifactStore) -> list[Experiment]:
+    """All experiments, the one updated last at the end. An unreadable record is warned about and left out."""
+    found = []
+    for name in store.names(DIRECTORY):
+        if not name.endswith(".json") or name.startswith("."):
+            continue
+        try:
+            experiment = _read(store, name)
+        except InputError as error:
+            warnings.warn(str(error), UserWarning, stacklevel=2)
+            continue
+        if experiment is not None:
+            found.append(experiment)
+    return sorted(found, key=lambda e: (e.updated, e.id))
+
+
+def load_experiment(store: ArtifactStore, name_or_id: str = "latest") -> Experiment:
+    """An experiment by name (the latest of that name), label, id or beginning of an id; or the `latest`.
+
+    Raises:
+        InputError: none matches; the message lists what there is.
+    """
+    known = list_experiments(store)
+    if name_or_id == "latest" and known:
+        return known[-1]
+    exact = [e for e in known if name_or_id in (e.name, e.label, e.id)]
+    prefix = [e for e in known if len(name_or_id) >= 4 and e.id.startswith(name_or_id)]
+    if len({e.id for e in prefix}) > 1 and not exact:
+        labels = ", ".join(e.label for e in prefix)
+        raise InputError("experiment", name_or_id, f"several begin so: {labels}; give more digits")
+    if exact or prefix:
+        return (exact or prefix)[-1]
+    labels = ", ".join(e.label for e in known) or "none: run one first"
+    raise InputError("experiment", name_or_id, f"not found in {store.url}; there is {labels}")
+
+
+def _read(store: ArtifactStore, name: str) -> Experiment | None:
+    data = store.read_bytes(f"{DIRECTORY}/{name}")
+    if data is None:
+        return None
+    try:
+        body = json.loads(data)
+        return Experiment(**{**body, "stages": [StageRecord(**stage) for stage in body["stages"]]})
+    except (ValueError, TypeError, KeyError) as error:
+        where = f"{store.url}/{DIRECTORY}/{name}"
+        raise InputError(where, str(error), "it is no experiment record; delete it or restore it") from error

@@ -1,0 +1,132 @@
+"""The manifest: what an artifact is, what it was made from, and the digest of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any, TypedDict
+
+from fortifai_core.errors import ArtifactDamaged
+from storage.store.keys import canonical_json
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_SCHEMA = 1
+_SEAL = "manifest_sha256"
+
+
+class FileEntry(TypedDict):
+    """One file of an artifact: path inside it (with `/`), bytes, sha256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that is known about one artifact.
+
+    Attributes:
+        kind, key: its address in the store.
+        stage_version: the `VERSION` of the stage that made it.
+        content: the part of the configuration in its key.
+        parents: keys of the artifacts it was made from, by role.
+        files: every file of it.
+        metrics: scalars worth seeing without opening a file.
+        provenance: code, packages and hardware (`storage.store.provenance`); not part of the key.
+        created: ISO 8601, UTC.
+        seconds: wall time of the build.
+    """
+
+    kind: str
+    key: str
+    stage_version: int
+    content: dict[str, Any]
+    parents: dict[str, str]
+    files: list[FileEntry]
+    metrics: dict[str, float | int | str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    created: str = ""
+    seconds: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(entry["size"] for entry in self.files)
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`, sealed with a digest of itself so that a flipped bit in it shows.
+
+        Raises:
+            EncodingError: for a value that JSON cannot hold exactly (NaN, a NumPy scalar, …).
+        """
+        body = {"manifest_schema": MANIFEST_SCHEMA, **asdict(self)}
+        for name in ("content", "parents", "metrics", "provenance"):
+            canonical_json(body[name], path=name)
+        return json.dumps({**body, _SEAL: _digest(body)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, where: str = MANIFEST_NAME) -> Manifest:
+        """Read a manifest back.
+
+        Raises:
+            ArtifactDamaged: not JSON, sealed with another digest, or with fields missing or unknown.
+        """
+        try:
+            body = json.loads(text)
+            if not isinstance(body, dict):
+                raise ValueError(f"a JSON {type(body).__name__}")
+            seal = body.pop(_SEAL)
+            schema = body.pop("manifest_schema")
+        except (ValueError, KeyError) as error:
+            raise ArtifactDamaged(f"{where}: not a manifest ({type(error).__name__}: {error})") from error
+        if schema != MANIFEST_SCHEMA:
+            raise ArtifactDamaged(f"{where}: manifest_schema = {schema!r}, this release reads {MANIFEST_SCHEMA}")
+        if seal != _digest({"manifest_schema": schema, **body}):
+            raise ArtifactDamaged(f"{where}: its text does not match its own digest")
+        try:
+            return cls(**body)
+        except TypeError as error:
+            raise ArtifactDamaged(f"{where}: {error}") from error
+
+
+def now() -> str:
+    """This moment as ISO 8601 in UTC, to the microsecond; such texts sort by time."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+_KIND = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+
+
+def check_address(kind: str, key: str) -> None:
+    """Refuse a kind or key that is not a plain file name, before it becomes a path.
+
+    Raises:
+        ValueError: names the offender.
+    """
+    if not _KIND.fullmatch(kind):
+        raise ValueError(f"kind = {kind!r}: lower case letters, digits and dashes")
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"key = {key!r}: letters, digits, dashes and underscores, as storage.store.keys makes them")
+
+
+def check_name(name: str) -> None:
+    """Refuse a file name that would leave the artifact's directory.
+
+    Raises:
+        ArtifactDamaged: absolute, empty, with `..`, or the manifest's own.
+    """
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or name == MANIFEST_NAME or "\\" in name:
+        raise ArtifactDamaged(f"{name!r} cannot be the name of a file in an artifact")
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

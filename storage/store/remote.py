@@ -1,0 +1,233 @@
+"""A store on object storage, through fsspec: manifests go up last, and a local copy is read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fortifai_core.errors import ArtifactDamaged, StoreError
+from storage.store import durable
+from storage.store.manifest import MANIFEST_NAME, Manifest
+from storage.store.tree import Artifact, Tree, check_file
+
+
+def cache_directory(url: str) -> Path:
+    """Where the local copy of a remote store lies: below FORTIFAI_CACHE, or ~/.cache/fortifai."""
+    base = os.environ.get("FORTIFAI_CACHE")
+    root = Path(base) if base else Path.home() / ".cache" / "fortifai"
+    return root / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+class Remote:
+    """The objects below one URL. Names are relative to it and use `/`."""
+
+    def __init__(self, url: str) -> None:
+        """Connect to `url`.
+
+        Raises:
+            StoreError: unknown protocol, or its package is not installed.
+        """
+        import fsspec
+
+        self.url = url.rstrip("/")
+        try:
+            self.fs, root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise StoreError("store", url, f"use a directory, or a URL that fsspec can open ({error})") from error
+        self.root = str(root).rstrip("/")
+
+    # --- objects (what storage.store.locks asks for) ---
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Create an object; False when there is one already."""
+        path = self._path(name)
+        self._make_parent(path)
+        try:
+            self.fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            # Some S3 servers answer a failed condition without naming it; s3fs then says EINVAL.
+            if error.errno == errno.EINVAL and self.read(name) is not None:
+                return False
+            raise
+        return True
+
+    def write(self, name: str, data: bytes) -> None:
+        """Create or overwrite an object."""
+        path = self._path(name)
+        self._make_parent(path)
+        self.fs.pipe_file(path, data)
+
+    def read(self, name: str) -> bytes | None:
+        """An object's bytes, or None when there is none."""
+        try:
+            data: bytes = self.fs.cat_file(self._path(name))
+        except FileNotFoundError:
+            return None
+        return data
+
+    def names(self, directory: str) -> list[str]:
+        """The last parts of the names below a directory; none when it is not there."""
+        return [str(info["name"]).rstrip("/").rsplit("/", 1)[-1] for info in self._list(directory)]
+
+    def read_many(self, names: list[str]) -> dict[str, bytes]:
+        """Several objects at once, without those that are not there; one after another would take minutes."""
+        paths = {self._path(name): name for name in names}
+        found = self.fs.cat(list(paths), on_error="omit") if paths else {}
+        # fsspec answers with the paths it was given, without a protocol
+        return {paths[path]: data for path, data in found.items()}
+
+    def listing(self, directory: str) -> dict[str, int]:
+        """Every object below a directory, by its name relative to it, with its size."""
+        base = self._path(directory)
+        self.fs.invalidate_cache(base)
+        found: dict[str, dict[str, Any]] = self.fs.find(base, detail=True)
+        return {str(path)[len(base) :].lstrip("/"): int(info["size"]) for path, info in found.items()}
+
+    def delete(self, name: str) -> None:
+        """Delete an object if it is there."""
+        try:
+            self.fs.rm_file(self._path(name))
+        except FileNotFoundError:
+            return
+
+    def address(self, name: str) -> str:
+        """Full URL of an object."""
+        return str(self.fs.unstrip_protocol(self._path(name)))
+
+    # --- artifacts ---
+
+    def manifest(self, kind: str, key: str) -> Manifest | None:
+        """As `Tree.manifest`, from the remote store."""
+        name = f"artifacts/{kind}/{key}/{MANIFEST_NAME}"
+        text = self.read(name)
+        if text is None:
+            return None
+        manifest = Manifest.from_json(text, where=self.address(name))
+        if (manifest.kind, manifest.key) != (kind, key):
+            raise ArtifactDamaged(f"{self.address(name)}: it belongs to {manifest.kind} {manifest.key}")
+        return manifest
+
+    def check_sizes(self, manifest: Manifest) -> None:
+        """Compare the sizes of the remote objects with the manifest.
+
+        Raises:
+            ArtifactDamaged: names the object that is missing or different.
+        """
+        for entry in manifest.files:
+            name = f"artifacts/{manifest.kind}/{manifest.key}/{entry['name']}"
+            try:
+                self.fs.invalidate_cache(self.fs._parent(self._path(name)))
+                size = self.fs.info(self._path(name))["size"]
+            except FileNotFoundError as error:
+                raise ArtifactDamaged(f"{self.address(name)} is missing") from error
+            if size != entry["size"]:
+                raise ArtifactDamaged(f"{self.address(name)} has {size} bytes, its manifest says {entry['size']}")
+
+    def addresses(self, kind: str | None = None) -> Iterator[tuple[str, str]]:
+        """(kind, key) of every artifact, whether finished or not."""
+        seen = {tuple(name.split("/")[:2]) for name in self.listing("artifacts") if name.count("/") >= 2}
+        for found, key in sorted(seen):
+            if kind in (None, found):
+                yield found, key
+
+    def manifests(self, kind: str | None = None) -> Iterator[tuple[str, bytes]]:
+        """Address and text of every manifest."""
+        names = [f"artifacts/{found}/{key}/{MANIFEST_NAME}" for found, key in self.addresses(kind)]
+        for name, text in sorted(self.read_many(names).items()):
+            yield self.address(name), text
+
+    def sizes(self) -> dict[str, int]:
+        """As `Tree.sizes`."""
+        return self.listing("artifacts")
+
+    def fingerprint(self) -> str:
+        """As `Tree.fingerprint`; experiment records by their content, for sizes may stay the same."""
+        records = [f"experiments/{name}" for name in sorted(self.names("experiments"))]
+        digest = hashlib.sha256(json.dumps(sorted(self.listing("artifacts").items())).encode())
+        for name, data in sorted(self.read_many(records).items()):
+            digest.update(name.encode() + b"\0" + data)
+        return digest.hexdigest()
+
+    def download(self, manifest: Manifest, tree: Tree) -> Artifact:
+        """Bring an artifact into the local copy; every digest is checked on the way.
+
+        Raises:
+            ArtifactDamaged: what arrived is not what the manifest says.
+        """
+        draft = tree.root / "work" / f"{manifest.kind}-{manifest.key}.download"
+        durable.remove_tree(draft)
+        draft.mkdir(parents=True)
+        try:
+            with durable.naming_full_disk(draft):
+                for entry in manifest.files:
+                    target = draft / entry["name"]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self._get(f"artifacts/{manifest.kind}/{manifest.key}/{entry['name']}", target)
+                    check_file(draft, entry, verify=True)
+                return tree.commit(draft, manifest)
+        finally:
+            durable.remove_tree(draft)
+
+    def upload(self, artifact: Artifact) -> None:
+        """Publish an artifact: an old manifest goes first, the new one comes last."""
+        base = f"artifacts/{artifact.kind}/{artifact.key}"
+        self.remove(artifact.kind, artifact.key)
+        for entry in artifact.manifest.files:
+            path = self._path(f"{base}/{entry['name']}")
+            self._make_parent(path)
+            self.fs.put_file(str(artifact.path / entry["name"]), path)
+        self.check_sizes(artifact.manifest)
+        self.write(f"{base}/{MANIFEST_NAME}", artifact.manifest.to_json().encode())
+
+    def remove(self, kind: str, key: str) -> None:
+        """Delete an artifact, its manifest first."""
+        base = f"artifacts/{kind}/{key}"
+        self.delete(f"{base}/{MANIFEST_NAME}")
+        if self.names(base):
+            self.fs.rm(self._path(base), recursive=True)
+
+    def set_aside(self, kind: str, key: str) -> str:
+        """Move a damaged artifact out of the way; its manifest leaves first."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        target = f"damaged/{stamp}-{kind}-{key}-{uuid.uuid4().hex[:8]}"
+        base = f"artifacts/{kind}/{key}"
+        manifest = self.read(f"{base}/{MANIFEST_NAME}")
+        if manifest is not None:
+            self.write(f"{target}/{MANIFEST_NAME}", manifest)
+        self.delete(f"{base}/{MANIFEST_NAME}")
+        for path in self.listing(base):
+            self._make_parent(self._path(f"{target}/{path}"))
+            self.fs.mv(self._path(f"{base}/{path}"), self._path(f"{target}/{path}"))
+        return self.address(target)
+
+    # --- details ---
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def _make_parent(self, path: str) -> None:
+        self.fs.makedirs(self.fs._parent(path), exist_ok=True)
+
+    def _list(self, directory: str) -> list[dict[str, Any]]:
+        # Others write here too: what fsspec remembers of a listing is no evidence.
+        self.fs.invalidate_cache(self._path(directory))
+        try:
+            entries: list[dict[str, Any]] = self.fs.ls(self._path(directory), detail=True)
+        except FileNotFoundError:
+            return []
+        return entries
+
+    def _get(self, name: str, target: Path) -> None:
+        try:
+            self.fs.get_file(self._path(name), str(target))
+        except FileNotFoundError as error:
+            raise ArtifactDamaged(f"{self.address(name)} is missing") from error

@@ -1,0 +1,352 @@
+"""The artifact store, a directory or fsspec URL: find an artifact by its key, or be the one who builds it.
+
+    <root>/artifacts/<kind>/<key>/…     the files, and manifest.json: without it there is no artifact
+    <root>/experiments/<name>-<id>.json what was run (storage.store.experiments)
+    <root>/catalog.duckdb               SQL over all of it; may be deleted at any time (storage.catalog.catalog)
+    <root>/work                         drafts, and workspaces that survive a crash
+    <root>/damaged                      artifacts whose files did not match their manifest
+    <root>/locks, <root>/logs
+
+A remote store has artifacts, experiments, damaged and locks; the rest is in its local copy.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from fortifai_core.errors import ArtifactDamaged, StageFailed, StoreError
+from storage.store import durable
+from storage.store.draft import Draft
+from storage.store.locks import Held, LeaseTimes, OnWait, file_lock, lease
+from storage.store.manifest import Manifest
+from storage.store.remote import Remote, cache_directory
+from storage.store.tree import Artifact, Tree
+
+__all__ = ["Artifact", "ArtifactDamagedWarning", "ArtifactStore", "Draft", "Finding", "Manifest"]
+
+Builder = Callable[[Draft], object]
+
+
+class ArtifactDamagedWarning(UserWarning):
+    """A damaged artifact was set aside; whoever needs it builds it anew."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with one artifact."""
+
+    kind: str
+    key: str
+    problem: str
+
+
+class ArtifactStore:
+    """Artifacts below one directory or URL.
+
+    Args:
+        url: a directory, `file://…`, or any URL that fsspec opens (`s3://bucket/prefix`, `memory://…`).
+        cache: local copy of a remote store; by default below FORTIFAI_CACHE or ~/.cache/fortifai.
+        lease_times: heartbeat and expiry of the lease on a remote store.
+    """
+
+    def __init__(self, url: str | Path, *, cache: Path | None = None, lease_times: LeaseTimes | None = None) -> None:
+        text = str(url)
+        if text.startswith("file://"):
+            text = unquote(urlsplit(text).path)
+        self.remote = Remote(text) if "://" in text else None
+        self.tree = Tree((cache or cache_directory(text)) if self.remote else Path(text).expanduser().absolute())
+        self.lease_times = lease_times
+
+    def __repr__(self) -> str:
+        return f"ArtifactStore({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """What another process opens to see the same store: an absolute path or a URL."""
+        return self.remote.url if self.remote else str(self.tree.root)
+
+    @property
+    def root(self) -> Path:
+        """The local directory: of the store, or of the local copy of a remote one."""
+        return self.tree.root
+
+    @property
+    def logs(self) -> Path:
+        """Directory for log files; made when asked for."""
+        path = self.root / "logs"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def catalog(self) -> Path:
+        """Where the DuckDB catalog lies, or will lie."""
+        return self.root / "catalog.duckdb"
+
+    def workspace(self, kind: str, key: str) -> Path:
+        """A directory that survives a crash and goes when the artifact is committed; always the same one."""
+        path = self.tree.workspace(kind, key)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    # --- reading ---
+
+    def peek(self, kind: str, key: str) -> Manifest | None:
+        """The manifest of an artifact whose sizes are right; downloads nothing, moves nothing.
+
+        Raises:
+            ArtifactDamaged: it is there and damaged.
+        """
+        if self.remote is None:
+            artifact = self.tree.read(kind, key)
+            return artifact.manifest if artifact else None
+        self.tree.place(kind, key)  # refuses what is no address
+        manifest = self.remote.manifest(kind, key)
+        if manifest is not None:
+            self.remote.check_sizes(manifest)
+        return manifest
+
+    def find(self, kind: str, key: str, *, verify: bool = False) -> Artifact | None:
+        """The artifact, or None. Its sizes are checked, with `verify` its digests too.
+
+        A damaged one is set aside with an `ArtifactDamagedWarning`, and None is returned.
+        """
+        try:
+            return self._read(kind, key, verify=verify)
+        except ArtifactDamaged:
+            # Judged again under the lock: it may have been rebuilt between our two looks.
+            with self._locked(kind, key, None, None):
+                return self._read_or_set_aside(kind, key, verify=verify)
+
+    def ls(self, kind: str | None = None, *, check: bool = False) -> list[Manifest]:
+        """The manifests of all artifacts (of a kind), oldest first; unreadable ones are warned about.
+
+        Args:
+            check: leave out, with a warning, those whose files are missing or of another size.
+        """
+        found: list[Manifest] = []
+        place = self.remote or self.tree
+        sizes = place.sizes() if check else None
+        for where, text in place.manifests(kind):
+            try:
+                manifest = Manifest.from_json(text, where=where)
+                if sizes is not None:
+                    _compare(manifest, sizes)
+                found.append(manifest)
+            except ArtifactDamaged as error:
+                warnings.warn(str(error), ArtifactDamagedWarning, stacklevel=2)
+        return sorted(found, key=lambda m: (m.created, m.kind, m.key))
+
+    def verify(self) -> list[Finding]:
+        """Check every digest of every artifact. Nothing is moved; `find(…, verify=True)` does that."""
+        findings: list[Finding] = []
+        for kind, key in self._addresses(None):
+            try:
+                if self._read(kind, key, verify=True) is None:
+                    findings.append(Finding(kind, key, "unfinished: it has no manifest"))
+            except ArtifactDamaged as error:
+                findings.append(Finding(kind, key, str(error)))
+        return findings
+
+    # --- writing ---
+
+    @contextmanager
+    def build(
+        self,
+        kind: str,
+        key: str,
+        *,
+        refresh: bool = False,
+        verify: bool = False,
+        on_wait: OnWait | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Draft]:
+        """Hold the builder lock. `draft.found` is set if the artifact exists, perhaps since we waited.
+
+        A draft that is left without `commit` leaves no trace but its workspace.
+
+        Args:
+            refresh: build anew even if it exists; the old one stays until the commit.
+            verify: check the digests of the one that exists.
+            on_wait: called once with a sentence, if somebody else is building.
+            timeout: seconds to wait for the lock; None waits as long as it takes.
+        """
+        self.tree.place(kind, key)
+        with self._locked(kind, key, on_wait, timeout) as held:
+            draft_path = self.tree.draft(kind, key)
+            durable.remove_tree(draft_path)  # of a builder that died: we hold its lock
+            found = None if refresh else self._read_or_set_aside(kind, key, verify=verify)
+            if found is None and not refresh:
+                found = self._publish_copy(kind, key)
+            draft = Draft(self.tree, self.remote, kind, key, held=held, found=found)
+            if found is None:
+                with durable.naming_full_disk(draft_path):
+                    draft_path.mkdir(parents=True)
+            try:
+                yield draft
+            finally:
+                durable.remove_tree(draft_path)
+
+    def get_or_build(
+        self, kind: str, key: str, builder: Builder, *, verify: bool = False, on_wait: OnWait | None = None
+    ) -> Artifact:
+        """Find the artifact, or let `builder(draft)` write and commit it.
+
+        Raises:
+            StageFailed: the builder returned without `draft.commit(…)`.
+        """
+        found = self.find(kind, key, verify=verify)
+        if found is not None:
+            return found
+        with self.build(kind, key, verify=verify, on_wait=on_wait) as draft:
+            if draft.found is None:
+                builder(draft)
+            if draft.artifact is None:
+                raise StageFailed(f"the builder of {kind} {key[:12]} ended without committing it")
+            return draft.artifact
+
+    def remove(self, kind: str, key: str) -> None:
+        """Delete an artifact and its workspace, if they are there."""
+        with self._locked(kind, key, None, None):
+            if self.remote is not None:
+                self.remote.remove(kind, key)
+            self.tree.discard(self.tree.place(kind, key))
+            durable.remove_tree(self.tree.workspace(kind, key))
+
+    def writable(self) -> None:
+        """Find out before any compute whether artifacts can be stored.
+
+        Raises:
+            StoreError: names the place and the remedy.
+        """
+        remedy = "choose a place where you may read and write"
+        try:
+            durable.write_bytes(self.root / "work" / "writable", b"")
+        except OSError as error:
+            raise StoreError(str(self.root), error.strerror or str(error), remedy) from error
+        if self.remote is not None:
+            name = f"work/writable-{uuid.uuid4().hex}"
+            try:
+                self.remote.write(name, b"")
+                self.remote.delete(name)
+            except Exception as error:  # every fsspec implementation has errors of its own
+                raise StoreError(self.url, f"{type(error).__name__}: {error}", remedy) from error
+
+    def free_bytes(self) -> int:
+        """Bytes free on the disk of the store, or of the local copy of a remote one."""
+        place = self.root
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free
+
+    # --- small files beside the artifacts (experiments) ---
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """A file of the store by its relative name, or None."""
+        if self.remote is not None:
+            return self.remote.read(name)
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file of the store, atomically."""
+        if self.remote is not None:
+            self.remote.write(name, data)
+        else:
+            durable.write_bytes(self.root / name, data)
+
+    def names(self, directory: str) -> list[str]:
+        """File names in a directory of the store, sorted; none when it is not there."""
+        if self.remote is not None:
+            return sorted(self.remote.names(directory))
+        path = self.root / directory
+        return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+
+    # --- for the catalog ---
+
+    def address(self, name: str) -> str:
+        """Where a file of the store lies: an absolute path, or a URL."""
+        return self.remote.address(name) if self.remote else str(self.root / name)
+
+    def fingerprint(self) -> str:
+        """A digest that changes when an artifact or an experiment comes, goes or is made anew."""
+        return f"{self.url}#{(self.remote or self.tree).fingerprint()}"
+
+    # --- details ---
+
+    def _addresses(self, kind: str | None) -> Iterator[tuple[str, str]]:
+        return (self.remote or self.tree).addresses(kind)
+
+    def _read(self, kind: str, key: str, *, verify: bool) -> Artifact | None:
+        if self.remote is None:
+            return self.tree.read(kind, key, verify=verify)
+        manifest = self.peek(kind, key)
+        if manifest is None:
+            return None
+        try:
+            copy = self.tree.read(kind, key, verify=verify)
+        except ArtifactDamaged:
+            copy = None  # only our copy is damaged: fetch it again
+        if copy is not None and copy.manifest == manifest:
+            return copy
+        with file_lock(self.root / "locks" / f"{kind}-{key}.download", what=f"{kind} {key[:12]}"):
+            return self.remote.download(manifest, self.tree)
+
+    def _publish_copy(self, kind: str, key: str) -> Artifact | None:
+        """Finish an upload that broke off: our copy is whole, the remote store has nothing."""
+        if self.remote is None:
+            return None
+        try:
+            copy = self.tree.read(kind, key, verify=True)
+        except ArtifactDamaged:
+            return None  # the copy of what was damaged remotely, or half a download: build anew
+        if copy is not None:
+            self.remote.upload(copy)
+        return copy
+
+    def _read_or_set_aside(self, kind: str, key: str, *, verify: bool) -> Artifact | None:
+        try:
+            return self._read(kind, key, verify=verify)
+        except ArtifactDamaged as error:
+            try:
+                where = (self.remote or self.tree).set_aside(kind, key)
+            except OSError as blocked:
+                raise StoreError(self.url, str(blocked), f"make it writable; damage was found: {error}") from error
+            message = f"{kind} {key[:12]} is damaged and will be rebuilt: {error}; set aside in {where}"
+            warnings.warn(message, ArtifactDamagedWarning, stacklevel=4)
+            return None
+
+    @contextmanager
+    def _locked(self, kind: str, key: str, on_wait: OnWait | None, timeout: float | None) -> Iterator[Held]:
+        what = f"{kind} {key[:12]}"
+        with ExitStack() as stack:
+            lock = self.tree.lock(kind, key)
+            held = stack.enter_context(file_lock(lock, what=what, on_wait=on_wait, timeout=timeout))
+            if self.remote is not None:
+                directory = f"locks/{kind}-{key}"
+                held = stack.enter_context(
+                    lease(
+                        self.remote,
+                        directory,
+                        what=what,
+                        times=self.lease_times,
+                        on_wait=on_wait,
+                        timeout=timeout,
+                    )
+                )
+            yield held
+
+
+def _compare(manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    for entry in manifest.files:
+        name = f"{manifest.kind}/{manifest.key}/{entry['name']}"
+        if sizes.get(name) != entry["size"]:
+            raise ArtifactDamaged(f"{name} has {sizes.get(name)} bytes, its manifest says {entry['size']}")

@@ -1,0 +1,226 @@
+"""One directory of artifacts on a local disk: reading, checking, committing and setting aside."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fortifai_core.errors import ArtifactDamaged, StoreError
+from storage.store import durable
+from storage.store.keys import file_digest
+from storage.store.manifest import MANIFEST_NAME, FileEntry, Manifest, check_address, check_name
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact whose files lie in a local directory. Never write there."""
+
+    kind: str
+    key: str
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """Path of one file.
+
+        Raises:
+            ArtifactDamaged: the manifest does not list it, or it is gone.
+        """
+        names = [entry["name"] for entry in self.manifest.files]
+        if name not in names:
+            raise ArtifactDamaged(f"{self.kind} {self.key[:12]} has no file {name!r}, only {', '.join(names)}")
+        path = self.path / name
+        if not path.is_file():
+            raise ArtifactDamaged(f"{path} is gone: run again to have it rebuilt")
+        return path
+
+    def files(self, pattern: str = "*") -> list[Path]:
+        """Paths of the files whose names match a glob pattern, in the order of their names; at least one.
+
+        Raises:
+            ArtifactDamaged: none matches, or one is gone.
+        """
+        from fnmatch import fnmatchcase
+
+        names = sorted(e["name"] for e in self.manifest.files if fnmatchcase(e["name"], pattern))
+        if not names:
+            raise ArtifactDamaged(f"{self.kind} {self.key[:12]} has no file that matches {pattern!r}")
+        return [self.file(name) for name in names]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The layout of a store on a local disk; also of the local copy of a remote one."""
+
+    root: Path
+
+    def place(self, kind: str, key: str) -> Path:
+        """Where an artifact lies, or would lie."""
+        check_address(kind, key)
+        return self.root / "artifacts" / kind / key
+
+    def draft(self, kind: str, key: str) -> Path:
+        """Where an artifact is being made; on the same filesystem, so that a rename commits it."""
+        check_address(kind, key)
+        return self.root / "work" / f"{kind}-{key}.draft"
+
+    def workspace(self, kind: str, key: str) -> Path:
+        """Where a builder keeps what should survive a crash."""
+        check_address(kind, key)
+        return self.root / "work" / f"{kind}-{key}"
+
+    def lock(self, kind: str, key: str) -> Path:
+        """The lock file of an artifact's builder."""
+        check_address(kind, key)
+        return self.root / "locks" / f"{kind}-{key}.lock"
+
+    def manifest(self, kind: str, key: str) -> Manifest | None:
+        """The manifest alone; None when there is no artifact.
+
+        Raises:
+            ArtifactDamaged: there is one, but it makes no sense or belongs to another artifact.
+            StoreError: the place cannot be read.
+        """
+        path = self.place(kind, key) / MANIFEST_NAME
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            remedy = "choose a place where you may read and write"
+            raise StoreError(str(path), error.strerror or str(error), remedy) from error
+        manifest = Manifest.from_json(text, where=str(path))
+        if (manifest.kind, manifest.key) != (kind, key):
+            raise ArtifactDamaged(f"{path}: it belongs to {manifest.kind} {manifest.key}")
+        return manifest
+
+    def read(self, kind: str, key: str, *, verify: bool = False) -> Artifact | None:
+        """The artifact, its sizes checked, with `verify` its digests too; None when there is none.
+
+        Raises:
+            ArtifactDamaged: names the file that is missing or different.
+        """
+        manifest = self.manifest(kind, key)
+        if manifest is None:
+            return None
+        place = self.place(kind, key)
+        for entry in manifest.files:
+            check_file(place, entry, verify=verify)
+        return Artifact(kind, key, place, manifest)
+
+    def addresses(self, kind: str | None = None) -> Iterator[tuple[str, str]]:
+        """(kind, key) of every artifact directory, whether finished or not."""
+        for kind_dir in sorted_directories(self.root / "artifacts"):
+            if kind in (None, kind_dir.name):
+                for key_dir in sorted_directories(kind_dir):
+                    yield kind_dir.name, key_dir.name
+
+    def manifests(self, kind: str | None = None) -> Iterator[tuple[str, bytes]]:
+        """Path and text of every manifest."""
+        for address in self.addresses(kind):
+            path = self.place(*address) / MANIFEST_NAME
+            if path.is_file():
+                yield str(path), path.read_bytes()
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below `artifacts`, by its name relative to that."""
+        root = str(self.root / "artifacts")
+        found: dict[str, int] = {}
+        for directory, _, names in os.walk(root):
+            for name in names:
+                path = os.path.join(directory, name)
+                found[path[len(root) + 1 :].replace(os.sep, "/")] = os.stat(path).st_size
+        return found
+
+    def fingerprint(self) -> str:
+        """A digest that changes when an artifact or an experiment comes, goes or is made anew."""
+        paths = [self.place(*address) / MANIFEST_NAME for address in self.addresses()]
+        experiments = self.root / "experiments"
+        paths += sorted(experiments.iterdir()) if experiments.is_dir() else []
+        digest = hashlib.sha256()
+        for path in paths:
+            if path.exists():
+                state = path.stat()
+                digest.update(f"{path}\0{state.st_mtime_ns}\0{state.st_size}\0".encode())
+        return digest.hexdigest()
+
+    def describe(self, draft: Path) -> list[FileEntry]:
+        """Size and digest of every file below a draft.
+
+        Raises:
+            ArtifactDamaged: nothing was written, or something that is not a plain file.
+        """
+        entries: list[FileEntry] = []
+        for path in sorted(draft.rglob("*")):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise ArtifactDamaged(f"{path} is not a plain file: an artifact holds nothing else")
+            if path.is_file():
+                name = path.relative_to(draft).as_posix()
+                check_name(name)
+                entries.append({"name": name, "size": path.stat().st_size, "sha256": file_digest(path)})
+        if not entries:
+            raise ArtifactDamaged(f"{draft} is empty: an artifact has at least one file")
+        return entries
+
+    def commit(self, draft: Path, manifest: Manifest) -> Artifact:
+        """Files on disk, then the directory in its place, then the manifest, each durable before the next."""
+        place = self.place(manifest.kind, manifest.key)
+        durable.fsync_tree(draft)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        self.discard(place)
+        os.rename(draft, place)
+        durable.fsync_path(place.parent)
+        durable.write_bytes(place / MANIFEST_NAME, manifest.to_json().encode())
+        return Artifact(manifest.kind, manifest.key, place, manifest)
+
+    def discard(self, place: Path) -> None:
+        """Remove an artifact's directory; its manifest goes first: no half of it is taken for whole."""
+        if not place.exists():
+            return
+        (place / MANIFEST_NAME).unlink(missing_ok=True)
+        durable.fsync_path(place)
+        shutil.rmtree(place)
+
+    def set_aside(self, kind: str, key: str) -> Path:
+        """Move a damaged artifact out of the way, for whoever wants to look at it."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        target = self.root / "damaged" / f"{stamp}-{kind}-{key}"
+        if target.exists():
+            target = target.with_name(f"{target.name}-{uuid.uuid4().hex[:8]}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(self.place(kind, key), target)
+        durable.fsync_path(self.place(kind, key).parent)
+        return target
+
+
+def check_file(place: Path, entry: FileEntry, *, verify: bool) -> None:
+    """Compare one file with its entry in the manifest.
+
+    Raises:
+        ArtifactDamaged: missing, of another size, or (with `verify`) of another digest.
+    """
+    check_name(entry["name"])
+    path = place / entry["name"]
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise ArtifactDamaged(f"{path} is missing") from error
+    if size != entry["size"]:
+        raise ArtifactDamaged(f"{path} has {size} bytes, its manifest says {entry['size']}")
+    if verify and file_digest(path) != entry["sha256"]:
+        raise ArtifactDamaged(f"{path} does not have the sha256 that its manifest says")
+
+
+def sorted_directories(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """The directories in a directory, by name; none when it is not there."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted((e for e in entries if e.is_dir()), key=lambda e: e.name)
+    except FileNotFoundError:
+        return []

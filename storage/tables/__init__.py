@@ -1,0 +1,1 @@
+"""Forms of data at rest: Parquet, arrays, models, exports."""

@@ -1,0 +1,336 @@
+"""Parquet tables and packed tokens: written whole or not at all, read as a stream, never silently empty."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fortifai_core.errors import ArtifactDamaged, DataError
+from storage.store import durable
+from storage.store.keys import canonical_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Column → (Arrow type, may be null). Spelled as text so that this module opens without pyarrow.
+Columns = dict[str, tuple[str, bool]]
+
+# Text before it is tokenised and cut.
+DOCUMENTS: Columns = {
+    "document": ("string", False),
+    "text": ("string", False),
+    "source": ("string", True),
+}
+# One document of a split. `kept`: tokens equal to the version before; for real text, all of them. `same`: which ones
+# they are, token by token; null for real text, and in files that were written before the column was there.
+# `accepted`: tokens that the aligned engine took over from its draft; null where nothing was drafted.
+SPLIT_TEXT: Columns = {
+    "document": ("string", False),
+    "position": ("int64", False),
+    "text": ("string", False),
+    "tokens": ("list<int32>", False),
+    "kept": ("int32", False),
+    "same": ("list<bool>", True),
+    "accepted": ("int32", True),
+}
+# KR-test items; `split` is null as long as the corpus is not cut.
+QUESTIONS: Columns = {
+    "question": ("string", False),
+    "document": ("string", False),
+    "split": ("int32", True),
+    "context": ("string", False),
+    "true_answer": ("string", False),
+    "false_answer": ("string", False),
+}
+# One KR-test item scored by one model; natural logarithms.
+SCORES: Columns = {
+    "question": ("string", False),
+    "document": ("string", False),
+    "split": ("int32", True),
+    "logp_true": ("float64", False),
+    "logp_false": ("float64", False),
+    "correct": ("bool", False),
+}
+# Long form; `split` is null for a metric over all splits. `value` may be NaN, never null.
+METRICS: Columns = {
+    "metric": ("string", False),
+    "split": ("int32", True),
+    "value": ("float64", False),
+    "count": ("int64", False),
+}
+# The same for a family, whose stages may compute many generations; `count`: items or replicates it is the mean of.
+FAMILY_METRICS: Columns = {
+    "generation": ("int32", False),
+    "metric": ("string", False),
+    "value": ("float64", False),
+    "count": ("int64", False),
+}
+# The numbers of a family's report; `seed` is null for a mean over runs, `generation` for a time to failure.
+FAMILY_RESULTS: Columns = {
+    "arm": ("string", False),
+    "seed": ("int64", True),
+    "generation": ("int32", True),
+    "metric": ("string", False),
+    "value": ("float64", False),
+    "low": ("float64", True),
+    "high": ("float64", True),
+}
+# A histogram of p, the probability of the token that comes: `count` of them in (low, high].
+CONFIDENCE: Columns = {
+    "model": ("string", False),
+    "text": ("string", False),
+    "low": ("float64", False),
+    "high": ("float64", False),
+    "count": ("int64", False),
+}
+# One item of a benchmark under one metric; `filter` is lm-eval's, which reads the answer out of generated text.
+BENCHMARK_ITEMS: Columns = {
+    "benchmark": ("string", False),
+    "task": ("string", False),
+    "item": ("int64", False),
+    "filter": ("string", False),
+    "metric": ("string", False),
+    "value": ("float64", False),
+    "target": ("string", True),
+    "answer": ("string", True),
+}
+SCHEMAS: dict[str, Columns] = {
+    "documents": DOCUMENTS,
+    "split-text": SPLIT_TEXT,
+    "questions": QUESTIONS,
+    "scores": SCORES,
+    "metrics": METRICS,
+    "family-metrics": FAMILY_METRICS,
+    "family-results": FAMILY_RESULTS,
+    "confidence": CONFIDENCE,
+    "benchmark-items": BENCHMARK_ITEMS,
+}
+
+# Rows that are in memory at a time, and in one row group: a reader needs no more either.
+ROW_GROUP = 1024
+_PART = re.compile(r"part-(\d{5,})\.parquet")
+_LAYOUT = "layout.json"
+
+
+def arrow_schema(name: str) -> pa.Schema:
+    """The Arrow schema of that name."""
+    import pyarrow as pa
+
+    if name not in SCHEMAS:
+        raise ValueError(f"schema = {name!r}: one of {', '.join(SCHEMAS)}")
+    types = {
+        "string": pa.string(),
+        "int32": pa.int32(),
+        "int64": pa.int64(),
+        "float64": pa.float64(),
+        "bool": pa.bool_(),
+        "list<int32>": pa.list_(pa.int32()),
+        "list<bool>": pa.list_(pa.bool_()),
+    }
+    return pa.schema([pa.field(c, types[t], nullable=n) for c, (t, n) in SCHEMAS[name].items()])
+
+
+def write_table(
+    path: str | Path,
+    data: Iterable[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
+    *,
+    schema: str,
+    allow_empty: bool = False,
+) -> int:
+    """Write one Parquet file (zstd), atomically; the rows are taken as they come, `ROW_GROUP` at a time.
+
+    Args:
+        data: rows, or a mapping from column to values. Columns that may be null can be left out.
+        schema: a name in `SCHEMAS`.
+        allow_empty: a file without rows is wanted (a corpus without questions, say).
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        DataError: no rows, a column missing or unknown, or a value of the wrong type.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    arrow = arrow_schema(schema)
+    rows = _as_rows(path, data) if isinstance(data, Mapping) else iter(data)
+    written = 0
+    with (
+        durable.naming_full_disk(path),
+        durable.replacing(path) as aside,
+        pq.ParquetWriter(aside, arrow, compression="zstd") as writer,
+    ):
+        while batch := list(islice(rows, ROW_GROUP)):
+            _check_columns(path, batch, SCHEMAS[schema], first=written)
+            try:
+                table = pa.Table.from_pylist([dict(row) for row in batch], schema=arrow)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+                place = f"rows {written} to {written + len(batch) - 1}"
+                raise DataError(str(path), place, f"does not fit the schema {schema!r}: {error}") from error
+            writer.write_table(table)
+            written += len(batch)
+        if not written and not allow_empty:
+            raise DataError(str(path), "0 rows", "a table without rows is never written by accident")
+    return written
+
+
+def read_rows(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    columns: Sequence[str] | None = None,
+    allow_empty: bool = False,
+) -> list[dict[str, Any]]:
+    """All rows of one or several files, in order.
+
+    Raises:
+        ArtifactDamaged: a file is missing, unreadable, lacks a column, or (unless `allow_empty`) has no rows.
+    """
+    rows: list[dict[str, Any]] = []
+    for batch in _batches(paths, columns=columns, batch_rows=ROW_GROUP, allow_empty=allow_empty):
+        rows.extend(batch.to_pylist())
+    return rows
+
+
+def read_table_columns(
+    paths: str | Path | Iterable[str | Path], columns: Sequence[str], *, allow_empty: bool = False
+) -> dict[str, list[Any]]:
+    """Some columns of one or several files, whole. Raises as `read_rows`."""
+    result: dict[str, list[Any]] = {name: [] for name in columns}
+    for batch in _batches(paths, columns=columns, batch_rows=ROW_GROUP, allow_empty=allow_empty):
+        for name in columns:
+            result[name].extend(batch.column(name).to_pylist())
+    return result
+
+
+def iter_batches(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    columns: Sequence[str] | None = None,
+    batch_rows: int = ROW_GROUP,
+) -> Iterator[dict[str, list[Any]]]:
+    """Column lists of at most `batch_rows` rows; memory holds one row group. Raises as `read_rows`."""
+    for batch in _batches(paths, columns=columns, batch_rows=batch_rows, allow_empty=False):
+        yield batch.to_pydict()
+
+
+def write_packed(path: str | Path, rows: Iterable[Sequence[int]], *, sequence_length: int) -> int:
+    """Write token sequences for `datasets.Dataset.from_file`, which maps them into memory unread.
+
+    One column `input_ids`, lists of at most `sequence_length` int32 (the last of a text may be shorter), as an
+    Arrow stream.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        DataError: no rows, or an empty or longer one.
+    """
+    import pyarrow as pa
+
+    path = Path(path)
+    arrow = pa.schema([pa.field("input_ids", pa.list_(pa.int32()), nullable=False)])
+    source, written = iter(rows), 0
+    with (
+        durable.naming_full_disk(path),
+        durable.replacing(path) as aside,
+        pa.OSFile(str(aside), "wb") as sink,
+        pa.ipc.new_stream(sink, arrow) as writer,
+    ):
+        while batch := list(islice(source, ROW_GROUP)):
+            for number, row in enumerate(batch, start=written):
+                if not 0 < len(row) <= sequence_length:
+                    remedy = f"give 1 to {sequence_length}"
+                    raise DataError(f"row {number} of {path}", f"{len(row)} tokens", remedy)
+            lists = pa.array([list(row) for row in batch], pa.list_(pa.int32()))
+            writer.write_batch(pa.record_batch([lists], schema=arrow))
+            written += len(batch)
+        if not written:
+            raise DataError(str(path), "0 rows", "there is not a single whole training sequence")
+    return written
+
+
+def part_name(number: int) -> str:
+    """File name of part `number` of a split."""
+    return f"part-{number:05d}.parquet"
+
+
+def finished_parts(directory: str | Path, *, layout: Mapping[str, Any] | None = None) -> dict[int, Path]:
+    """Which part files are there, whole: number → path. What a crash left half-written is never among them.
+
+    Args:
+        layout: what decides where one part ends and the next begins (say, blocks in a part). It is written
+            beside the parts, and when it differs from what is there, the old parts are removed: they
+            cannot be continued.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    directory = Path(directory)
+    found = {
+        int(match[1]): path
+        for path in (sorted(directory.iterdir()) if directory.is_dir() else [])
+        if (match := _PART.fullmatch(path.name))
+    }
+    if layout is not None:
+        wanted = canonical_json(dict(layout), path="layout")
+        note = directory / _LAYOUT
+        if not note.is_file() or note.read_text() != wanted:
+            for path in found.values():
+                path.unlink()
+            durable.write_bytes(note, wanted.encode())
+            return {}
+    parts: dict[int, Path] = {}
+    for number, path in found.items():
+        try:
+            if pq.read_metadata(path).num_rows:
+                parts[number] = path
+        except (pa.ArrowInvalid, OSError):
+            path.unlink()
+    return parts
+
+
+def _as_rows(path: Path, columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(str(path), lengths, "columns of one table have the same length")
+    return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+
+def _check_columns(path: Path, rows: list[Mapping[str, Any]], columns: Columns, *, first: int) -> None:
+    for number, row in enumerate(rows, start=first):
+        missing = [n for n, (_, nullable) in columns.items() if not nullable and row.get(n) is None]
+        unknown = [name for name in row if name not in columns]
+        if missing or unknown:
+            said = f"missing {missing}" if missing else f"unknown {unknown}"
+            raise DataError(f"row {number} of {path}", said, f"its columns are {list(columns)}")
+
+
+def _batches(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    columns: Sequence[str] | None,
+    batch_rows: int,
+    allow_empty: bool,
+) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]:
+        try:
+            with pq.ParquetFile(path) as file:
+                absent = [name for name in columns or () if name not in file.schema_arrow.names]
+                if absent:
+                    has = ", ".join(file.schema_arrow.names)
+                    raise ArtifactDamaged(f"{path} has no column {', '.join(absent)}; it has {has}")
+                if not file.metadata.num_rows and not allow_empty:
+                    raise ArtifactDamaged(f"{path} has no rows: an empty table is never used in silence")
+                yield from file.iter_batches(batch_rows, columns=columns)
+        except FileNotFoundError as error:
+            raise ArtifactDamaged(f"{path} is missing: a missing table is never an empty one") from error
+        except (pa.ArrowInvalid, pa.ArrowIOError) as error:
+            raise ArtifactDamaged(f"{path} cannot be read as Parquet: {error}") from error

@@ -1,0 +1,1 @@
+"""What every stage needs: stages and keys, building, workers, progress, the Prefect tasks."""

@@ -1,0 +1,242 @@
+"""The parent's side of the workers: a few child processes, each building one stage at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fortifai_core.config.experiment import ExperimentConfig, Runtime
+from fortifai_core.errors import FortifaiError, InputError, StageFailed
+from fortifai_core.families.registry import FamilyExperiment, FamilyRuntime
+from tasks.engine.stages import Stage
+
+OnProgress = Callable[[int, int, str], None]
+AnyExperiment = ExperimentConfig | FamilyExperiment
+AnyRuntime = Runtime | FamilyRuntime
+# Only the report waits for these: whatever the next generation waits for gets a worker before them.
+LATER = frozenset({"drift", "benchmark"})
+
+
+class WorkerError(StageFailed):
+    """A stage failed in its worker. `log` is the worker's log file, `cause` the type of the error there."""
+
+    def __init__(self, message: str, *, log: Path, cause: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.log, self.cause, self.exit_code = log, cause, exit_code
+
+
+class Worker:
+    """One child process. Started when first used; killed when the stage it builds is cancelled."""
+
+    def __init__(
+        self, index: int, *, store_url: str, runtime: AnyRuntime, threads: int, device: str, log: Path
+    ) -> None:
+        self.index, self.store_url, self.runtime, self.log = index, store_url, runtime, log
+        self.threads, self.device = threads, device
+        self.process: asyncio.subprocess.Process | None = None
+        self._starting = asyncio.Lock()
+
+    async def start(self) -> asyncio.subprocess.Process:
+        """The running child; started anew if it is not there or has died."""
+        async with self._starting:
+            return await self._started()
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        if self.process is None or self.process.returncode is not None:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            environment = {
+                **os.environ,
+                "OMP_NUM_THREADS": str(self.threads),
+                "MKL_NUM_THREADS": str(self.threads),
+                "TOKENIZERS_PARALLELISM": "false",
+                # a family's worker imports what its stages use, which may well be no torch at all
+                "FORTIFAI_WORKER_WARM": "1" if isinstance(self.runtime, Runtime) else "0",
+                "OPENBLAS_NUM_THREADS": str(self.threads),
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONPATH": os.pathsep.join(p for p in [os.getcwd(), os.environ.get("PYTHONPATH", "")] if p),
+            }
+            # the log is the child's own file: a child that held the terminal's or a server's pipe open would
+            # make a dead run look alive
+            with self.log.open("ab") as log:
+                self.process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "tasks.engine.worker",
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=log,
+                    env=environment,
+                    limit=2**24,
+                    start_new_session=True,
+                )
+        return self.process
+
+    async def build(self, stage: Stage, on_progress: OnProgress | None = None) -> dict[str, Any]:
+        """Build one stage; returns `{"found": bool, "metrics": {…}}`.
+
+        Raises:
+            WorkerError: the stage failed, or the process died.
+        """
+        process = await self.start()
+        assert process.stdin is not None and process.stdout is not None
+        request = {
+            "stage": stage.to_json(),
+            "store": self.store_url,
+            "runtime": self.runtime.model_dump(mode="json"),
+            "device": self.device,
+        }
+        message: dict[str, Any]
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            await process.stdin.drain()
+            while line := await process.stdout.readline():
+                message = json.loads(line)
+                if message["event"] == "progress":
+                    if on_progress is not None:
+                        on_progress(message["done"], message["total"], message["unit"])
+                elif message["event"] == "done":
+                    return message
+                else:
+                    raise self._failure(stage, message)
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+        except (BrokenPipeError, ConnectionResetError):
+            await process.wait()
+        code = await process.wait()
+        raise WorkerError(
+            f"{stage.label} ({stage.arm or 'shared'}): its worker process ended with code {code} "
+            f"({'out of memory?' if code == -9 else 'see its log'}); log: {self.log}",
+            log=self.log,
+            cause="WorkerDied",
+        )
+
+    def _failure(self, stage: Stage, message: dict[str, Any]) -> WorkerError:
+        text = message["message"] if message["expected"] else f"{message['type']}: {message['message']}"
+        return WorkerError(
+            f"{stage.label} ({stage.arm or 'shared'}): {text}" + ("" if message["expected"] else f"; log: {self.log}"),
+            log=self.log,
+            cause=message["type"],
+            exit_code=message["exit_code"],
+        )
+
+    async def stop(self) -> None:
+        """Kill the child and wait for it."""
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+            await self.process.wait()
+
+
+class Turns:
+    """The free workers. Who waits for one is served by rank (0 first), and within a rank first come, first served."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._free = deque(workers)
+        self._waiting: list[tuple[int, int, asyncio.Future[Worker]]] = []
+        self._arrivals = itertools.count()
+
+    async def get(self, rank: int) -> Worker:
+        """A worker, which is the caller's until it is `put` back."""
+        if self._free:
+            return self._free.popleft()
+        turn: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (rank, next(self._arrivals), turn))
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.put(turn.result())  # it was handed over in the very moment of the cancellation
+            raise
+
+    def put(self, worker: Worker) -> None:
+        """Hand the worker to the next in line, or keep it."""
+        while self._waiting:
+            turn = heapq.heappop(self._waiting)[2]
+            if not turn.done():  # a cancelled one is done
+                turn.set_result(worker)
+                return
+        self._free.append(worker)
+
+
+class WorkerPool:
+    """`workers` child processes; `build` waits for a free one, and measurements let the training go first."""
+
+    def __init__(self, *, store_url: str, runtime: AnyRuntime, workers: int, threads: int, logs: Path) -> None:
+        devices = devices_for(runtime, workers)
+        self.workers = [
+            Worker(
+                index,
+                store_url=store_url,
+                runtime=runtime,
+                threads=threads,
+                device=devices[index],
+                log=logs / f"worker-{os.getpid()}-{index}.log",
+            )
+            for index in range(workers)
+        ]
+        self.turns = Turns(self.workers)
+        self._warm = False
+
+    async def build(self, stage: Stage, on_progress: OnProgress | None = None) -> dict[str, Any]:
+        """Build one stage on the next free worker; what only the report waits for is built when nothing else waits."""
+        if not self._warm:
+            # the others import their libraries while the first one builds what all wait for
+            self._warm = True
+            await asyncio.gather(*(worker.start() for worker in self.workers))
+        worker = await self.turns.get(int(stage.role in LATER))
+        try:
+            return await worker.build(stage, on_progress)
+        finally:
+            self.turns.put(worker)
+
+    async def close(self) -> None:
+        """Stop every child."""
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
+
+
+def devices_for(runtime: AnyRuntime, workers: int) -> list[str]:
+    """Where each worker computes: GPUs in turn, or the CPU.
+
+    Raises:
+        InputError: a GPU is asked for and none is there.
+    """
+    count = 0
+    if runtime.device != "cpu" and (runtime.device == "cuda" or os.path.exists("/dev/nvidiactl")):
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if runtime.device == "cuda" and not count:
+        raise InputError("runtime.device", "cuda", "no CUDA device is visible here; use `cpu` or `auto`")
+    return [f"cuda:{index % count}" for index in range(workers)] if count else ["cpu"] * workers
+
+
+def pool_size(config: AnyExperiment) -> tuple[int, int]:
+    """(workers, threads of each): as configured, or one worker a run up to the cores, sharing the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    runs = len(config.arm_labels) * len(config.seeds)
+    workers = config.runtime.workers or min(runs, cores)
+    return workers, config.runtime.threads or max(1, cores // workers)
+
+
+@contextlib.asynccontextmanager
+async def worker_pool(config: AnyExperiment, *, store_url: str, logs: Path) -> AsyncIterator[WorkerPool]:
+    """A pool sized for an experiment; its processes are gone when the block ends, however it ends."""
+    workers, threads = pool_size(config)
+    pool = WorkerPool(store_url=store_url, runtime=config.runtime, workers=workers, threads=threads, logs=logs)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+__all__ = ["FortifaiError", "Turns", "Worker", "WorkerError", "WorkerPool", "devices_for", "pool_size", "worker_pool"]

@@ -1,0 +1,175 @@
+"""The Prefect tasks: each finds its stage's artifact or has a worker build it, and returns a reference.
+
+Our store is the authority on what exists. A stage that is found there ends in the state `Cached`, without any
+result record of Prefect's; when its artifact is gone or damaged, the very same call builds it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+from prefect.tasks import exponential_backoff
+
+from tasks.engine.pool import WorkerError
+from tasks.engine.progress import StageProgress
+from tasks.engine.session import Session, current_session
+from tasks.engine.stages import Stage
+
+TRANSIENT = ("ConnectionError", "ConnectTimeout", "ReadTimeout", "HfHubHTTPError", "OSError", "TimeoutError")
+PROGRESS_EVERY_SECONDS = 3.0
+
+
+def _outside_trouble(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Retry only what an outside resource may have caused: never bad input, never a failed computation."""
+    error = state.data if isinstance(state.data, BaseException) else None
+    return isinstance(error, WorkerError) and error.cause in TRANSIENT
+
+
+async def reference(task_run: Awaitable[Any], stage: Stage) -> dict[str, Any]:
+    """Wait for a stage's task; its reference, whether the artifact was built or found."""
+    await task_run
+    return current_session().references[stage.reference]
+
+
+async def _publish_progress(stage: Stage, progress: StageProgress, finished: asyncio.Event) -> None:
+    """A progress artifact in the UI, for stages long enough to be watched; at the end it says that all is done."""
+    artifact, over = None, False
+    while not over:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(finished.wait(), PROGRESS_EVERY_SECONDS)
+        over = finished.is_set()  # read once: it may be set while the server is being told of the step before
+        if not progress.total or (over and artifact is None):
+            continue
+        percent, words = progress.percent, str(progress)
+        if over:
+            percent, words = 100.0, f"finished, {progress.total:,} {progress.unit}"
+        text = f"{stage.label} ({stage.arm or 'shared'}): {words}"
+        if artifact is None:
+            artifact = await acreate_progress_artifact(percent, description=text)
+        else:
+            await aupdate_progress_artifact(artifact, percent, description=text)
+
+
+async def _build(stage: Stage, session: Session) -> dict[str, Any]:
+    progress, finished = StageProgress(), asyncio.Event()
+
+    def on_progress(done: int, total: int, unit: str) -> None:
+        progress.tell(done, total, unit)
+        session.reporter.progressed(stage, done, total, unit)
+
+    session.reporter.started(stage)
+    publisher = asyncio.create_task(_publish_progress(stage, progress, finished))
+    try:
+        with session.computing():
+            outcome = await session.pool.build(stage, on_progress)
+        finished.set()
+        await publisher
+        return outcome
+    finally:
+        publisher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await publisher
+
+
+async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
+    """The reference `{"kind", "key", "metrics"}` of the stage's artifact; as a `Cached` state when it was there."""
+    session = current_session()
+    artifact = session.store.find(stage.kind, stage.key)
+    if artifact is not None:
+        session.circumstances.note(artifact.manifest)
+        session.found.append(stage)
+        session.reporter.finished(stage, found=True, seconds=0.0)
+        reference = session.remember(stage, artifact.manifest.metrics)
+        message = f"Found in the store: {stage.kind} {stage.key[:12]}"
+        return Completed(name="Cached", message=message, data=reference)
+    outcome = await _build(stage, session)
+    seconds = 0.0 if outcome["found"] else float(outcome["seconds"])  # of building, not of waiting for a worker
+    (session.found if outcome["found"] else session.built).append(stage)
+    session.stage_seconds += seconds
+    session.reporter.finished(stage, found=outcome["found"], seconds=seconds)
+    return session.remember(stage, outcome["metrics"])
+
+
+@task(
+    name="prepare",
+    task_run_name="{stage.label}",
+    tags=["prepare"],
+    persist_result=False,
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_outside_trouble,
+)
+async def prepare(stage: Stage) -> Any:
+    """Read a corpus, train or fetch the tokenizer and the base model, cut the corpus into splits."""
+    return await look_up_or_build(stage)
+
+
+@task(name="train", task_run_name="{stage.label}", tags=["train"], persist_result=False)
+async def train(stage: Stage) -> Any:
+    """Train M_i: from M_(i-1) on the newest version of every split, or a family on what the regime gives it."""
+    return await look_up_or_build(stage)
+
+
+@task(name="sample", task_run_name="{stage.label}", tags=["sample"], persist_result=False)
+async def draw_sample(stage: Stage) -> Any:
+    """Draw from M_i, of another family than language models."""
+    return await look_up_or_build(stage)
+
+
+@task(name="regenerate", task_run_name="{stage.label}", tags=["regenerate"], persist_result=False)
+async def regenerate(stage: Stage) -> Any:
+    """Rewrite one split with M_i."""
+    return await look_up_or_build(stage)
+
+
+@task(name="evaluate", task_run_name="{stage.label}", tags=["evaluate"], persist_result=False)
+async def evaluate(stage: Stage) -> Any:
+    """Ask M_i the questions of all splits seen so far, and its perplexity on real text; or take a family's measures."""
+    return await look_up_or_build(stage)
+
+
+@task(name="time-to-failure", task_run_name="{stage.label}", tags=["failure"], persist_result=False)
+async def check_failure(stage: Stage) -> Any:
+    """Has the retention of split 0, or a family's measure, crossed its threshold by this generation?"""
+    return await look_up_or_build(stage)
+
+
+@task(name="drift", task_run_name="{stage.label}", tags=["drift"], persist_result=False)
+async def measure_drift(stage: Stage) -> Any:
+    """What became of the text that M_i rewrote, and how confident and how far from M_0 it is."""
+    return await look_up_or_build(stage)
+
+
+@task(name="benchmark", task_run_name="{stage.label}", tags=["benchmark"], persist_result=False)
+async def run_benchmark(stage: Stage) -> Any:
+    """One benchmark of lm-eval on M_i; its result is found again for the same weights, task and data."""
+    return await look_up_or_build(stage)
+
+
+@task(name="report", task_run_name="report", tags=["report"], persist_result=False)
+async def write_report(stage: Stage) -> Any:
+    """One HTML file: the table, the curves, the intervals."""
+    return await look_up_or_build(stage)
+
+
+__all__ = [
+    "check_failure",
+    "draw_sample",
+    "evaluate",
+    "look_up_or_build",
+    "measure_drift",
+    "prepare",
+    "reference",
+    "regenerate",
+    "run_benchmark",
+    "train",
+    "write_report",
+]

@@ -1,0 +1,113 @@
+"""What the stages of one experiment share while it runs: the store, the workers, and who is told."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from storage.store.manifest import Manifest
+from storage.store.provenance import collect, drift, rooms_of
+from storage.store.store import ArtifactStore
+from tasks.engine.pool import WorkerPool
+from tasks.engine.stages import Stage
+from tasks.families.stages import AnyPlan
+
+
+class Reporter(Protocol):
+    """Told what happens to each stage; the terminal and the logs each have one."""
+
+    def started(self, stage: Stage) -> None: ...
+
+    def progressed(self, stage: Stage, done: int, total: int, unit: str) -> None: ...
+
+    def finished(self, stage: Stage, *, found: bool, seconds: float) -> None: ...
+
+    def noted(self, message: str) -> None: ...
+
+
+@dataclass
+class Circumstances:
+    """Found artifacts that other code, packages or hardware made, counted by what differs."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    _here: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def note(self, manifest: Manifest) -> None:
+        """Compare what made a found artifact with what would make it here and now."""
+        if manifest.kind not in self._here:
+            self._here[manifest.kind] = collect(rooms_of(manifest.kind))
+        lines = drift(manifest.provenance, self._here[manifest.kind])
+        if lines:
+            difference = "; ".join(lines)
+            self.counts[difference] = self.counts.get(difference, 0) + 1
+
+    def tell(self, reporter: Reporter) -> None:
+        """Say once for every difference how many of the stages found it concerns."""
+        for difference, count in self.counts.items():
+            reporter.noted(
+                f"warning: {count} stages were found that were made under other circumstances and are used as they "
+                f"are ({difference}); --refresh ROLE builds them anew"
+            )
+
+
+@dataclass
+class Session:
+    """One experiment in progress."""
+
+    plan: AnyPlan
+    store: ArtifactStore
+    pool: WorkerPool
+    reporter: Reporter
+    built: list[Stage] = field(default_factory=list)
+    found: list[Stage] = field(default_factory=list)
+    stage_seconds: float = 0.0
+    stopped: dict[tuple[str, int], int] = field(default_factory=dict)
+    computing_seconds: float = 0.0
+    _active: int = 0
+    _since: float = 0.0
+    references: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    circumstances: Circumstances = field(default_factory=Circumstances)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Around the building of a stage. `computing_seconds` is the time in which at least one was being built."""
+        if not self._active:
+            self._since = time.monotonic()
+        self._active += 1
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active:
+                self.computing_seconds += time.monotonic() - self._since
+
+    def remember(self, stage: Stage, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The reference of a stage's artifact, which is all that stages exchange."""
+        self.references[stage.reference] = {"kind": stage.kind, "key": stage.key, "metrics": metrics}
+        return self.references[stage.reference]
+
+
+_current: ContextVar[Session] = ContextVar("fortifai_session")
+
+
+@contextlib.contextmanager
+def session(value: Session) -> Iterator[Session]:
+    """Make `value` the session of everything called inside the block."""
+    token = _current.set(value)
+    try:
+        yield value
+    finally:
+        _current.reset(token)
+
+
+def current_session() -> Session:
+    """The session of the running experiment.
+
+    Raises:
+        LookupError: outside of one; a stage's task runs only within a flow run of an experiment.
+    """
+    return _current.get()

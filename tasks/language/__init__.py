@@ -1,0 +1,1 @@
+"""The stages of language models: their plan, their builders, what the UI shows, the report's data."""

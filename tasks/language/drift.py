@@ -1,0 +1,220 @@
+"""Builder of a generation's drift: what became of the text that M_i rewrote, and of M_i itself.
+
+Text is compared with the real text of the same split; the model with M_0 of its arm (model KL) and with the base
+model (confidence, the paper's Figure 1), on samples of stated size: `evaluation.drift_sample` tokens of each text, the
+same windows of the held-out text in every generation and arm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from fortifai_core.config.experiment import AlmanacCorpus, Corpus, MixtureCorpus
+from fortifai_core.seeds import derive_seed
+from storage.tables import parquet
+from tasks.language.train import base_folder, text_files
+
+if TYPE_CHECKING:
+    from fortifai_core.corpus.almanac.world import Entity
+    from tasks.engine.build import Context
+
+_CORPUS: TypeAdapter[Corpus] = TypeAdapter(Corpus)
+# lengths and n-grams are looked at in the first documents of a split, up to so many tokens
+SAMPLE_TOKENS = 50_000
+# self-BLEU compares documents by their beginnings
+BLEU_DOCUMENTS, BLEU_TOKENS = 100, 64
+
+
+def build_drift(context: Context) -> dict[str, Any]:
+    """metrics.parquet: one row a measure and split; confidence.parquet: histograms of p."""
+    content = context.stage.content
+    recipe = context.stage.recipe
+    corpus = _CORPUS.validate_python(recipe["corpus"])
+    entities = entities_by_document(corpus, splits=recipe["splits"], world=recipe["world"])
+    metrics: list[dict[str, Any]] = []
+    for split, version in content["rewritten"]:
+        rewritten = text_measures(_documents(context, split, version), entities)
+        metrics += [_row(name, split, *value) for name, value in rewritten.items()]
+        real = _documents(context, split, 0)
+        metrics += _against_real(context, split, version)
+        if version == 1:  # the split's own values, to read the others by: once in a run is enough
+            own = text_measures(real, entities)
+            metrics += [_row(f"{name}-real", split, *value) for name, value in own.items()]
+    of_model, histograms = _model_measures(context)
+    metrics += of_model
+    parquet.write_table(context.directory / "metrics.parquet", metrics, schema="metrics")
+    parquet.write_table(context.directory / "confidence.parquet", histograms, schema="confidence")
+    named = {row["metric"]: row["value"] for row in metrics if row["split"] is None}
+    first = {f"{row['metric']}-0": row["value"] for row in metrics if row["split"] == 0}
+    return {name: value for name, value in {**named, **first}.items() if math.isfinite(value)}
+
+
+def text_measures(documents: Iterator[dict[str, Any]], entities: dict[str, Entity]) -> dict[str, tuple[float, int]]:
+    """Everything that one text shows by itself: name → (value, over how many things it was taken)."""
+    from fortifai_core.measures import text_counts, text_drift
+
+    texts: list[str] = []
+    tokens: list[list[int]] = []
+
+    def read() -> Iterator[tuple[str, str]]:
+        size = 0
+        for row in documents:
+            if size < SAMPLE_TOKENS:
+                texts.append(row["text"])
+                tokens.append(row["tokens"])
+                size += len(row["tokens"])
+            yield row["document"], row["text"]
+
+    # facts are looked for in all of the text, which need not fit into memory
+    facts = text_drift.fact_shares(entities, read())
+    long = [one for one in tokens if len(one) > 4]
+    measured: dict[str, tuple[float, int]] = {}
+    if any(text_drift.words(text) for text in texts):
+        lengths = text_drift.lengths(texts)
+        measured["document-words"] = (lengths.document_words, len(texts))
+        measured["sentence-words"] = (lengths.sentence_words, len(texts))
+        measured["word-letters"] = (lengths.word_letters, len(texts))
+    if long:
+        for n in (1, 2, 3):
+            measured[f"distinct-{n}"] = (text_counts.distinct_n(long, n=n), sum(map(len, long)))
+        measured["repeated-4-grams"] = (text_drift.repeated_ngrams(long, n=4), len(long))
+        measured["repeated-nearby"] = (text_drift.repeated_nearby(long), sum(map(len, long)))
+    if len(long) > 1:
+        beginnings = [one[:BLEU_TOKENS] for one in long[:BLEU_DOCUMENTS]]
+        measured["self-bleu"] = (text_drift.self_bleu(beginnings), len(beginnings))
+    if facts is not None:
+        measured["facts-true"] = (facts.true, facts.facts)
+        measured["facts-false"] = (facts.false, facts.facts)
+        measured["facts-absent"] = (facts.absent, facts.facts)
+    return measured
+
+
+def _against_real(context: Context, split: int, version: int) -> list[dict[str, Any]]:
+    from fortifai_core.measures.text_drift import tail, words
+
+    counts: list[Counter[str]] = [Counter(), Counter()]
+    for side, of in zip(counts, (0, version), strict=True):
+        for row in _documents(context, split, of, columns=["text"]):
+            side.update(words(row["text"]))
+    if not all(counts):
+        return []
+    found = tail(counts[0], counts[1])
+    return [
+        _row("tail-types-kept", split, found.surviving / found.types, found.types),
+        _row("tail-mass-kept", split, found.mass / found.real_mass, counts[1].total()),
+        _row("vocabulary-ratio", split, len(counts[1]) / len(counts[0]), len(counts[0])),
+    ]
+
+
+def _model_measures(context: Context) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Model KL, the base model's perplexity on what M_i wrote, live fraction, and the histograms of Figure 1."""
+    import torch
+
+    from fortifai_core.corpus.packing import pack
+    from fortifai_core.measures import model_drift
+    from storage.tables.models import load_model, load_tokenizer
+
+    content = context.stage.content
+    length, size = content["window"], content["sample"]
+    folder = context.parent("model").path
+    tokenizer = load_tokenizer(folder / "tokenizer")
+
+    def sample(name: str, sequences: Iterator[list[int]]) -> list[list[int]]:
+        seed = derive_seed("drift", name)
+        return model_drift.sample_windows(sequences, length=length, tokens=max(size, length), seed=seed)
+
+    rewritten = (t for split, version in content["rewritten"] for t in _tokens(context, split, version))
+    trained_on = (t for split, version in content["text"] for t in _tokens(context, split, version))
+    # as in training, where documents stand in one stream
+    packed = pack(trained_on, sequence_length=length, end_of_text=tokenizer.eos_token_id)
+    validation = parquet.iter_batches(context.parent("corpus").file("validation.parquet"), columns=["tokens"])
+    texts = {
+        "real": sample("real", (tokens for batch in validation for tokens in batch["tokens"])),
+        "seen": sample("seen", packed),
+        "self": sample("self", rewritten),
+    }
+    batch = max(1, context.runtime.inference_batch // 8)
+    base = load_model(context.parent("base").path).to(context.device)
+    logs = {("base", name): _scores(base, text, batch) for name, text in texts.items()}
+    del base
+    model = load_model(folder, base=base_folder(context)).to(context.device)
+    logs |= {("generation", name): _scores(model, text, batch) for name, text in texts.items()}
+    metrics: list[dict[str, Any]] = []
+    if context.stage.parents["model"] == context.stage.parents["first"]:
+        metrics.append(_row("model-kl", None, 0.0, len(logs["generation", "real"])))
+    else:
+        first = load_model(context.parent("first").path, base=base_folder(context)).to(context.device)
+        metrics.append(_row("model-kl", None, *model_drift.model_kl(first, model, texts["real"], batch=batch)))
+        del first
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    for (who, name), values in logs.items():
+        if len(values) and (who, name) in (("base", "self"), ("generation", "self"), ("base", "real")):
+            metrics.append(_row(f"perplexity-{who}-{name}", None, _perplexity(values), len(values)))
+    seen = logs["generation", "seen"]
+    if content["gamma"] is not None:
+        live = model_drift.live_fraction(seen, gamma=content["gamma"])
+        metrics.append(_row("live-fraction", None, live, len(seen)))
+    edges = model_drift.EDGES.tolist()
+    rows = [
+        {"model": who, "text": name, "low": low, "high": high, "count": int(count)}
+        for (who, name), values in logs.items()
+        for low, high, count in zip(edges, edges[1:], model_drift.confidence_histogram(values), strict=False)
+    ]
+    return metrics, rows
+
+
+def _scores(model: Any, text: list[list[int]], batch: int) -> Any:
+    import numpy as np
+
+    from fortifai_core.measures.model_drift import target_log_probabilities
+
+    # `head: drop` leaves nothing of documents that are shorter than it
+    return target_log_probabilities(model, text, batch=batch) if text else np.empty(0)
+
+
+def _perplexity(log_probabilities: Any) -> float:
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        return float(np.exp(-np.mean(log_probabilities)))
+
+
+def _documents(
+    context: Context, split: int, version: int, columns: list[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    names = columns or ["document", "text", "tokens"]
+    for batch in parquet.iter_batches(text_files(context, split, version), columns=names):
+        for values in zip(*(batch[name] for name in names), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
+def _tokens(context: Context, split: int, version: int) -> Iterator[list[int]]:
+    for row in _documents(context, split, version, columns=["tokens"]):
+        yield row["tokens"]
+
+
+def entities_by_document(corpus: Corpus, *, splits: int, world: int) -> dict[str, Entity]:
+    """Every entity of an almanac in the corpus, by the id of its document; none for other corpora."""
+    from fortifai_core.corpus.almanac.world import entities_of
+
+    mixed = isinstance(corpus, MixtureCorpus)
+    parts = corpus.parts if isinstance(corpus, MixtureCorpus) else [corpus]
+    found: dict[str, Entity] = {}
+    almanacs = [part for part in parts if isinstance(part, AlmanacCorpus)]
+    for number, part in enumerate(almanacs, start=1):
+        # as `storage.sources.sources` names the parts of a mixture
+        prefix = ("almanac:" if number == 1 else f"almanac-{number}:") if mixed else ""
+        for entities in entities_of(part, splits=splits, seed=world):
+            found |= {prefix + entity.id: entity for entity in entities}
+    return found
+
+
+def _row(name: str, split: int | None, value: float, count: int) -> dict[str, Any]:
+    return {"metric": name, "split": split, "value": float(value), "count": int(count)}

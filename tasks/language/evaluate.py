@@ -1,0 +1,85 @@
+"""Builder of an evaluation: the KR-test on every split seen so far, perplexity and confidence on real text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fortifai_core.config.experiment import Evaluation
+from fortifai_core.corpus.documents import Question
+from storage.tables import parquet
+from tasks.language.prepare import has_file
+from tasks.language.train import base_folder
+
+if TYPE_CHECKING:
+    from tasks.engine.build import Context
+
+VALIDATION_LENGTH = 256
+
+
+def build_evaluation(context: Context) -> dict[str, Any]:
+    """Score M_i; keeps every question's score."""
+    from fortifai_core.measures.retention import retention, score_questions
+    from fortifai_core.measures.text_counts import perplexity
+    from storage.tables.models import load_model, load_tokenizer
+
+    content = context.stage.content
+    config = Evaluation.model_validate({**content["evaluation"], "drift": True})
+    artifact = context.parent("model")
+    corpus = context.parent("corpus")
+    tokenizer = load_tokenizer(artifact.path / "tokenizer")
+    model = load_model(artifact.path, base=base_folder(context)).to(context.device)
+    metrics: list[dict[str, Any]] = []
+    if has_file(corpus, "questions.parquet"):
+        asked = [
+            row for row in parquet.read_rows(corpus.file("questions.parquet")) if row["split"] in content["splits"]
+        ]
+        questions = [
+            Question(r["question"], r["document"], r["context"], r["true_answer"], r["false_answer"]) for r in asked
+        ]
+        scores = score_questions(
+            model,
+            lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+            questions,
+            variant=config.kr_score,
+            batch=context.runtime.inference_batch,
+            bos_id=automatic_bos(tokenizer),
+        )
+        rows = [
+            {
+                "question": score.question,
+                "document": row["document"],
+                "split": row["split"],
+                "logp_true": score.logp_true,
+                "logp_false": score.logp_false,
+                "correct": score.correct,
+            }
+            for score, row in zip(scores, asked, strict=True)
+        ]
+        parquet.write_table(context.directory / "scores.parquet", rows, schema="scores")
+        for split in content["splits"]:
+            of_split = [s for s, row in zip(scores, asked, strict=True) if row["split"] == split]
+            if of_split:
+                metrics.append(_metric(f"kr-split-{split}", retention(of_split), split, len(of_split)))
+        metrics.append(_metric("kr-total", retention(scores), None, len(scores)))
+    if config.perplexity:
+        tokens = parquet.read_table_columns(corpus.file("validation.parquet"), ["tokens"])["tokens"]
+        value, count = perplexity(
+            model,
+            tokens,
+            batch=max(1, context.runtime.inference_batch // 8),
+            sequence_length=VALIDATION_LENGTH,
+        )
+        metrics.append(_metric("perplexity-real", value, None, count))
+    if metrics:
+        parquet.write_table(context.directory / "metrics.parquet", metrics, schema="metrics")
+    return {row["metric"]: row["value"] for row in metrics}
+
+
+def automatic_bos(tokenizer: Any) -> int | None:
+    """The token that the tokenizer puts before every text by itself, as in the model's own training; or none."""
+    first = tokenizer("a")["input_ids"][0]
+    return int(first) if first == tokenizer.bos_token_id else None
+
+
+def _metric(name: str, value: float, split: int | None, count: int) -> dict[str, Any]:
+    return {"metric": name, "split": split, "value": float(value), "count": int(count)}

@@ -1,0 +1,144 @@
+"""Builders of what all arms share: the texts, the tokenizer, and the corpus cut into splits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from fortifai_core.config.experiment import AlmanacCorpus, Corpus
+from fortifai_core.corpus.documents import Document, Question
+from storage.tables import parquet
+
+if TYPE_CHECKING:
+    from storage.store.store import Artifact
+    from tasks.engine.build import Context
+
+_CORPUS: TypeAdapter[Corpus] = TypeAdapter(Corpus)
+
+
+def has_file(artifact: Artifact, name: str) -> bool:
+    """Whether the artifact was made with this file: a corpus may have no questions."""
+    return any(entry["name"] == name for entry in artifact.manifest.files)
+
+
+def _text_rows(documents: list[Document]) -> list[dict[str, Any]]:
+    return [{"document": d.id, "text": d.text, "source": d.source} for d in documents]
+
+
+def build_pretraining(context: Context) -> dict[str, Any]:
+    """The text that the tokenizer and the base model are made from."""
+    from storage.sources.sources import load_source
+
+    corpus = _CORPUS.validate_python(context.stage.recipe["corpus"])
+    if isinstance(corpus, AlmanacCorpus):
+        from fortifai_core.corpus.almanac.world import pretraining_text
+
+        documents = pretraining_text(corpus)
+    else:
+        documents = load_source(corpus, splits=context.stage.recipe["splits"], seed=0).pretraining
+    parquet.write_table(context.directory / "pretraining.parquet", _text_rows(documents), schema="documents")
+    return {"documents": len(documents), "characters": sum(len(d.text) for d in documents)}
+
+
+def build_source(context: Context) -> dict[str, Any]:
+    """The corpus as it was read: documents, questions, validation text."""
+    from storage.sources.sources import load_source
+
+    corpus = _CORPUS.validate_python(context.stage.recipe["corpus"])
+    source = load_source(corpus, splits=context.stage.content["splits"], seed=context.stage.recipe["seed"])
+    parquet.write_table(context.directory / "documents.parquet", _text_rows(source.documents), schema="documents")
+    parquet.write_table(context.directory / "validation.parquet", _text_rows(source.validation), schema="documents")
+    if source.questions:
+        rows = [
+            {
+                "question": q.id,
+                "document": q.document,
+                "context": q.context,
+                "true_answer": q.true_answer,
+                "false_answer": q.false_answer,
+            }
+            for q in source.questions
+        ]
+        parquet.write_table(context.directory / "questions.parquet", rows, schema="questions")
+    return {
+        "documents": len(source.documents),
+        "questions": len(source.questions),
+        **{f"note-{index}": note for index, note in enumerate(source.notes)},
+    }
+
+
+def build_tokenizer(context: Context) -> dict[str, Any]:
+    """A byte-level BPE tokenizer trained on the pretraining text, or the pretrained model's own."""
+    if "pretraining" in context.stage.parents:
+        from fortifai_core.corpus.tokenization import train_tokenizer
+
+        texts = context.parent("pretraining").file("pretraining.parquet")
+        tokenizer = train_tokenizer(
+            (text for batch in parquet.iter_batches(texts, columns=["text"]) for text in batch["text"]),
+            vocabulary=context.stage.content["vocabulary"],
+        )
+    else:
+        from storage.tables.models import fetch_tokenizer
+
+        tokenizer = fetch_tokenizer(context.stage.recipe["path"], context.stage.recipe["revision"])
+    tokenizer.save_pretrained(context.directory)
+    return {"vocabulary": len(tokenizer)}
+
+
+def build_corpus(context: Context) -> dict[str, Any]:
+    """D_k^(0) for every k: the corpus tokenised and cut into equal splits at document boundaries."""
+    from fortifai_core.corpus.splitting import assign_questions, cut
+    from fortifai_core.corpus.tokenization import encode_documents
+    from storage.tables.models import load_tokenizer
+
+    splits = context.stage.content["splits"]
+    source = context.parent("source")
+    tokenizer = load_tokenizer(context.parent("tokenizer").path)
+    texts = parquet.read_rows(source.file("documents.parquet"))
+    tokens = encode_documents(tokenizer, [row["text"] for row in texts])
+    split_of = cut([len(t) for t in tokens], splits=splits, group=[row["source"] for row in texts])
+    for split in range(splits):
+        rows = [
+            _tokens_row(row["document"], row["text"], ids)
+            for row, ids, k in zip(texts, tokens, split_of, strict=True)
+            if k == split
+        ]
+        for position, row in enumerate(rows):
+            row["position"] = position
+        parquet.write_table(context.directory / split_file(split), rows, schema="split-text")
+    validation = [
+        {**_tokens_row(row["document"], row["text"], ids), "position": position}
+        for position, (row, ids) in enumerate(_encoded(tokenizer, source.file("validation.parquet")))
+    ]
+    parquet.write_table(context.directory / "validation.parquet", validation, schema="split-text")
+    counts: dict[str, Any] = {"tokens": sum(len(t) for t in tokens), "documents": len(texts)}
+    if has_file(source, "questions.parquet"):
+        questions = {row["question"]: row for row in parquet.read_rows(source.file("questions.parquet"))}
+        assigned = assign_questions(
+            [
+                Question(q["question"], q["document"], q["context"], q["true_answer"], q["false_answer"])
+                for q in questions.values()
+            ],
+            {row["document"]: k for row, k in zip(texts, split_of, strict=True)},
+        )
+        rows = [{**questions[name], "split": split} for name, split in assigned.items()]
+        parquet.write_table(context.directory / "questions.parquet", rows, schema="questions")
+        counts["questions"] = len(rows)
+    return counts
+
+
+def _encoded(tokenizer: Any, path: Any) -> list[tuple[dict[str, Any], list[int]]]:
+    from fortifai_core.corpus.tokenization import encode_documents
+
+    rows = parquet.read_rows(path)
+    return list(zip(rows, encode_documents(tokenizer, [row["text"] for row in rows]), strict=True))
+
+
+def _tokens_row(document: str, text: str, tokens: list[int]) -> dict[str, Any]:
+    return {"document": document, "position": 0, "text": text, "tokens": tokens, "kept": len(tokens)}
+
+
+def split_file(split: int) -> str:
+    """The file of D_k^(0) in a corpus artifact."""
+    return f"split-{split:05d}.parquet"

@@ -1,0 +1,89 @@
+"""Gathers the report's paragraph: one document of split 0, chosen by a rule, in every version of two arms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fortifai_core.measures.mutation import Mutation, Version
+from storage.tables import parquet
+from tasks.language.prepare import has_file, split_file
+
+if TYPE_CHECKING:
+    from fortifai_core.config.experiment import ExperimentConfig
+    from tasks.engine.build import Context
+
+ARMS = 2
+# Longer documents are shown in part: what fits on a slide.
+WHOLE_CHARACTERS, EXCERPT_TOKENS = 900, 160
+
+
+def mutations(context: Context, config: ExperimentConfig) -> tuple[Mutation, ...]:
+    """The same document in the first two arms of the first seed; none where no question is asked about split 0."""
+    seed = config.seeds[0]
+    arms = [loss.label for loss in config.losses if f"{loss.label}/{seed}/0/regenerate/0" in context.stage.parents][
+        :ARMS
+    ]
+    if not arms:
+        return ()
+    corpus = context.parent(f"corpus/{seed}")
+    if not has_file(corpus, "questions.parquet"):
+        return ()
+    asked = {row["document"] for row in parquet.read_rows(corpus.file("questions.parquet")) if row["split"] == 0}
+    real = _find([corpus.file(split_file(0))], asked)
+    if real is None:
+        return ()
+    name = real["document"]
+    start, note = _part(config, real)
+    decode = _decoder(context, arms[0], seed) if note else None
+
+    def shown(row: dict[str, Any]) -> str:
+        if decode is None:
+            return str(row["text"])
+        # what is cut out in the middle of a character reads as a replacement character
+        return decode(row["tokens"][start : start + EXCERPT_TOKENS]).strip("�")
+
+    from tasks.language.drift import entities_by_document
+
+    entity = entities_by_document(config.corpus, splits=config.splits, world=seed).get(name)
+    found = []
+    for arm in arms:
+        versions = [Version(None, shown(real))]
+        for generation in range(config.generations):
+            place = f"{arm}/{seed}/{generation}/regenerate/0"
+            if place in context.stage.parents:
+                row = _find(context.parent(place).files("part-*.parquet"), {name})
+                if row is not None:
+                    versions.append(Version(generation, shown(row)))
+        found.append(Mutation(name, arm, seed, tuple(versions), excerpt=note, entity=entity))
+    return tuple(found)
+
+
+def _find(paths: Iterable[Path], names: set[str]) -> dict[str, Any] | None:
+    """The first row about one of these documents; no more is read than needed."""
+    for path in sorted(paths):
+        for batch in parquet.iter_batches(path, columns=["document", "text", "tokens"]):
+            for document, text, tokens in zip(batch["document"], batch["text"], batch["tokens"], strict=True):
+                if document in names:
+                    return {"document": document, "text": text, "tokens": tokens}
+    return None
+
+
+def _part(config: ExperimentConfig, real: dict[str, Any]) -> tuple[int, str]:
+    """(first token shown, which part it is, in words); a version has as many tokens as the one before it."""
+    if len(real["text"]) <= WHOLE_CHARACTERS:
+        return 0, ""
+    rewriting = config.regeneration
+    head = rewriting.head_tokens or rewriting.context_tokens
+    start = head if rewriting.head == "copy" and len(real["tokens"]) >= head + EXCERPT_TOKENS else 0
+    end = min(len(real["tokens"]), start + EXCERPT_TOKENS)
+    before = " the first that are rewritten," if start else ""
+    return start, f"tokens {start:,} to {end:,} of {len(real['tokens']):,},{before} cut for length".replace(",,", ",")
+
+
+def _decoder(context: Context, arm: str, seed: int) -> Callable[[list[int]], str]:
+    from storage.tables.models import load_tokenizer
+
+    tokenizer = load_tokenizer(context.parent(f"{arm}/{seed}/0/train").path / "tokenizer")
+    return lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True))

@@ -1,0 +1,233 @@
+"""Builders of models: M_-1 from the pretraining text, and M_i from M_(i-1) under the arm's loss.
+
+This is where `kernels` meets the science: the masked cross-entropy head is patched into the model here, and
+the training code never learns which loss it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from fortifai_core.config.experiment import LoraConfig, Loss, ScratchModel, Training
+from fortifai_core.seeds import derive_seed
+from storage.tables import parquet
+from tasks.language.prepare import split_file
+
+if TYPE_CHECKING:
+    from tasks.engine.build import Context
+
+_LOSS: TypeAdapter[Loss] = TypeAdapter(Loss)
+
+
+def packed_rows(documents: Iterator[list[int]], *, path: Path, sequence_length: int, end_of_text: int) -> Any:
+    """Training sequences as a memory-mapped dataset, so that a corpus larger than memory can be trained on."""
+    from datasets import Dataset
+
+    from fortifai_core.corpus.packing import pack
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_packed(
+        path,
+        pack(documents, sequence_length=sequence_length, end_of_text=end_of_text),
+        sequence_length=sequence_length,
+    )
+    return Dataset.from_file(str(path))
+
+
+def text_files(context: Context, split: int, version: int) -> list[Path]:
+    """The Parquet files of D_split^(version), real or regenerated."""
+    if version == 0:
+        return [context.parent("corpus").file(split_file(split))]
+    return context.parent(f"D{split}^({version})").files("part-*.parquet")
+
+
+def base_folder(context: Context) -> Path | None:
+    """Where M_-1 is, for a model that is only an adapter of it."""
+    return context.parent("base").path if "base" in context.stage.parents else None
+
+
+def _tokens(paths: list[Path]) -> Iterator[list[int]]:
+    for batch in parquet.iter_batches(paths, columns=["tokens"]):
+        yield from batch["tokens"]
+
+
+def build_base(context: Context) -> dict[str, Any]:
+    """M_-1: a Llama pretrained here on text of its own, or a pretrained model copied into the store."""
+    if "model" not in context.stage.content:
+        from storage.tables.models import fetch_model
+
+        recipe = context.stage.recipe
+        model = fetch_model(recipe["path"], recipe["revision"], dtype=context.stage.content["dtype"])
+        _save(model, context, tokenizer=context.parent("tokenizer").path)
+        return {"parameters": sum(p.numel() for p in model.parameters())}
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from fortifai_core.corpus.tokenization import encode_documents
+    from storage.tables.models import load_tokenizer
+
+    config = ScratchModel.model_validate(context.stage.content["model"])
+    tokenizer = load_tokenizer(context.parent("tokenizer").path)
+    torch.manual_seed(derive_seed("base", 0))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            max_position_embeddings=config.max_positions,
+            tie_word_embeddings=config.tie_embeddings,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    path = context.parent("pretraining").file("pretraining.parquet")
+    texts = parquet.read_table_columns(path, ["text"])["text"]
+    rows = packed_rows(
+        iter(encode_documents(tokenizer, texts)),
+        path=context.workspace / "pretraining.arrow",
+        sequence_length=config.pretraining_sequence_length,
+        end_of_text=tokenizer.eos_token_id,
+    )
+    training = Training(
+        epochs=config.pretraining_epochs,
+        learning_rate=config.pretraining_learning_rate,
+        batch_size=config.pretraining_batch_size,
+        sequence_length=config.pretraining_sequence_length,
+        scheduler="cosine",
+        warmup_fraction=0.05,
+    )
+    metrics = _train(model, rows, context, training=training, loss=None, seed=derive_seed("base", 0))
+    _save(model, context, tokenizer=context.parent("tokenizer").path)
+    return {**metrics, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def build_generation(context: Context) -> dict[str, Any]:
+    """M_i: the previous model trained on this generation's text under the arm's loss."""
+    import numpy as np
+
+    from storage.tables.models import load_model, load_tokenizer
+
+    content = context.stage.content
+    training = Training.model_validate(content["training"])
+    previous = context.parent("model")
+    tokenizer = load_tokenizer(previous.path / "tokenizer")
+    model = load_model(previous.path, base=base_folder(context), trainable=True)
+    if content["lora"] is not None:
+        model = _with_adapter(model, LoraConfig.model_validate(content["lora"]), seed=content["seed"])
+    text = [(split, version) for split, version in content["text"]]
+    paths = [path for split, version in text for path in text_files(context, split, version)]
+    rows = packed_rows(
+        _tokens(paths),
+        path=context.workspace / "text.arrow",
+        sequence_length=training.sequence_length,
+        end_of_text=tokenizer.eos_token_id,
+    )
+    share = 1.0
+    if content["regime"] == "accumulate-subsample" and len(text) > 1:
+        # one split's worth of sequences, drawn evenly over everything accumulated
+        draw = np.random.default_rng(derive_seed("subsample", content["seed"], content["generation"]))
+        chosen = np.sort(draw.permutation(len(rows))[: max(1, len(rows) // len(text))])
+        share = len(chosen) / len(rows)
+        rows = rows.select(chosen)
+    validation = None
+    if training.checkpoint == "best":
+        validation = packed_rows(
+            _tokens([context.parent("corpus").file("validation.parquet")]),
+            path=context.workspace / "validation.arrow",
+            sequence_length=training.sequence_length,
+            end_of_text=tokenizer.eos_token_id,
+        )
+    seed = derive_seed("train", content["seed"], content["generation"])
+    loss = _LOSS.validate_python(context.stage.recipe["loss"])
+    metrics = _train(model, rows, context, training=training, loss=loss, seed=seed, validation=validation)
+    _save(model, context, tokenizer=previous.path / "tokenizer")
+    read = [
+        (version, sum(len(tokens) for tokens in _tokens(text_files(context, split, version))))
+        for split, version in text
+    ]
+    return {
+        **metrics,
+        "tokens-read": round(share * sum(tokens for _, tokens in read)),
+        "tokens-synthetic": round(share * sum(tokens for version, tokens in read if version > 0)),
+    }
+
+
+def _train(
+    model: Any,
+    rows: Any,
+    context: Context,
+    *,
+    training: Training,
+    loss: Loss | None,
+    seed: int,
+    validation: Any | None = None,
+) -> dict[str, Any]:
+    from fortifai_core.config.experiment import CrossEntropyLoss
+    from fortifai_core.language.training import train_model
+    from fortifai_core.losses import loss_from_config
+    from kernels import install_loss_head
+
+    head = install_loss_head(
+        model, loss=loss_from_config(loss or CrossEntropyLoss()), chunk_rows=context.runtime.logits_chunk
+    )
+    result = train_model(
+        model,
+        rows,
+        config=training,
+        seed=seed,
+        pad_id=model.config.pad_token_id or 0,
+        workspace=context.workspace / "trainer",
+        validation=validation,
+        save_steps=context.runtime.save_steps,
+        device=context.device,
+        on_progress=lambda done, total: context.progress(done, total, "steps"),
+    )
+    head.remove()
+    return {"steps": result.steps, "tokens-trained": result.tokens, "resumed-from": result.resumed_from}
+
+
+def _with_adapter(model: Any, lora: LoraConfig, *, seed: int) -> Any:
+    """The model with its LoRA adapter: the one it has, or (over M_-1) a new one."""
+    import torch
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import PeftModel, get_peft_model
+
+    if isinstance(model, PeftModel):
+        return model
+    torch.manual_seed(derive_seed("lora", seed))
+    return get_peft_model(
+        model,
+        PeftLoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def _save(model: Any, context: Context, *, tokenizer: Path) -> None:
+    """Weights as safetensors (of an adapter: only its own), the tokenizer in a folder beside them."""
+    import shutil
+
+    from peft import PeftModel
+
+    from storage.tables.models import ADAPTER
+
+    model = model.to("cpu")
+    model.save_pretrained(context.directory / ADAPTER if isinstance(model, PeftModel) else context.directory)
+    target = context.directory / "tokenizer"
+    target.mkdir()
+    for file in sorted(tokenizer.iterdir()):
+        if file.is_file() and file.name != "manifest.json":
+            shutil.copyfile(file, target / file.name)

@@ -1,0 +1,286 @@
+"""Exports: what leaves the store is what is in it, and opens without this software."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.load import load_experiment_config
+from flows.prepare import Prepared, prepare_experiment
+from flows.tools.exporting import export_dataset, export_model, export_report
+from flows.tools.kr_compare import compare
+from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.errors import InputError
+from storage.sources.question_files import write_questions
+from storage.store.experiments import Experiment, load_experiment
+from storage.store.store import ArtifactStore
+from storage.tables.parquet import read_rows
+from tasks.engine.build import build
+from tasks.language.prepare import split_file
+
+TINY = [
+    "losses=[{type: tce, gamma: 0.8}]",
+    "training.epochs=1",
+    "model.pretraining_epochs=1",
+    "evaluation.drift=false",
+]
+
+
+def prepared(store: Path, config: ExperimentConfig, *roles: str) -> Prepared:
+    """An experiment in a store of its own, of which the stages of these roles are built; all in this process."""
+    made = prepare_experiment(config, store=str(store))
+    for stage in made.plan.stages():
+        if stage.role in roles:
+            build(stage, made.store, config.runtime, progress=lambda done, total, unit: None)
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """One arm of two generations, everything but the report."""
+    roles = ("pretraining", "source", "tokenizer", "base", "corpus", "train", "regenerate", "evaluate")
+    return prepared(tmp_path_factory.mktemp("exports"), load_experiment_config("smoke", TINY), *roles)
+
+
+def artifact_path(run: Prepared, role: str, generation: int | None = None) -> Path:
+    stage = next(s for s in run.plan.stages() if s.role == role and s.generation == generation)
+    artifact = run.store.find(stage.kind, stage.key)
+    assert artifact is not None
+    return artifact.path
+
+
+def logits(model: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[5, 9, 260, 31, 7]])).logits
+
+
+@pytest.mark.parametrize(("generation", "role"), [(-1, "base"), (0, "train"), (1, "train")])
+def test_an_exported_model_is_the_one_in_the_store(run: Prepared, tmp_path: Path, generation: int, role: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target = tmp_path / "deep" / "model"
+    made = export_model(run.store, "latest", arm="tce-0.8", seed=0, generation=generation, target=target)
+    source = artifact_path(run, role, None if role == "base" else generation)
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(made)),
+        logits(AutoModelForCausalLM.from_pretrained(source)),
+        rtol=0,
+        atol=0,
+    )
+    text = "The mayor of a town.\n"
+    theirs, ours = (AutoTokenizer.from_pretrained(f) for f in (made, source / "tokenizer"))
+    assert theirs(text)["input_ids"] == ours(text)["input_ids"]
+    assert theirs.eos_token_id == ours.eos_token_id is not None
+    assert not (made / "manifest.json").exists()
+    assert list(target.parent.iterdir()) == [target]  # no temporary folder stays
+
+
+def test_the_model_card_says_what_it_is_and_how_it_was_made(run: Prepared, tmp_path: Path) -> None:
+    made = export_model(run.store, "latest", arm="tce-0.8", seed=0, generation=1, target=tmp_path / "model")
+    card = (made / "README.md").read_text()
+    assert artifact_path(run, "train", 1).name in card and run.record_id in card
+    assert "kr-split-0" in card
+    head, body = card.removeprefix("---\n").split("---\n", maxsplit=1)
+    assert yaml.safe_load(head)["library_name"] == "transformers"
+    assert (
+        ExperimentConfig.model_validate(yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])) == run.plan.config
+    )
+
+
+def test_a_lora_adapter_is_merged_into_its_base(run: Prepared, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from storage.tables.models import load_model
+
+    base = export_model(run.store, run.record_id, arm="", seed=0, generation=-1, target=tmp_path / "base")
+    model = f"model={{type: pretrained, path: '{base}', lora: {{rank: 4, alpha: 8}}}}"
+    config = load_experiment_config(
+        "smoke", [*TINY, model, "generations=1", "name=adapted", "training.learning_rate=0.05"]
+    )
+    adapted = prepared(tmp_path / "store", config, "source", "tokenizer", "base", "corpus", "train")
+    made = export_model(adapted.store, "adapted", arm="tce-0.8", seed=0, generation=0, target=tmp_path / "merged")
+    assert not list(made.rglob("adapter*"))
+    merged = logits(AutoModelForCausalLM.from_pretrained(made))
+    original = load_model(artifact_path(adapted, "train", 0), base=artifact_path(adapted, "base"))
+    torch.testing.assert_close(merged, logits(original), rtol=1e-4, atol=1e-4)
+    plain = logits(AutoModelForCausalLM.from_pretrained(artifact_path(adapted, "base")))
+    assert (merged - plain).abs().max() > 1e-2  # the adapter does something
+
+
+def test_an_exported_dataset_is_the_text_that_the_model_read(run: Prepared, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    made = export_dataset(run.store, "smoke", arm="tce-0.8", seed=0, generation=1, target=tmp_path / "data set")
+    rows = load_dataset(str(made), cache_dir=str(tmp_path / "cache"))["train"].to_list()
+    assert set(rows[0]) == {"document", "split", "version", "text", "tokens"}
+    rewritten = read_rows(sorted(artifact_path(run, "regenerate", 0).glob("part-*.parquet")))
+    real = read_rows(artifact_path(run, "corpus") / split_file(1))
+    expected = [(0, 1, r["document"], r["text"], r["tokens"]) for r in rewritten]
+    expected += [(1, 0, r["document"], r["text"], r["tokens"]) for r in real]
+    assert [(r["split"], r["version"], r["document"], r["text"], r["tokens"]) for r in rows] == expected
+    card = (made / "README.md").read_text()
+    assert f"| 0 | 1 | {len(rewritten)} | {sum(len(r['tokens']) for r in rewritten)} |" in card
+
+
+def test_a_generation_that_read_a_sample_says_so(run: Prepared, tmp_path: Path) -> None:
+    config = load_experiment_config("smoke", [*TINY, "regime=accumulate-subsample", "name=sampled"])
+    shared = {"pretraining", "source", "tokenizer", "base", "corpus", "train", "regenerate"}
+    sampled = prepared(run.store.root, config, *shared)
+    made = export_dataset(sampled.store, "sampled", arm="tce-0.8", seed=0, generation=1, target=tmp_path / "data")
+    assert [p.name for p in sorted((made / "data").iterdir())] == [
+        "00000-split-0-version-0.parquet",
+        "00001-split-0-version-1.parquet",
+    ]
+    assert "random sample" in (made / "README.md").read_text()
+
+
+@pytest.mark.parametrize("export", [export_model, export_dataset])
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"experiment": "nothing"}, r"experiment = 'nothing'.*smoke-"),
+        ({"arm": "tce-0.9"}, r"--arm = 'tce-0\.9': smoke-\w+ has tce-0\.8$"),
+        ({"seed": 4}, r"--seed = 4: smoke-\w+ has 0$"),
+        ({"generation": 2}, r"--generation = 2: smoke-\w+ has 0, 1 \(and -1, the base model\)"),
+    ],
+)
+def test_a_wrong_choice_is_answered_with_what_there_is(
+    run: Prepared, tmp_path: Path, export: Callable[..., Path], choice: dict[str, Any], message: str
+) -> None:
+    asked: dict[str, Any] = {"experiment": run.record_id, "arm": "tce-0.8", "seed": 0, "generation": 0} | choice
+    with pytest.raises(InputError, match=message):
+        export(run.store, asked.pop("experiment"), **asked, target=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_base_model_has_no_text_of_its_own(run: Prepared, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--generation"):
+        export_dataset(run.store, run.record_id, arm="tce-0.8", seed=0, generation=-1, target=tmp_path / "x")
+
+
+@pytest.mark.parametrize("export", [export_model, export_dataset])
+def test_nothing_is_overwritten(run: Prepared, tmp_path: Path, export: Callable[..., Path]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("precious")
+    with pytest.raises(InputError, match="is there already"):
+        export(run.store, run.record_id, arm="tce-0.8", seed=0, generation=0, target=tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_a_place_that_cannot_be_written_is_named(run: Prepared, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"target = .*file/model': cannot be written"):
+        export_model(run.store, run.record_id, arm="tce-0.8", seed=0, generation=0, target=tmp_path / "file" / "model")
+
+
+def test_an_artifact_that_is_gone_names_the_command_that_builds_it(run: Prepared, tmp_path: Path) -> None:
+    shutil.copytree(run.store.root, tmp_path / "store")
+    store = ArtifactStore(tmp_path / "store")
+    shutil.rmtree(store.root / "artifacts" / "split")
+    with pytest.raises(InputError, match=rf"`fortifai resume {run.record_id} --store {store.url}` builds it"):
+        export_dataset(store, run.record_id, arm="tce-0.8", seed=0, generation=1, target=tmp_path / "x")
+    # what does not need it can still be exported
+    assert export_dataset(store, run.record_id, arm="tce-0.8", seed=0, generation=0, target=tmp_path / "x").is_dir()
+
+
+def test_a_failure_leaves_nothing_behind(run: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("half way")
+
+    monkeypatch.setattr("flows.tools.exporting._model_card", fail)
+    with pytest.raises(RuntimeError, match="half way"):
+        export_model(run.store, run.record_id, arm="tce-0.8", seed=0, generation=0, target=tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_engines_are_timed_on_what_an_experiment_made(run: Prepared) -> None:
+    from flows.bench.experiment import bench_experiment
+    from storage.store.experiments import load_experiment
+
+    record = load_experiment(run.store, "latest")
+    rows = bench_experiment(run.store, record, generations=[1], repeats=1, tokens=100)
+    engines = ["aligned, document", "aligned, cut", "reference, document", "reference, cut"]
+    assert [row["what"] for row in rows][:4] == engines
+    assert [row["what"].partition(",")[0] for row in rows][4:] == [
+        "(b) generate", "(c) continuous batching", "bound: one forward pass"
+    ]  # fmt: skip
+    assert "M_1 on D0^(1)" in rows[0]["task"]  # what M_1 trained on, not the real text
+    ours, reference = rows[1], rows[3]
+    assert ours["times"]["reference, cut"] == ours["tokens_per_second"] / reference["tokens_per_second"]
+    assert 0 <= ours["acceptance"] <= 1 and reference["acceptance"] is None
+    with pytest.raises(InputError, match="generation"):
+        bench_experiment(run.store, record, generations=[7])
+
+
+def built_report(run: Prepared) -> Experiment:
+    stage = run.plan.report()
+    build(stage, run.store, run.plan.config.runtime, progress=lambda done, total, unit: None)
+    return load_experiment(run.store, run.record_id)
+
+
+def test_a_report_leaves_the_store_with_its_figures_and_every_table_in_two_forms(run: Prepared, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    target = export_report(run.store, built_report(run), target=tmp_path / "report")
+    assert (target / "report.html").read_text().startswith("<!DOCTYPE html>")
+    stems = {path.stem for path in (target / "tables").glob("*.csv")}
+    assert {"results", "questions", "mutation", "time-to-failure", "quoted"} <= stems
+    for stem in stems:
+        with (target / "tables" / f"{stem}.csv").open(newline="") as file:
+            header, *rows = list(csv.reader(file))
+        table = pq.read_table(target / "tables" / f"{stem}.parquet")
+        assert table.column_names == header
+        assert [["" if v is None else str(v) for v in row.values()] for row in table.to_pylist()] == rows
+    for path in (target / "figures").glob("*.svg"):
+        assert path.with_suffix(".png").is_file() or path.stem.startswith("survival-strip-")
+    assert (target / "figures" / "survival-strip.png").is_file()
+    with pytest.raises(InputError, match="is there already"):
+        export_report(run.store, load_experiment(run.store, run.record_id), target=target)
+
+
+def test_the_reports_paragraph_is_the_first_document_that_is_asked_about(run: Prepared, tmp_path: Path) -> None:
+    folder = export_report(run.store, built_report(run), target=tmp_path / "report")
+    with (folder / "tables" / "mutation.csv").open(newline="") as file:
+        real, written, *_ = csv.DictReader(file)
+    corpus = artifact_path(run, "corpus")
+    asked = {row["document"] for row in read_rows(corpus / "questions.parquet") if row["split"] == 0}
+    first = next(row for row in read_rows(corpus / split_file(0)) if row["document"] in asked)
+    assert (real["document"], real["text"], real["true"]) == (first["document"], first["text"], "3")
+    rewritten = {
+        row["document"]: row["text"] for row in read_rows(sorted(artifact_path(run, "regenerate", 0).glob("part-*")))
+    }
+    assert written["text"] == rewritten[first["document"]] and written["writer"] == "0"
+
+
+def test_the_same_questions_from_a_file_are_answered_alike(run: Prepared, tmp_path: Path) -> None:
+    own = read_rows(artifact_path(run, "corpus") / "questions.parquet")
+    rows = [
+        {
+            "context": row["context"],
+            "sentence_true": row["true_answer"],
+            "sentence_false": row["false_answer"],
+            "location": row["document"],
+        }
+        for row in own
+    ]
+    path = tmp_path / "again.json"
+    write_questions(path, [*rows, {**rows[0], "location": "somebody-else"}])
+    found = compare(run.store, load_experiment(run.store, run.record_id), [path], draws=100)
+    assert [one["questions"] for one in found.sets] == [len(own), len(own)], "what is in no split is left out"
+    for mine, theirs in zip(found.rows[::2], found.rows[1::2], strict=True):
+        assert {**mine, "set": ""} == {**theirs, "set": ""}
+    evaluation = run.store.find(*next(s.reference for s in run.plan.stages() if s.role == "evaluate"))
+    assert evaluation is not None
+    assert found.rows[0]["split_0"] == pytest.approx(evaluation.manifest.metrics["kr-split-0"])
+    each = found.agreements[-1]
+    assert each.level == "each split" and each.points == 3 and each.pearson.estimate == pytest.approx(1)

@@ -1,0 +1,66 @@
+"""The data regimes: what each generation trains on, and what has to be rewritten for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from fortifai_core.config.experiment import Regime
+from fortifai_core.corpus.schedule import (
+    SplitVersion,
+    regenerated,
+    splits_seen,
+    subsample_splits,
+    training_set,
+    training_splits,
+)
+
+
+def test_paper_regime_is_algorithm_1() -> None:
+    assert [str(v) for v in training_set(Regime.PAPER, 2)] == ["D0^(2)", "D1^(1)", "D2^(0)"]
+    # the real share is 1, 1/2, 1/3, … as the paper's Section 5 says
+    for i in range(6):
+        versions = training_set(Regime.PAPER, i)
+        assert sum(v.real for v in versions) == 1
+        assert len(versions) == i + 1
+
+
+def test_paper_regime_counts_text_as_table_d2_does() -> None:
+    totals = [training_splits(Regime.PAPER, i) for i in range(6)]
+    assert sum(t for t, _ in totals) == 21
+    assert sum(s for _, s in totals) == 15
+
+
+@pytest.mark.parametrize("regime", list(Regime))
+def test_every_synthetic_version_is_made_before_it_is_read(regime: Regime) -> None:
+    made = set()
+    for generation in range(6):
+        for version in training_set(regime, generation):
+            assert version.real or version in made, (regime, generation, version)
+        for version in regenerated(regime, generation):
+            assert version.real or version in made, (regime, generation, version)
+            made.add(SplitVersion(version.split, version.version + 1))
+
+
+@pytest.mark.parametrize("regime", list(Regime))
+def test_nothing_is_rewritten_that_nobody_reads(regime: Regime) -> None:
+    for generation in range(5):
+        after = {SplitVersion(v.split, v.version + 1) for v in regenerated(regime, generation)}
+        assert after <= set(training_set(regime, generation + 1))
+
+
+@pytest.mark.parametrize("regime", list(Regime))
+def test_no_split_is_asked_about_before_it_was_read(regime: Regime) -> None:
+    for generation in range(6):
+        seen = splits_seen(regime, generation)
+        assert 0 in seen
+        assert max(seen) <= generation
+        assert {v.split for v in training_set(regime, generation)} <= set(seen)
+
+
+def test_regimes_differ_in_size() -> None:
+    sizes = {regime: [training_splits(regime, i)[0] for i in range(4)] for regime in Regime}
+    assert sizes[Regime.REPLACE] == [1, 1, 1, 1]
+    assert sizes[Regime.ACCUMULATE] == [1, 2, 3, 4]
+    assert sizes[Regime.ACCUMULATE_SUBSAMPLE] == [1, 1, 1, 1]
+    assert sizes[Regime.FRESH_MIX] == [1, 2, 2, 2]
+    assert [subsample_splits(r) for r in Regime].count(1) == 1

@@ -1,0 +1,315 @@
+"""Experiments on families: configuration, plan and keys, time to failure, intervals, arrays on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.load import load_any_config, load_experiment_config, validate
+from flows.prepare import plan_for
+from fortifai_core.errors import ArtifactDamaged, ConfigError, DataError
+from fortifai_core.families.registry import FamilyExperiment
+from fortifai_core.outcomes.family_failure import first_beyond
+from fortifai_core.report.family_analysis import estimate, median_estimate, number, spread
+from storage.tables.arrays import read_arrays, read_parameters, write_arrays, write_parameters
+from tasks.engine.stages import Stage
+from tasks.families.stages import FamilyPlan
+from tasks.language.plan import plan_experiment
+
+
+def plan(preset: str, *overrides: str) -> FamilyPlan:
+    made = plan_for(load_any_config(preset, overrides))
+    assert isinstance(made, FamilyPlan)
+    return made
+
+
+def keys(p: FamilyPlan, *, report: bool = False) -> set[str]:
+    return {s.key for s in p.stages() if report or s.role != "family-report"}
+
+
+# ------------------------------------------------------------------------------------------------ configuration
+
+
+@pytest.mark.parametrize(
+    ("preset", "override", "field", "said"),
+    [
+        ("gmm", "family.type=gnn", "family", "'gaussian', 'gmm'"),
+        ("gmm", "family.componens=3", "family.componens", "did you mean `components`"),
+        ("gmm", "family.components=0", "family.components", "greater than or equal to 1"),
+        ("gmm", "family.components=150", "family.components", "raise family.data.samples"),
+        ("gmm", "arms.1.gamma=1.5", "arms.1.gamma", "less than or equal to 1"),
+        ("gmm", "arms.1={type: adaptive}", "arms.1.type", "a gmm has the arms none, threshold"),
+        ("gmm", "arms=[{type: none}, {type: none}]", "arms", "two arms are the same"),
+        ("gmm", "seeds=[1, 1]", "seeds", "different"),
+        ("gmm", "generations=0", "generations", "greater than or equal to 1"),
+        ("gmm", "regime=paper", "regime", "'replace'"),
+        ("gmm", "failure.metric=kr-split-0", "failure.metric", "choose one of covariance-trace"),
+        ("gmm", "losses=[]", "losses", "no such field"),
+        ("gmm", "family.data={type: table, file: /nowhere/a.csv}", "family.data.file", "no such file"),
+        ("gaussian", "regime=accumulate", "regime", "set replace"),
+        ("gaussian", "arms.1.gamma=0.001", "arms.tce-0.001.gamma", "samples of 10000"),
+        ("vae", "family.warmup_epochs=40", "family.warmup_epochs", "raise epochs"),
+    ],
+)
+def test_bad_fields_are_named_before_anything_runs(preset: str, override: str, field: str, said: str) -> None:
+    with pytest.raises((ConfigError, DataError)) as caught:
+        plan(preset, override)
+    assert caught.value.field == field
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_a_family_is_no_language_model() -> None:
+    with pytest.raises(ConfigError, match="on the family gmm"):
+        load_experiment_config("gmm")
+    assert isinstance(validate({"family": {"type": "gmm"}}), FamilyExperiment)
+
+
+def test_mnist_is_looked_for_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORTIFAI_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"mnist/train-images-idx3-ubyte\.gz.*mirror lacks it"):
+        plan("vae-mnist")
+
+
+# ------------------------------------------------------------------------------------------------ keys
+
+
+def test_the_keys_of_language_models_are_what_they_always_were() -> None:
+    """Whoever has artifacts of these presets finds them. Raise a VERSION on purpose, then renew the digest here."""
+    found = {
+        name: [one.key for one in plan_experiment(load_experiment_config(name), corpus_digests={}).uses()]
+        for name in ("smoke", "tiny")
+    }
+    digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    assert digest == "605dc39bb14522bbfc4aa5f89a851d2cd171ef49f5efad3ffed682a622086b19"
+
+
+@pytest.mark.parametrize("preset", ["gmm", "gaussian", "vae"])
+def test_planning_twice_gives_the_same_keys_and_runtime_is_in_none(preset: str) -> None:
+    first = plan(preset)
+    assert [s.key for s in first.uses()] == [s.key for s in plan(preset).uses()]
+    for override in ("runtime.workers=7", "runtime.threads=3"):
+        assert keys(plan(preset, override), report=True) == keys(first, report=True)
+
+
+@pytest.mark.parametrize("preset", ["gmm", "gaussian", "vae"])
+def test_parents_come_before_children_and_stages_survive_json(preset: str) -> None:
+    done: set[tuple[str, str]] = set()
+    for one in plan(preset).stages():
+        assert set(one.parents.values()) <= done
+        done.add(one.reference)
+        assert Stage.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+@pytest.mark.parametrize(("preset", "few", "many"), [("gmm", 4, 6), ("vae", 3, 5), ("gaussian", 500, 1000)])
+def test_raising_generations_computes_only_the_new_ones(preset: str, few: int, many: int) -> None:
+    short, long = plan(preset, f"generations={few}"), plan(preset, f"generations={many}")
+    assert keys(short) < keys(long)
+    new = [s for s in long.stages() if s.key not in keys(short) and s.role != "family-report"]
+    assert min(s.generation or 0 for s in new) >= few
+
+
+def test_a_segment_that_is_cut_short_is_the_only_one_computed_anew() -> None:
+    short, long = plan("gaussian", "generations=300"), plan("gaussian", "generations=1000")
+    lost = [s for s in short.stages() if s.key not in keys(long) and s.role == "family-segment"]
+    assert {(s.content["first"], s.content["last"]) for s in lost} == {(250, 299)}
+
+
+@pytest.mark.parametrize("regime", ["replace", "accumulate"])
+def test_what_each_generation_is_trained_on(regime: str) -> None:
+    run = plan("gmm", f"regime={regime}", "generations=4").runs[0]
+    read = [sorted(name for name in step.train.parents if name != "model") for step in run.steps]
+    assert (
+        read
+        == {
+            "replace": [["data"], ["X_1"], ["X_2"], ["X_3"]],
+            "accumulate": [["data"], ["X_1", "data"], ["X_1", "X_2", "data"], ["X_1", "X_2", "X_3", "data"]],
+        }[regime]
+    )
+    assert [("model" in step.train.parents) for step in run.steps] == [False, True, True, True]
+
+
+def test_arms_share_what_the_mask_has_no_say_in() -> None:
+    """A mixture's M_0 is fitted to all of the real data; a VAE's ELBO is clipped from the first generation on."""
+    for preset, shared in (("gmm", True), ("vae", False)):
+        p = plan(preset, "seeds=[1]", "generations=2")
+        first, second = p.runs[0].steps, p.runs[1].steps
+        assert (first[0].train.key == second[0].train.key) == shared
+        assert first[1].train.key != second[1].train.key
+
+
+@pytest.mark.parametrize(
+    ("preset", "override", "roles"),
+    [
+        ("gmm", "family.projections=64", {"family-evaluate", "family-failure"}),
+        ("gmm", "failure.threshold=0.4", {"family-failure"}),
+        ("gmm", "arms.1.gamma=0.7", {"family-train", "family-sample", "family-evaluate", "family-failure"}),
+        ("vae", "family.neighbours=3", {"family-evaluate"}),
+        ("gaussian", "family.sampling_bias=0.95", {"family-segment", "family-failure"}),
+    ],
+)
+def test_a_changed_field_is_felt_where_it_is_read(preset: str, override: str, roles: set[str]) -> None:
+    before, after = plan(preset), plan(preset, override)
+    assert {s.role for s in after.stages() if s.key not in keys(before, report=True)} - {"family-report"} == roles
+
+
+def test_a_new_seed_or_arm_leaves_the_others_as_they_are() -> None:
+    two = "arms=[{type: none}, {type: threshold, gamma: 0.8}]"
+    three = "arms=[{type: none}, {type: threshold, gamma: 0.8}, {type: threshold, gamma: 0.5}]"
+    one = plan("gmm", "seeds=[1]", "generations=3", two)
+    for changes in ([two, "seeds=[1, 2]"], [three, "seeds=[1]"]):
+        assert keys(one) < keys(plan("gmm", "generations=3", *changes))
+
+
+def test_a_table_stands_in_a_key_by_its_digest_and_never_by_its_path(tmp_path: Path) -> None:
+    rows = "\n".join(f"{i},{(7 * i) % 13}" for i in range(60))
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(f"x,y\n{rows}\n")
+    one, two = (
+        plan("gmm", f"family.data={{type: table, file: {tmp_path / name}}}", "family.components=2", "generations=2")
+        for name in ("a.csv", "b.csv")
+    )
+    assert keys(one) == keys(two)
+    (tmp_path / "b.csv").write_text(f"x,y\n{rows}\n1,2\n")
+    again = plan("gmm", f"family.data={{type: table, file: {tmp_path}/b.csv}}", "family.components=2", "generations=2")
+    assert not keys(one) & keys(again)
+
+
+# ------------------------------------------------------------------------------------------------ time to failure
+
+
+def test_time_to_failure_is_where_the_line_crosses() -> None:
+    values = {0: 1.0, 1: 0.8, 2: 0.4, 3: 0.9}
+    below = first_beyond(values, threshold=0.5, when="below")
+    assert (below.status, below.failed_in) == ("failed", 2)
+    assert below.generations == pytest.approx(1.75)  # 0.8 → 0.4 passes 0.5 after three quarters
+    assert below.describe() == "1.75"
+    above = first_beyond({0: 1.0, 1: 2.0, 4: 8.0}, threshold=5.0, when="above")
+    assert above.generations == pytest.approx(2.5)  # between M1 and M4, half way
+    half = first_beyond({0: 4.0, 1: 3.0, 2: 1.0}, threshold=0.5, when="below", relative=True)
+    assert (half.threshold, half.generations) == (2.0, pytest.approx(1.5))
+
+
+def test_a_run_that_never_crosses_has_no_number_and_one_that_starts_beyond_never_learned() -> None:
+    never = first_beyond({0: 1.0, 1: 0.5}, threshold=0.5, when="below")  # at the threshold is not below it
+    assert (never.status, never.generations, never.describe()) == ("censored", None, "> 1")
+    started = first_beyond({0: 0.1, 1: 0.9}, threshold=0.5, when="below")
+    assert (started.status, started.generations, started.describe()) == ("never-learned", None, "never learned")
+    broken = first_beyond({0: 1.0, 1: math.nan}, threshold=0.5, when="below")
+    assert (broken.status, broken.generations) == ("failed", 1.0)
+    with pytest.raises(ConfigError, match="has no shares"):
+        first_beyond({0: -4.0, 1: -9.0}, threshold=0.5, when="below", relative=True)
+    with pytest.raises(ValueError, match="none to look at"):
+        first_beyond({}, threshold=0.5, when="below")
+
+
+# ------------------------------------------------------------------------------------------------ intervals
+
+
+def test_intervals_over_runs_are_students() -> None:
+    from scipy import stats
+
+    values = [1.0, 2.0, 4.0, 4.5]
+    one = estimate(values)
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (one.mean, one.low, one.high) == (pytest.approx(2.875), pytest.approx(low), pytest.approx(high))
+    assert not estimate([1.0]).known and not estimate([1.0]).excludes_zero
+
+
+def test_the_interval_of_a_median_covers_it_as_often_as_it_says() -> None:
+    from scipy.stats import binom
+
+    rng = np.random.default_rng(0)
+    n, worlds = 20, 4000
+    draws = rng.exponential(size=(worlds, n))  # a skewed law, its median ln 2
+    covered = 0
+    for row in draws:
+        one = median_estimate(row.tolist())
+        covered += one.low <= math.log(2) <= one.high
+    exact = 1 - 2 * float(binom.cdf(5, n, 0.5))  # x_(6) to x_(15), since P(B ≤ 5) = 0.021 and P(B ≤ 6) = 0.058
+    assert exact >= 0.95
+    assert covered / worlds == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / worlds))
+    assert not median_estimate([1.0, 2.0, 3.0]).known  # three replicates cannot give 95%
+
+
+def test_numbers_and_choices_for_a_page() -> None:
+    assert [number(v) for v in (0.0123456, -3.0, 4321.7, 1.84e-46)] == ["0.0123", "−3", "4,322", "1.84e−46"]
+    assert spread(range(16), 7)[0] == 0 and spread(range(16), 7)[-1] == 15 and len(spread(range(16), 7)) <= 7
+    assert spread(range(1000), 7) == (0, 167, 334, 501, 668, 835, 999)
+    assert spread([0, 1, 2], 7) == (0, 1, 2)
+
+
+# ------------------------------------------------------------------------------------------------ arrays on disk
+
+
+def test_arrays_come_back_bit_for_bit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x": rng.normal(size=(50, 3)),
+        "pixels": rng.integers(0, 256, size=(50, 8, 8), dtype=np.uint8),
+        "label": np.arange(50, dtype=np.int64),
+        "flag": np.arange(50) % 2 == 0,
+    }
+    assert write_arrays(tmp_path / "a.parquet", arrays) == 50
+    found = read_arrays(tmp_path / "a.parquet")
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
+    write_arrays(tmp_path / "b.parquet", arrays)
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_arrays_that_cannot_be_kept_or_read_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    with pytest.raises(DataError, match="one length"):
+        write_arrays(path, {"x": np.zeros(3), "y": np.zeros(4)})
+    with pytest.raises(DataError, match="at least one row"):
+        write_arrays(path, {"x": np.zeros((0, 2))})
+    with pytest.raises(DataError, match="numbers or bools"):
+        write_arrays(path, {"x": np.array(["a"])})
+    assert not path.exists()
+    with pytest.raises(ArtifactDamaged, match="missing"):
+        read_arrays(path)
+    path.write_bytes(b"no parquet")
+    with pytest.raises(ArtifactDamaged, match="cannot be read"):
+        read_arrays(path)
+
+
+def test_parameters_are_the_same_bytes_in_any_order(tmp_path: Path) -> None:
+    one, two = np.ones((2, 2)), np.arange(3, dtype=np.int64)
+    write_parameters(tmp_path / "a", {"one": one, "two": two})
+    write_parameters(tmp_path / "b", {"two": two, "one": one.T})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert np.array_equal(read_parameters(tmp_path / "a")["two"], two)
+    (tmp_path / "a").write_bytes(b"\x00")
+    with pytest.raises(ArtifactDamaged):
+        read_parameters(tmp_path / "a")
+
+
+def test_mnist_from_the_hub_is_kept_as_the_files_that_the_mirror_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fortifai_core.families.images.idx import read_mnist
+    from storage.sources import family_data, hub
+
+    images, labels = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28), np.array([3, 7], dtype=np.uint8)
+    asked: list[str] = []
+
+    def load(split: str) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(split)
+        return images, labels
+
+    monkeypatch.delenv("FORTIFAI_DATA", raising=False)
+    monkeypatch.setenv("FORTIFAI_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "load_mnist", load)
+    for _ in range(2):
+        folder = family_data.mnist_folder()
+        for part in ("train", "t10k"):
+            found = read_mnist(folder, part)
+            assert np.array_equal(found[0], images) and np.array_equal(found[1], labels)
+    assert asked == ["train", "test"]

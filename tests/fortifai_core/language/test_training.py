@@ -1,0 +1,164 @@
+"""Training one generation: resuming changes nothing, packing loses nothing, a broken loss stops in time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fortifai_core.config.experiment import Training
+from fortifai_core.corpus.packing import collate, pack
+from fortifai_core.errors import NonFiniteLoss
+from fortifai_core.language.training import newest_checkpoint, train_model
+
+VOCABULARY = 64
+
+
+def tiny_model(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+        )
+    )
+
+
+def rows(count: int = 24, length: int = 16) -> list[dict[str, Any]]:
+    draw = torch.Generator().manual_seed(1)
+    return [{"input_ids": torch.randint(0, VOCABULARY, (length,), generator=draw).tolist()} for _ in range(count)]
+
+
+CONFIG = Training(epochs=3, learning_rate=1e-2, batch_size=4, sequence_length=16)
+
+
+def weights(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def train(model: Any, workspace: Path, *, seed: int = 5, **options: Any) -> Any:
+    config = options.pop("config", CONFIG)
+    return train_model(model, rows(), config=config, seed=seed, pad_id=0, workspace=workspace, **options)
+
+
+class Killed(BaseException):
+    """Stands for a process that dies: nothing may catch it."""
+
+
+def die_at(step: int) -> Any:
+    def on_progress(done: int, total: int) -> None:
+        if done == step:
+            raise Killed
+
+    return on_progress
+
+
+@pytest.mark.parametrize("step", [1, 7, 11, 17])
+def test_training_resumed_anywhere_ends_with_the_same_weights(tmp_path: Path, step: int) -> None:
+    whole = tiny_model()
+    train(whole, tmp_path / "whole", save_steps=2)
+    with pytest.raises(Killed):
+        train(tiny_model(), tmp_path / "cut", save_steps=2, on_progress=die_at(step))
+    torch.manual_seed(12345)  # the resumed process has drawn other numbers before
+    resumed = tiny_model()
+    result = train(resumed, tmp_path / "cut", save_steps=2)
+    assert result.resumed_from == (step - 1) // 2 * 2
+    assert same(weights(whole), weights(resumed))
+
+
+def test_best_checkpoint_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"checkpoint": "best"})
+    whole, resumed = tiny_model(), tiny_model()
+    train(whole, tmp_path / "whole", config=config, validation=rows(6))
+    with pytest.raises(Killed):
+        train(tiny_model(), tmp_path / "cut", config=config, validation=rows(6), on_progress=die_at(15))
+    train(resumed, tmp_path / "cut", config=config, validation=rows(6))
+    assert same(weights(whole), weights(resumed))
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tiny_model(), tmp_path, save_steps=2, on_progress=die_at(9))
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None and newest.name == "checkpoint-8"
+    optimizer = newest / "optimizer.pt"
+    content = bytearray(optimizer.read_bytes())
+    content[len(content) // 2] ^= 1
+    optimizer.write_bytes(content)
+    older = newest_checkpoint(tmp_path)
+    assert older is not None and older.name == "checkpoint-6"
+    assert not newest.exists()
+    (older / "digests.json").unlink()
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_the_seed_orders_the_data(tmp_path: Path) -> None:
+    one, again, other = tiny_model(), tiny_model(), tiny_model()
+    train(one, tmp_path / "1", seed=1)
+    train(again, tmp_path / "2", seed=1)
+    train(other, tmp_path / "3", seed=2)
+    assert same(weights(one), weights(again))
+    assert not same(weights(one), weights(other))
+
+
+def test_a_non_finite_loss_stops_before_the_step(tmp_path: Path) -> None:
+    model = tiny_model()
+    before = weights(model)
+    forward = model.forward
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.loss = output.loss * float("nan")
+        return output
+
+    model.forward = broken
+    with pytest.raises(NonFiniteLoss, match="step 1"):
+        train(model, tmp_path)
+    assert same(before, weights(model))
+
+
+def test_accumulated_micro_batches_make_the_same_step_as_one_batch(tmp_path: Path) -> None:
+    one, two = tiny_model(), tiny_model()
+    train(one, tmp_path / "1", config=CONFIG.model_copy(update={"epochs": 1, "optimizer": "sgd"}))
+    split = {"epochs": 1, "optimizer": "sgd", "gradient_accumulation": 2}
+    train(two, tmp_path / "2", config=CONFIG.model_copy(update=split))
+    for a, b in zip(weights(one), weights(two), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_packing_keeps_every_token_in_order() -> None:
+    documents = [list(range(10, 10 + n)) for n in (1, 7, 30, 2)]
+    packed = list(pack(documents, sequence_length=8, end_of_text=0))
+    assert [t for row in packed for t in row] == [t for d in documents for t in [*d, 0]]
+    assert all(len(row) == 8 for row in packed[:-1])
+
+
+def test_a_single_token_left_over_has_no_target_and_is_left_out() -> None:
+    assert list(pack([[1, 2, 3, 4]], sequence_length=4, end_of_text=0)) == [[1, 2, 3, 4]]
+
+
+def test_padding_carries_no_label() -> None:
+    batch = collate([{"input_ids": [1, 2, 3]}, {"input_ids": [0]}], pad_id=0)
+    assert batch["labels"].tolist() == [[1, 2, 3], [0, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_checkpoints_are_sealed_with_the_digest_of_every_file(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tiny_model(), tmp_path, save_steps=2, on_progress=die_at(5))
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    sealed = set(json.loads((newest / "digests.json").read_text()))
+    assert {"optimizer.pt", "model.safetensors", "rng_state.pth", "scheduler.pt"} <= sealed

@@ -1,0 +1,80 @@
+"""What several test files do with experiments: remember what was built, run the command line, compare digests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from storage.store.store import ArtifactStore
+from tasks.engine.stages import Stage
+
+# What every deployment names as its flow.
+ENTRYPOINT = "flows.recursive.recursive_training"
+FAMILY_ENTRYPOINT = "flows.family.recursive_family"
+COMMAND = [sys.executable, "-m", "flows.cli"]
+# two best logits (greedy), or a draw and an edge of its token's interval (sampling), that are closer than this in
+# float32 may change places with another shape of batch
+ROUNDING = {"greedy": 1e-4, "sample": 1e-5}
+
+
+class Recorder:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.built: list[Stage] = []
+        self.found: list[Stage] = []
+        self.notes: list[str] = []
+
+    def started(self, stage: Stage) -> None:
+        """Only what was finished counts."""
+
+    def progressed(self, stage: Stage, done: int, total: int, unit: str) -> None:
+        assert 0 <= done <= total, stage
+
+    def finished(self, stage: Stage, *, found: bool, seconds: float) -> None:
+        (self.found if found else self.built).append(stage)
+
+    def noted(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def digests(store: ArtifactStore) -> dict[str, dict[str, str]]:
+    """sha256 of every file of every artifact but the reports, which show how long things took."""
+    return {
+        f"{m.kind}/{m.key}": {e["name"]: e["sha256"] for e in m.files}
+        for m in store.ls()
+        if m.kind not in ("report", "family-report")
+    }
+
+
+def environment(tmp_path: Path, store: str) -> dict[str, str]:
+    """For a command of its own: a store and a Prefect home below `tmp_path`, and no server."""
+    return {
+        **os.environ,
+        "FORTIFAI_STORE": str(tmp_path / store),
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": "",
+        "COLUMNS": "200",
+    }
+
+
+def cli(tmp_path: Path, store: str, *arguments: str) -> str:
+    """`fortifai ARGUMENTS` to its end; what it printed."""
+    done = subprocess.run(
+        [*COMMAND, *arguments], env=environment(tmp_path, store), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def start_cli(tmp_path: Path, store: str, *arguments: str) -> subprocess.Popen[str]:
+    """The same, not waited for; what it prints to either stream is in its `stdout`."""
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=environment(tmp_path, store),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )

@@ -1,0 +1,106 @@
+"""The files in deployments/: Prefect's own models take them, they agree with each other and with the presets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.load import load_any_config, presets
+from flows.server import serving
+from fortifai_core.families.registry import FamilyExperiment
+from helpers import ENTRYPOINT, FAMILY_ENTRYPOINT
+
+DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((DEPLOYMENTS / name).read_text())
+
+
+@pytest.mark.parametrize("name", ["prefect.yaml", "containers.yaml"])
+def test_deployment_files_hold_up_before_prefects_own_models(name: str) -> None:
+    from prefect.cli.deploy._models import PrefectYamlModel
+    from prefect.utilities.importtools import import_object
+    from prefect.utilities.templating import apply_values
+
+    from deployments.steps import read_presets
+
+    data = read(name)
+    model = PrefectYamlModel.model_validate(data)
+    steps = [step for section in ("build", "pull") for step in data[section]]
+    assert all(callable(import_object(function)) for step in steps for function in step)
+    found = read_presets()
+    for deployment in model.deployments:
+        assert deployment.work_pool is not None and deployment.work_pool.name
+        filled = apply_values(deployment.parameters, {"presets": found}, warn_on_notset=True)
+        preset = re.sub("-(docker|kubernetes)$", "", str(deployment.name))
+        config = load_any_config(preset)
+        family = isinstance(config, FamilyExperiment)
+        assert deployment.entrypoint == (FAMILY_ENTRYPOINT if family else ENTRYPOINT)
+        assert type(config).model_validate(filled["experiment"]) == config
+    # the same signs of life as in the automation that waits for them
+    pools = [d["work_pool"]["job_variables"]["env"] for d in data["deployments"]]
+    assert {pool["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] for pool in pools} == {str(serving.HEARTBEAT_SECONDS)}
+
+
+def test_every_preset_is_in_prefect_yaml() -> None:
+    listed = {deployment["name"] for deployment in read("prefect.yaml")["deployments"]}
+    assert listed == set(presets()), "add the new preset to deployments/prefect.yaml"
+
+
+def test_automations_are_ones_that_prefect_takes() -> None:
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+    zombie, collapse = (AutomationCore.model_validate(one) for one in read("automations.yaml")["automations"])
+    assert isinstance(zombie.trigger, EventTrigger) and isinstance(collapse.trigger, EventTrigger)
+    assert zombie.trigger.posture is Posture.Proactive and zombie.enabled
+    assert zombie.trigger.within.total_seconds() == 3 * serving.HEARTBEAT_SECONDS
+    # each way of ending counts as an answer, or a finished run would be crashed afterwards
+    ends = {"Completed", "Failed", "Cancelled", "Crashed"}
+    assert {f"prefect.flow-run.{end}" for end in ends} <= set(zombie.trigger.expect)
+    assert not collapse.enabled  # it names a block that each server has to make first
+
+
+def test_the_event_that_the_automation_waits_for_is_the_one_that_is_emitted() -> None:
+    source = (DEPLOYMENTS.parent / "tasks" / "publish.py").read_text()
+    trigger = read("automations.yaml")["automations"][1]["trigger"]
+    assert f'"{trigger["expect"][0]}"' in source
+    assert f'f"{trigger["match"]["prefect.resource.id"].removesuffix("*")}' in source
+
+
+def test_compose_is_consistent() -> None:
+    compose = read("compose.yaml")
+    services = compose["services"]
+    for service in services.values():
+        for other, condition in service.get("depends_on", {}).items():
+            needs = {"service_healthy": "healthcheck", "service_completed_successfully": "command"}
+            assert needs[condition["condition"]] in services[other]
+        for volume in service.get("volumes", []):
+            assert volume.split(":")[0] in compose["volumes"]
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:")  # the server has no login
+    assert {"database", "server", "worker"} <= {name for name, s in services.items() if "healthcheck" in s}
+    pool = read("prefect.yaml")["deployments"][0]["work_pool"]["name"]
+    assert pool in services["worker"]["command"] and f"--type process {pool}" in services["setup"]["command"][-1]
+    docker = read("containers.yaml")["deployments"][0]["work_pool"]["job_variables"]
+    assert docker["volumes"][0].split(":")[0] == compose["volumes"]["store"]["name"]
+    assert docker["image"] == services["worker"]["image"]
+
+
+def test_the_image_holds_every_room_and_does_not_run_as_root() -> None:
+    import tomllib
+
+    lines = (DEPLOYMENTS / "Dockerfile").read_text().splitlines()
+    copied = {name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]}
+    root = DEPLOYMENTS.parent
+    rooms = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert set(rooms) <= copied
+    allowed = (DEPLOYMENTS / "Dockerfile.dockerignore").read_text().splitlines()
+    assert {f"!{name}" for name in copied} <= set(allowed)
+    instructions = [line.split()[0] for line in lines if re.match("[A-Z]+ ", line)]
+    assert "USER fortifai" in lines and instructions.index("USER") < instructions.index("CMD")
+    assert not any(name.isupper() and name == "RUN" for name in instructions[instructions.index("USER") :])

@@ -1,0 +1,327 @@
+"""An experiment on a family from end to end: stages, report, catalog; cut at any moment, the same results."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from flows.load import load_any_config
+from flows.prepare import Prepared, prepare_experiment
+from fortifai_core.config.experiment import Runtime
+from helpers import Recorder, cli, digests, start_cli
+from storage.catalog.catalog import query
+from storage.store.store import ArtifactStore
+from tasks.engine.build import build
+from tasks.engine.stages import Stage
+
+GMM = [
+    "family.data.samples=120",
+    "family.components=2",
+    "family.projections=8",
+    "arms=[{type: none}, {type: threshold, gamma: 0.8}]",
+    "seeds=[1, 2]",
+    "generations=3",
+    "runtime.workers=1",
+]
+GAUSSIAN = ["family.samples=200", "family.replicates=6", "family.segment=4", "generations=10", "runtime.workers=1"]
+VAE = [
+    "family.epochs=2",
+    "family.channels=4",
+    "family.latent=3",
+    "family.samples=300",
+    "family.classifier_epochs=1",
+    "family.measured_images=100",
+    "arms=[{type: none}, {type: dynamic-quantile}]",
+    "seeds=[1]",
+    "generations=2",
+    "runtime.workers=1",
+]
+
+
+def quiet(_done: int, _total: int, _unit: str) -> None:
+    """Progress that nobody looks at."""
+
+
+def prepared(store: Path, preset: str, *overrides: str) -> Prepared:
+    return prepare_experiment(load_any_config(preset, overrides), store=str(store))
+
+
+def build_all(one: Prepared, *, upto: int | None = None) -> list[Stage]:
+    """Every stage by its own builder, in order, without a server; those that were not there before."""
+    built = []
+    for stage in one.plan.stages()[:upto]:
+        _, found = build(stage, one.store, Runtime(), progress=quiet)
+        if not found:
+            built.append(stage)
+    return built
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    one = prepared(tmp_path_factory.mktemp("families") / "store", "gmm", *GMM)
+    build_all(one)
+    return one
+
+
+def report_folder(one: Prepared) -> Path:
+    stage = one.plan.report()
+    artifact = one.store.find(stage.kind, stage.key)
+    assert artifact is not None
+    return artifact.path
+
+
+def test_every_artifact_is_sound_and_a_second_time_nothing_is_built(finished: Prepared) -> None:
+    assert finished.store.verify() == []
+    assert build_all(finished) == []
+
+
+def test_cut_between_and_within_stages_it_ends_with_the_same_bits(
+    finished: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.families import builders
+
+    one = prepared(tmp_path / "cut", "gmm", *GMM)
+    whole = builders.write_parameters
+
+    def torn(path: Path, parameters: Any) -> None:
+        whole(path, parameters)
+        raise KeyboardInterrupt  # after a file was written, before the artifact was committed
+
+    monkeypatch.setattr(builders, "write_parameters", torn)
+    with pytest.raises(KeyboardInterrupt):
+        build_all(one)
+    monkeypatch.undo()
+    build_all(one, upto=7)
+    again = prepared(tmp_path / "cut", "gmm", *GMM)
+    assert len(build_all(again)) == len(again.plan.stages()) - 7
+    assert digests(again.store) == digests(finished.store)
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(finished: Prepared) -> None:
+    folder = report_folder(finished)
+    page = (folder / "report.html").read_text()
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page) and "<script" not in page
+    assert "data:image/svg+xml;base64," in page and "The paper’s" in page and "Figure 8" in page
+    for name in ("report.html", "results.csv", "results.parquet", "table.json", "gmm-grid.svg", "gmm-grid.png"):
+        assert (folder / name).stat().st_size
+    for name in ("covariance-trace", "sliced-wasserstein", "live-fraction"):
+        assert (folder / f"{name}.svg").read_text().startswith("<svg")
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "fortifai resume gmm" in page and "prefers-color-scheme" in page and "viewport" in page
+    table = json.loads((folder / "table.json").read_text())
+    assert table["headers"] == ["generation", "CE", "TCE 0.8"] and table["headline"]
+    assert [row[0] for row in table["rows"]][:3] == ["M0", "M1", "M2"]
+
+
+def test_the_rows_of_the_report_are_those_of_the_catalog(finished: Prepared) -> None:
+    import csv
+
+    with (report_folder(finished) / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    where = "metric = 'sliced-wasserstein' and arm = 'tce-0.8' and seed = 2 and generation = 2"
+    sql = f"select value from metrics where {where}"
+    ((value,),) = query(finished.store, sql)[1]
+    (row,) = (
+        r
+        for r in rows
+        if (r["arm"], r["seed"], r["generation"], r["metric"]) == ("tce-0.8", "2", "2", "sliced-wasserstein")
+    )
+    assert float(row["value"]) == value
+
+
+def test_the_catalog_knows_families(finished: Prepared) -> None:
+    store = finished.store
+    assert query(store, "select name, corpus, model, regime, generations from experiments")[1] == [
+        ("gmm", "moons", "gmm", "replace", 3)
+    ]
+    runs = query(store, "select arm, seed, newest_generation from runs order by all")[1]
+    assert runs == [("ce", 1, 2), ("ce", 2, 2), ("tce-0.8", 1, 2), ("tce-0.8", 2, 2)]
+    counted = query(store, "select count(*) from metrics where metric = 'live-fraction'")[1]
+    assert counted == [(12,)]  # M_0 is one artifact for both arms, and each arm has its row
+    assert query(store, "select count(*) from generations")[1] == [(12,)]
+    missing = query(store, "select count(*) from stages where role like 'family-%' and not present")[1]
+    assert missing == [(0,)]
+    parents = "select distinct role from lineage where kind = 'family-evaluation' order by 1"
+    assert [name for (name,) in query(store, parents)[1]] == ["data", "first", "model", "sample"]
+
+
+def test_a_gaussian_s_segments_go_on_where_they_ended(tmp_path: Path) -> None:
+    settings = [*GAUSSIAN, "arms=[{type: none}, {type: adaptive}]"]
+    one = prepared(tmp_path / "one", "gaussian", *settings)
+    build_all(one)
+    whole = prepared(
+        tmp_path / "two", "gaussian", *GAUSSIAN, "arms=[{type: none}, {type: adaptive}]", "family.segment=10"
+    )
+    build_all(whole, upto=-1)  # all but the report
+    asked = "select arm, generation, metric, value from metrics order by all"
+    assert query(one.store, asked)[1] == query(whole.store, asked)[1]
+    generations = query(one.store, "select min(generation), max(generation) from metrics")[1]
+    assert generations == [(0, 9)]
+    assert one.store.verify() == []
+    page = (report_folder(one) / "report.html").read_text()
+    assert "6 replicates" in page and "Time to failure" in page
+    assert [m.metrics["status"] for m in one.store.ls("family-failure")]
+
+
+@pytest.mark.long
+def test_a_vae_from_its_digits_to_its_report(tmp_path: Path) -> None:
+    one = prepared(tmp_path, "vae", *VAE, "regime=accumulate")
+    build_all(one)
+    train = [s for s in one.plan.stages() if s.role == "family-train" and s.generation == 1]
+    assert all(set(s.parents) == {"data", "X_1", "model"} for s in train)
+    evaluations = one.store.ls("family-evaluation")
+    assert len(evaluations) == 4
+    assert all({e["name"] for e in m.files} == {"metrics.parquet", "preview.png"} for m in evaluations)
+    page = (report_folder(one) / "report.html").read_text()
+    assert "Figure 9" in page and "ELBO" in page
+    assert {p.name for p in report_folder(one).glob("vae-*.png")} >= {"vae-samples.png", "vae-measures.png"}
+
+
+def test_names_from_outside_are_escaped_and_claims_follow_the_intervals(finished: Prepared) -> None:
+    from dataclasses import replace
+
+    from fortifai_core.families.base import Generation, Results, Run
+    from fortifai_core.report.family_analysis import FamilyReport, analyse
+    from fortifai_core.report.family_page import render
+
+    def report(values: dict[str, list[float]]) -> FamilyReport:
+        runs = tuple(
+            Run(arm, seed, (Generation(0, {"sliced-wasserstein": value}),))
+            for arm, own in values.items()
+            for seed, value in enumerate(own)
+        )
+        results = Results(finished.plan.config.family, tuple(values), {}, runs)  # type: ignore[union-attr]
+        return FamilyReport("gmm", {"regime": "replace"}, "fortifai resume gmm", {}, results, ())
+
+    apart = analyse(report({"ce": [1.0, 1.1, 0.9, 1.0], "tce-0.8": [0.5, 0.61, 0.4, 0.5]}))
+    assert "told apart" in apart.headline[1] and "not distinguishable" not in " ".join(apart.headline)
+    alike = analyse(report({"ce": [1.0, 1.2, 0.8, 1.0], "tce-0.8": [1.1, 0.9, 1.0, 1.05]}))
+    assert "not distinguishable at this size" in alike.headline[1]
+    single = analyse(report({"ce": [1.0], "tce-0.8": [0.1]}))
+    assert "nobody can tell" in single.headline[1]
+    page = render(analyse(replace(report({"ce": [1.0, 2.0]}), notes=("<b>&",), command="run '<x>'")))
+    assert "<b>&" not in page and "&lt;b&gt;&amp;" in page and "&lt;x&gt;" in page
+
+
+# ------------------------------------------------------------------------------------------- with Prefect, long
+
+
+def run(one: Prepared) -> Recorder:
+    from flows.family import run_family_experiment
+
+    recorder = Recorder()
+    asyncio.run(run_family_experiment(one, recorder))
+    return recorder
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("prefect_server")
+def test_the_flow_builds_every_stage_once_and_the_ui_shows_table_chart_and_picture(
+    finished: Prepared, tmp_path: Path
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    one = prepared(tmp_path, "gmm", *GMM)
+    first = run(one)
+    assert set(Counter(s.reference for s in first.built).values()) == {1}
+    assert {s.reference for s in one.plan.stages()} == {s.reference for s in first.built}
+    assert digests(one.store) == digests(finished.store)
+    assert run(prepared(tmp_path, "gmm", *GMM)).built == []
+
+    async def shown() -> dict[str, Any]:
+        async with get_client() as client:
+            made = await client.read_artifacts(limit=200)
+            return {a.key: a.data for a in sorted(made, key=lambda a: str(a.created)) if a.key}
+
+    artifacts = asyncio.run(shown())
+    rows = json.loads(artifacts["gmm-tce-0-8-seed-2-table"])
+    assert [row["generation"] for row in rows] == [0, 1, 2] and all("sliced-wasserstein" in row for row in rows)
+    assert "xychart-beta" in artifacts["gmm-ce-seed-1-sliced-wasserstein"]
+    assert artifacts["gmm-ce-seed-1-picture"].startswith("data:image/png;base64,")
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("prefect_server")
+def test_an_arm_stops_when_it_has_failed(tmp_path: Path) -> None:
+    stop = ["failure={metric: sliced-wasserstein, threshold: 1.2, when: above, relative: true, stop_arm: true}"]
+    one = prepared(tmp_path, "gmm", *GMM, "generations=6", "arms=[{type: none}]", *stop)
+    recorder = run(one)
+    trained = Counter(s.seed for s in recorder.built if s.role == "family-train")
+    checks = {m.metrics["failed_in"] for m in one.store.ls("family-failure") if m.metrics["status"] == "failed"}
+    assert max(trained.values()) < 6 and max(trained.values()) == max(checks) + 1
+    assert any(s.role == "family-report" for s in recorder.built)
+
+
+def sets(overrides: list[str]) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_killed_and_resumed_by_the_printed_command_it_ends_with_the_same_digests(tmp_path: Path) -> None:
+    overrides = sets([*GMM, "generations=8"])
+    whole = prepared(tmp_path / "whole", "gmm", *GMM, "generations=8")
+    build_all(whole)
+    process = start_cli(tmp_path, "cut", "run", "gmm", *overrides)
+    store = ArtifactStore(tmp_path / "cut")
+    deadline = time.monotonic() + 120
+    while len(store.ls("family-evaluation")) < 6 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    (command,) = re.findall(r"go on with: fortifai (resume gmm-\w+)", output)
+    assert len(store.ls("family-evaluation")) < len(whole.store.ls("family-evaluation"))
+    said = cli(tmp_path, "cut", *command.split())
+    assert "stages computed" in said and "report:" in said
+    assert digests(store) == digests(whole.store)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_the_commands_on_a_family(tmp_path: Path) -> None:
+    gmm = ["gmm", *sets([*GMM, "seeds=[1]"])]
+    first = cli(tmp_path, "store", "run", *gmm)
+    assert "2 arms × 1 seeds × 3 generations" in first and "Sliced Wasserstein" in first
+    again = cli(tmp_path, "store", "run", *gmm)
+    assert "0 stages computed" in again
+    rows = json.loads(cli(tmp_path, "store", "plan", *gmm, "--set", "arms.1.gamma=0.7", "--json"))
+    missing = {(row["run"], row["stage"]) for row in rows if not row["found"]}
+    assert ("tce-0.7 · seed 1", "train · g1") in missing and not any(where.startswith("ce") for where, _ in missing)
+    changed = json.loads(cli(tmp_path, "store", "plan", *gmm, "--set", "family.components=3", "--json"))
+    assert "family.components: 2 → 3" in next(row["why"] for row in changed if not row["found"])
+    assert "gmm-" in cli(tmp_path, "store", "ls") and "tce-0.8" in cli(tmp_path, "store", "ls")
+    assert json.loads(cli(tmp_path, "store", "show", "gmm"))["config"]["family"]["type"] == "gmm"
+    assert "are sound, 0 were set aside" in cli(tmp_path, "store", "verify")
+    asked = cli(tmp_path, "store", "sql", "select distinct metric from metrics", "--json")
+    assert {"metric": "component-survival"} in json.loads(asked)
+    assert "report.html" in cli(tmp_path, "store", "report")
+    assert cli(tmp_path, "store", "path", "report").strip().endswith("report.html")
+
+
+def test_where_all_is_found_the_table_is_printed_without_a_server(
+    finished: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import local
+
+    monkeypatch.setattr(local, "configured_api", lambda: None)
+    output = io.StringIO()
+    outcome = local.run_here(
+        load_any_config("gmm", GMM),
+        store=finished.store.url,
+        refresh=[],
+        console=Console(file=output, width=160),
+        resume="{name}",
+    )
+    printed = output.getvalue()
+    assert outcome["built"] == 0 and "TCE 0.8 minus CE" in printed and "time to failure" in printed

@@ -1,0 +1,157 @@
+"""Killed at any moment, an experiment goes on where it was and ends with the same results, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers import cli, digests, start_cli
+from storage.store.store import ArtifactStore
+
+pytestmark = pytest.mark.long
+OVERRIDES = ["--set", "runtime.workers=1", "--set", "runtime.threads=1", "--set", "runtime.save_steps=3"]
+SLOWER = ["--set", "training.epochs=80", "--set", "generations=3"]
+
+
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder; nothing where it has gone, since others work in here meanwhile."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def wait_for_training(store: Path, generation: int, process: subprocess.Popen[str]) -> None:
+    """Until the training of that generation has written a checkpoint and goes on."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        models = {f"model-{m.key}" for m in ArtifactStore(store).ls("model")}
+        # a workspace is removed only after its model was committed: what lies there may be of a finished training
+        unfinished = [
+            checkpoint
+            for stage in set(names_in(store / "work")) - models
+            for checkpoint in names_in(store / "work" / stage / "trainer")
+            if (store / "work" / stage / "trainer" / checkpoint / "digests.json").is_file()
+        ]
+        if len(models) >= generation + 1 and unfinished:  # the base model is one, too
+            return
+        time.sleep(0.02)
+    raise AssertionError("the training never came to its first checkpoint")
+
+
+def children_of(process: int) -> set[int]:
+    listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()[1:]]
+    return {pid for pid, parent in pairs if parent == process}
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/status")
+    return not (status.exists() and "State:\tZ" in status.read_text())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_in_the_middle_of_training_it_resumes_to_the_same_results(tmp_path: Path, how: signal.Signals) -> None:
+    one_arm = [*OVERRIDES, *SLOWER, "--set", "losses=[{type: tce, gamma: 0.9}]"]
+    cli(tmp_path, "whole", "run", "smoke", *one_arm)
+    process = start_cli(tmp_path, "cut", "run", "smoke", *one_arm)
+    wait_for_training(tmp_path / "cut", 2, process)
+    children = children_of(process.pid)
+    assert len(children) >= 2  # a worker, and the Prefect server
+    process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    deadline = time.monotonic() + 20
+    while any(alive(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [child for child in children if alive(child)]
+    assert process.returncode != 0
+    printed = re.findall(r"go on with: fortifai (resume smoke-\w+)", output)
+    # at the start, for a kill that leaves no time for words; and at the end where there was some
+    assert len(printed) == (1 if how == signal.SIGKILL else 2) and len(set(printed)) == 1
+    assert "Traceback" not in output
+    said = cli(tmp_path, "cut", *printed[0].split())
+    assert "stages computed" in said
+    assert digests(ArtifactStore(tmp_path / "cut")) == digests(ArtifactStore(tmp_path / "whole"))
+    resumed = [m for m in ArtifactStore(tmp_path / "cut").ls("model") if m.metrics.get("resumed-from")]
+    assert len(resumed) == 1  # it went on from a checkpoint, and did not begin anew
+
+
+def test_a_killed_worker_fails_its_stage_and_nothing_else(tmp_path: Path) -> None:
+    arguments = [*OVERRIDES, *SLOWER, "--set", "losses=[{type: cross-entropy}]"]
+    process = start_cli(tmp_path, "cut", "run", "smoke", *arguments)
+    wait_for_training(tmp_path / "cut", 1, process)
+    workers = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    worker = next(
+        line for line in workers.splitlines() if "tasks.engine.worker" in line and str(process.pid) in line.split()
+    )
+    os.kill(int(worker.split()[0]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "worker process ended with code -9" in output
+    assert "fortifai resume smoke-" in output
+    assert ArtifactStore(tmp_path / "cut").verify() == []
+    cli(tmp_path, "cut", "resume", "latest")
+
+
+@pytest.mark.timeout(400)
+def test_the_command_line_from_a_first_run_to_the_questions_one_asks_of_it(tmp_path: Path) -> None:
+    arguments = ["smoke", *OVERRIDES]
+    first = cli(tmp_path, "store", "run", *arguments)
+    assert "retention of split 0" in first and "report:" in first
+    again = cli(tmp_path, "store", "run", *arguments)
+    assert "0 stages computed" in again
+    planned = json.loads(cli(tmp_path, "store", "plan", *arguments, "--json"))
+    assert all(row["found"] for row in planned)
+    changed = json.loads(cli(tmp_path, "store", "plan", *arguments, "--set", "losses.1.gamma=0.8", "--json"))
+    missing = [row for row in changed if not row["found"]]
+    assert {row["run"] for row in missing} == {"tce-0.8 · seed 0", "shared"}
+    assert [row["stage"] for row in missing if row["run"] == "shared"] == ["report"]
+    epochs = json.loads(cli(tmp_path, "store", "plan", *arguments, "--set", "training.epochs=3", "--json"))
+    first_miss = next(row for row in epochs if not row["found"])
+    assert "training.epochs: 2.0 → 3.0" in first_miss["why"]
+    asked = json.loads(
+        cli(tmp_path, "store", "sql", "select arm, generation, value from metrics where metric = 'kr-total'", "--json")
+    )
+    assert {(row["arm"], row["generation"]) for row in asked} == {(a, g) for a in ("ce", "tce-0.9") for g in (0, 1)}
+    catalog = Path(cli(tmp_path, "store", "path", "catalog").strip())
+    assert catalog.is_absolute() and catalog.is_file()
+    assert "smoke-" in cli(tmp_path, "store", "ls")
+    assert "are sound, 0 were set aside" in cli(tmp_path, "store", "verify")
+
+
+def test_sigterm_within_the_flow_still_says_how_to_go_on(tmp_path: Path) -> None:
+    """Prefect's own handler sends the signal once more where it strikes the flow's code, not its waiting."""
+    script = """
+import asyncio, contextlib, os, signal, types
+from prefect import flow
+from rich.console import Console
+import flows.recursive, flows.local
+async def struck(prepared, reporter):
+    @flow(validate_parameters=False)
+    async def here():
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(5)
+    await here()
+flows.recursive.run_experiment = struck
+flows.local.TerminalReporter = lambda *_: contextlib.nullcontext()
+flows.local.prefect_api = lambda *_: contextlib.nullcontext()
+prepared = types.SimpleNamespace(plan=None, store=types.SimpleNamespace(logs=__import__("pathlib").Path(".")))
+flows.local._run(prepared, Console(), command="fortifai resume this")
+"""
+    quiet = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=quiet, timeout=120)
+    assert "go on with: fortifai resume this" in ended.stdout and ended.returncode == 130, ended.stderr[-2000:]

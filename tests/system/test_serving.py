@@ -1,0 +1,415 @@
+"""Serving: deployments that take what the command line takes, and servers and runs that end when they should."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import embedded
+from flows.load import load_any_config, load_experiment_config, presets
+from flows.server import serving
+from fortifai_core.errors import InputError
+from fortifai_core.families.registry import FamilyExperiment
+from helpers import ENTRYPOINT, FAMILY_ENTRYPOINT
+from storage.store.store import ArtifactStore
+
+DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
+LINUX = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+
+
+# --------------------------------------------------------------------------------------- addresses, settings
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_free_port_is_free() -> None:
+    assert serving.server_at("127.0.0.1", free_port()) is False
+
+
+def test_a_port_that_something_else_uses_is_refused_by_its_number() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=rf"--port = {port}: something that is no Prefect server uses it"):
+            serving.server_at("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "field"), [("127.0.0.1", 0, "--port"), ("127.0.0.1", 65536, "--port"), ("192.0.2.1", 1, "--host")]
+)
+def test_an_address_that_cannot_be_had_is_refused(host: str, port: int, field: str) -> None:
+    port = port if field == "--port" else free_port()
+    with pytest.raises(InputError) as refused:
+        serving.server_at(host, port)
+    assert refused.value.field == field
+
+
+def test_what_is_served_to_all_is_reached_on_this_machine() -> None:
+    assert serving._reachable("0.0.0.0") == "127.0.0.1"
+    assert serving._reachable("::1") == "[::1]"
+
+
+def test_a_server_has_the_logging_of_its_user_and_not_the_quiet_one_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_quieted", set())
+    monkeypatch.delenv("PREFECT_LOGGING_LEVEL", raising=False)
+    monkeypatch.setenv("PREFECT_LOGGING_TO_API_ENABLED", "false")  # the user's own choice
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    embedded.quiet_environment()
+    assert os.environ["PREFECT_LOGGING_LEVEL"] == "CRITICAL"
+    kept = embedded.talkative_environment()
+    assert "PREFECT_LOGGING_LEVEL" not in kept
+    assert kept["PREFECT_LOGGING_TO_API_ENABLED"] == "false"
+    assert kept["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+
+
+# ---------------------------------------------------------------------------------------------- deployments
+
+
+def flow_of(preset: str) -> str:
+    return "recursive-family" if isinstance(load_any_config(preset), FamilyExperiment) else "recursive-training"
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    return {deployment.name: deployment for deployment in serving.deployments("/the/store")}
+
+
+def schema_of(deployment: Any) -> dict[str, Any]:
+    schema: dict[str, Any] = deployment._parameter_openapi_schema.model_dump(exclude_unset=True)
+    return schema
+
+
+def test_every_preset_is_a_deployment_of_the_importable_flow(made: dict[str, Any]) -> None:
+    from prefect.flows import load_flow_from_entrypoint
+
+    from flows.family import recursive_family
+    from flows.recursive import recursive_training
+
+    assert set(made) == set(presets())
+    for name, deployment in made.items():
+        config = load_any_config(name)
+        family = isinstance(config, FamilyExperiment)
+        assert deployment.entrypoint == (FAMILY_ENTRYPOINT if family else ENTRYPOINT)
+        assert (deployment.flow_name, deployment.description) == (flow_of(name), presets()[name])
+        assert type(config).model_validate(deployment.parameters["experiment"]) == config
+        assert deployment.parameters["store"] == "/the/store"
+    # a path (`flows/recursive.py:…`) would put the folder `flows` itself among the modules
+    assert load_flow_from_entrypoint(ENTRYPOINT, use_placeholder_flow=False) is recursive_training
+    assert load_flow_from_entrypoint(FAMILY_ENTRYPOINT, use_placeholder_flow=False) is recursive_family
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        ({}, True),
+        ({"generations": 2}, True),
+        ({"generations": None, "seeds": [3, 4], "refresh": ["evaluate"]}, True),
+        ({"generations": 0}, False),
+        ({"seeds": [-1]}, False),
+        ({"generation": 2}, False),
+        ({"experiment": {"corpus": {"type": "text", "files": ["a.txt"]}}}, True),
+        ({"experiment": {"corpus": {"type": "text"}}}, False),
+        ({"experiment": {"losses": [{"type": "focal", "gamma": 2}]}}, True),
+        ({"experiment": {"losses": [{"type": "tce", "gamma": 7}]}}, False),
+    ],
+)
+def test_the_server_checks_parameters_before_a_run_is_made(
+    made: dict[str, Any], change: dict[str, Any], fits: bool
+) -> None:
+    from prefect.utilities.schema_tools import is_valid_schema, validate
+
+    schema = schema_of(made["smoke"])
+    is_valid_schema(schema)
+    parameters = {**made["smoke"].parameters, **change}
+    if "experiment" in change:
+        parameters["experiment"] = {**made["smoke"].parameters["experiment"], **change["experiment"]}
+    known = set(parameters) <= set(schema["properties"])  # what else there is, the server refuses by name
+    assert (known and not validate(parameters, schema)) == fits
+
+
+def test_the_form_has_a_field_for_everything_and_a_tab_for_each_alternative(made: dict[str, Any]) -> None:
+    schema = schema_of(made["smoke"])
+    assert "oneOf" not in json.dumps(schema)  # which the form shows as bare JSON
+    experiment = schema["definitions"]["ExperimentConfig"]["properties"]
+    titles = {part["$ref"].rsplit("/", 1)[1] for part in experiment["corpus"]["anyOf"]}
+    assert titles == {"AlmanacCorpus", "TextCorpus", "HuggingFaceCorpus", "MixtureCorpus"}
+    assert len(experiment["losses"]["items"]["anyOf"]) == 4
+    for name in ("generations", "seeds", "store", "refresh"):
+        assert schema["properties"][name]["description"]
+    assert schema["required"] == ["experiment"]
+
+
+def test_the_form_of_a_family_has_a_tab_for_each_alternative(made: dict[str, Any]) -> None:
+    from prefect.utilities.schema_tools import is_valid_schema, validate
+
+    deployment = made["gmm"]
+    schema = schema_of(deployment)
+    is_valid_schema(schema)
+    assert "oneOf" not in json.dumps(schema)
+    experiment = schema["definitions"]["FamilyExperiment"]["properties"]
+    titles = {part["$ref"].rsplit("/", 1)[1] for part in experiment["family"]["anyOf"]}
+    assert titles == {"GaussianConfig", "GmmConfig", "VaeConfig", "ZipfConfig", "DiffusionConfig"}
+    assert not validate(deployment.parameters, schema)
+    assert validate({**deployment.parameters, "generations": 0}, schema)
+
+
+def test_parameters_stay_below_what_prefect_takes(made: dict[str, Any]) -> None:
+    assert max(len(json.dumps(deployment.parameters)) for deployment in made.values()) < 512 * 1024
+
+
+def test_the_flow_is_called_with_what_the_form_sends(made: dict[str, Any]) -> None:
+    from flows.recursive import recursive_training
+
+    sent = json.loads(json.dumps({**made["smoke"].parameters, "generations": 2}))
+    taken = recursive_training.validate_parameters(sent)
+    assert taken["experiment"] == load_experiment_config("smoke")
+    assert taken["generations"] == 2
+
+
+# ------------------------------------------------------------------------------------------- for real, long
+
+
+@dataclass
+class Served:
+    """A `fortifai serve` in a process of its own; `marker` is in the environment of all that it starts."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+    api: str
+    store: Path
+    environment: dict[str, str]
+
+    def get(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.api}{path}", data, {"content-type": "application/json"})
+        for _ in range(10):
+            try:
+                with urllib.request.urlopen(request, timeout=20) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                # SQLite was busy: the server says when to ask again, as Prefect's own clients do
+                if error.code != 503:
+                    raise
+                time.sleep(float(error.headers["retry-after"]))
+        raise AssertionError(f"{path}: the server stays busy")
+
+    def prefect(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        environment = {**self.environment, "PREFECT_API_URL": self.api, "COLUMNS": "500"}
+        command = [sys.executable, "-m", "prefect", *arguments]
+        return subprocess.run(command, env=environment, timeout=timeout, text=True, capture_output=True, check=False)
+
+    def start_run(self, **parameters: Any) -> str:
+        deployment = self.get("/deployments/name/recursive-training/smoke")["id"]
+        run = self.get(f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})
+        return str(run["id"])
+
+    def state_of(self, run: str) -> str:
+        return str(self.get(f"/flow_runs/{run}")["state_name"])
+
+
+def eventually(condition: Callable[[], Any], *, seconds: float, what: str) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        time.sleep(0.2)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def processes_of(store: Path, *, module: str = "") -> list[int]:
+    """The processes that have this store in their environment (and this module on their command line)."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended, or belongs to somebody else
+            mine = f"FORTIFAI_STORE={store}".encode() in (place / "environ").read_bytes().split(b"\0")
+            if mine and module.encode() in (place / "cmdline").read_bytes():
+                found.append(int(place.name))
+    return found
+
+
+@contextlib.contextmanager
+def serve(folder: Path, *, port: int | None = None) -> Iterator[Served]:
+    store, output, port = folder / "store", folder / "output", port or free_port()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= {
+        "PREFECT_HOME": str(folder / "prefect"),
+        "FORTIFAI_STORE": str(store),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with output.open("wb") as opened:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "serve", "--port", str(port)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=opened,
+            stderr=subprocess.STDOUT,
+        )
+    served = Served(process, output, f"http://127.0.0.1:{port}/api", store, environment)
+    try:
+        eventually(
+            lambda: "in another terminal" in output.read_text() or process.poll() is not None,
+            seconds=180,
+            what="`fortifai serve` is ready",
+        )
+        assert process.poll() is None, output.read_text()
+        yield served
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("served")) as one:
+        yield one
+
+
+@pytest.mark.long
+def test_a_run_of_a_deployment_ends_with_its_artifacts_in_the_store(served: Served) -> None:
+    arguments = ("deployment", "run", "recursive-training/smoke", "--param", "generations=1", "--watch")
+    done = served.prefect(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Flow run finished successfully in 'Completed'" in done.stdout
+    kinds = {manifest.kind for manifest in ArtifactStore(served.store).ls()}
+    assert kinds >= {"source", "tokenizer", "corpus", "model", "evaluation", "failure", "report"}
+    # the base and one of each arm: one generation, as asked
+    assert len(ArtifactStore(served.store).ls("model")) == 3
+    # what the run logs is in the UI and in the log file, not on the terminal of the server
+    assert served.output.read_text().splitlines()[-1].startswith("Ctrl-C stops the server")
+    assert "train · g0" in (served.store / "logs" / "serve-runs.log").read_text()
+    again = served.prefect(*arguments)
+    assert again.returncode == 0 and "prefect.task-run.Cached" in again.stdout
+
+
+@pytest.mark.long
+def test_the_output_says_where_everything_is(served: Served) -> None:
+    text = served.output.read_text()
+    for wanted in (
+        served.api.removesuffix("/api"),
+        str(served.store),
+        f"export PREFECT_API_URL={served.api}",
+        "prefect deployment run 'recursive-training/tiny' --param generations=6 --watch",
+        *(f"{flow_of(name)}/{name}" for name in presets()),
+    ):
+        assert wanted in text
+
+
+@pytest.mark.long
+def test_impossible_parameters_make_no_run(served: Served) -> None:
+    refused = served.prefect("deployment", "run", "recursive-training/smoke", "--param", "generations=0")
+    assert refused.returncode != 0
+    assert "generations" in refused.stdout + refused.stderr
+
+
+@pytest.mark.long
+def test_the_ui_is_served(served: Served) -> None:
+    address = served.api.removesuffix("/api")
+    request = urllib.request.Request(f"{address}/dashboard", headers={"accept": "text/html"})
+    with urllib.request.urlopen(request, timeout=20) as page:
+        assert page.status == 200
+        assert "<title>" in page.read().decode()
+    with urllib.request.urlopen(f"{address}/ui-settings", timeout=20) as settings:
+        assert json.load(settings)["api_url"] == served.api
+    asked = urllib.request.Request(
+        f"{served.api}/deployments/filter", data=b"{}", headers={"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(asked, timeout=20) as answer:
+        assert {deployment["name"] for deployment in json.load(answer)} == set(presets())
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here to open the page in")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+    opened = subprocess.run(
+        [browser, *options, f"{address}/deployments"], timeout=120, text=True, capture_output=True, check=True
+    )
+    shown = sorted(presets())[:10]  # the page lists ten at a time
+    assert [name for name in shown if f">{name}<" in opened.stdout] == shown
+
+
+@pytest.mark.long
+def test_a_server_that_is_there_is_used_and_left_running(served: Served, tmp_path: Path) -> None:
+    port = int(served.api.split(":")[2].split("/")[0])
+    with serve(tmp_path, port=port) as second:
+        assert "using the Prefect server" in second.output.read_text()
+        second.process.send_signal(signal.SIGINT)
+        assert second.process.wait(60) == 0
+    assert served.get("/health") is True
+    assert "Traceback" not in second.output.read_text()
+
+
+@LINUX
+@pytest.mark.long
+def test_a_cancelled_run_leaves_no_process(served: Served) -> None:
+    run = served.start_run(seeds=[101])
+    eventually(lambda: processes_of(served.store, module="tasks.engine.worker"), seconds=90, what="a worker")
+    assert served.prefect("flow-run", "cancel", run).returncode == 0
+    eventually(lambda: served.state_of(run) == "Cancelled", seconds=60, what="the run is cancelled")
+    eventually(lambda: not processes_of(served.store, module="tasks.engine.worker"), seconds=20, what="no worker")
+    assert not processes_of(served.store, module="prefect.engine")
+
+
+@LINUX
+@pytest.mark.long
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_when_serving_ends_in_the_middle_of_a_run(tmp_path: Path, how: signal.Signals) -> None:
+    with serve(tmp_path) as one:
+        one.start_run(seeds=[102])
+        eventually(lambda: processes_of(one.store, module="tasks.engine.worker"), seconds=90, what="a worker")
+        one.process.send_signal(how)
+        code = one.process.wait(60)
+        assert code == (-signal.SIGKILL if how is signal.SIGKILL else 0)
+        eventually(lambda: not processes_of(one.store), seconds=40, what="every process is gone")
+    text = one.output.read_text()
+    assert "Traceback" not in text
+    assert ("stopped; what was finished is kept" in text) == (how is not signal.SIGKILL)
+    assert "Cancelled flow run" in (one.store / "logs" / "serve-runs.log").read_text()
+
+
+@pytest.mark.long
+def test_prefect_yaml_and_automations_work_on_a_server(tmp_path: Path) -> None:
+    with serve(tmp_path) as one:
+        assert one.prefect("work-pool", "create", "--type", "process", "fortifai").returncode == 0
+        deployed = one.prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS / "prefect.yaml"))
+        assert deployed.stdout.count("successfully created") == len(presets()), deployed.stdout + deployed.stderr
+        created = one.prefect("automation", "create", "--from-file", str(DEPLOYMENTS / "automations.yaml"))
+        assert created.returncode == 0 and "crash-zombie-runs" in created.stdout, created.stderr
+        assert one.prefect("automation", "inspect", "crash-zombie-runs").returncode == 0
+        assert one.prefect("automation", "inspect", "no-such-automation").returncode != 0  # compose.yaml relies on it
+        deployment = one.get("/deployments/name/recursive-training/smoke")
+        assert deployment["work_pool_name"] == "fortifai" and str(Path.cwd()) not in json.dumps(deployment)
+        run = one.get(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"generations": 1}})["id"]
+        with (tmp_path / "worker.log").open("wb") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "worker", "start", "--pool", "fortifai"],
+                env={**one.environment, "PREFECT_API_URL": one.api},
+                stdout=log,
+                stderr=log,
+            )
+            try:
+                ended = ("Completed", "Failed", "Crashed")
+                eventually(lambda: one.state_of(run) in ended, seconds=200, what="the worker's run ends")
+            finally:
+                worker.terminate()
+                worker.wait(30)
+        assert one.state_of(run) == "Completed", (tmp_path / "worker.log").read_text()
