@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from fortifai_core.config.experiment import ExperimentConfig, Inconsistent
+from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import ConfigError
 from fortifai_core.families.registry import FamilyExperiment
+from fortifai_core.settings import Inconsistent
 
 
 def presets() -> dict[str, str]:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.config.experiment import CustomLoss, ExperimentConfig, PretrainedModel, ScratchModel
+from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.config.loss import CustomLoss
+from fortifai_core.config.model import PretrainedModel, ScratchModel
 from fortifai_core.errors import ConfigError, StoreError
 from fortifai_core.families.registry import FamilyExperiment, check_family
 from storage.sources.family_data import data_digests

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fortifai_core.config.experiment import Regeneration
+from fortifai_core.config.stages import Regeneration
 from fortifai_core.language.rewriting.regenerate import Statistics, TokenisedDocument, plan_blocks, regenerate
 
 SHAPES: dict[str, dict[str, Any]] = {

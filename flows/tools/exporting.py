@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from fortifai_core.config.experiment import Regime
+from fortifai_core.config.stages import Regime
 from fortifai_core.corpus.schedule import SplitVersion, subsample_splits, training_set
 from fortifai_core.errors import InputError
 from storage.store import durable

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from fortifai_core.config.experiment import AlmanacCorpus, Corpus, MixtureCorpus, Regime
+from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
+from fortifai_core.config.stages import Regime
 from fortifai_core.corpus.documents import Question
 from fortifai_core.corpus.schedule import splits_seen
 from fortifai_core.errors import InputError

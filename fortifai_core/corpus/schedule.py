@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fortifai_core.config.experiment import Regime
+from fortifai_core.config.stages import Regime
 
 
 @dataclass(frozen=True, order=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fortifai_core.config.experiment import Frozen
+from fortifai_core.settings import Frozen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

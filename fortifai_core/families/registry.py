@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fortifai_core.config.experiment import Frozen, Inconsistent
 from fortifai_core.families.base import Family, FamilyConfig, Mask, NoMask, ThresholdMask
 from fortifai_core.families.gaussian.config import AdaptiveMask, GaussianConfig, NoisyEstimator, PredictedOptimumMask
 from fortifai_core.families.images.config import DynamicIntersectionMask, DynamicQuantileMask, VaeConfig
 from fortifai_core.families.images.diffusion_config import DiffusionConfig
 from fortifai_core.families.mixture.family import GmmConfig
 from fortifai_core.families.zipf.family import ZipfConfig, ZipfFamily
+from fortifai_core.settings import Frozen, Inconsistent
 
 AnyFamily = Annotated[
     GaussianConfig | GmmConfig | VaeConfig | DiffusionConfig | ZipfConfig, Field(discriminator="type")

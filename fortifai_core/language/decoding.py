@@ -27,7 +27,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from fortifai_core.config.experiment import Regeneration
+from fortifai_core.config.stages import Regeneration
 from fortifai_core.errors import StageFailed
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from fortifai_core.config.experiment import Training
+from fortifai_core.config.stages import Training
 from fortifai_core.corpus.packing import collate
 from fortifai_core.errors import NonFiniteLoss
 

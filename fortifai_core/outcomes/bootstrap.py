@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fortifai_core.config.experiment import Regime
+from fortifai_core.config.stages import Regime
 from fortifai_core.errors import InputError
 from fortifai_core.outcomes.time_to_failure import Effort, Unit, effort
 

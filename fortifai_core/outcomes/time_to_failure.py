@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, get_args
 
-from fortifai_core.config.experiment import Regime
+from fortifai_core.config.stages import Regime
 from fortifai_core.corpus.schedule import training_splits
 from fortifai_core.errors import InputError
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fortifai_core.config.experiment import Regime
 from fortifai_core.config.failure_metrics import DEFAULT, FailureMetric, failure_metric
+from fortifai_core.config.stages import Regime
 from fortifai_core.errors import InputError
 from fortifai_core.measures.mutation import Mutation
 from fortifai_core.outcomes.paper import PaperArm

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.config.experiment import HuggingFaceCorpus
+from fortifai_core.config.corpus import HuggingFaceCorpus
 from fortifai_core.corpus.documents import Document, Question, Source
 from fortifai_core.corpus.reserve import assemble
 from fortifai_core.corpus.wikitext import SPELLING_VERSION, articles

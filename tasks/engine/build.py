@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.config.experiment import Runtime
+from fortifai_core.config.stages import Runtime
 from storage.store.provenance import collect, rooms_of
 from storage.store.store import Artifact, ArtifactStore
 from tasks.engine.stages import VERSIONS, Stage

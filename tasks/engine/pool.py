@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.config.experiment import ExperimentConfig, Runtime
+from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import FortifaiError, InputError, StageFailed
 from fortifai_core.families.registry import FamilyExperiment, FamilyRuntime
 from tasks.engine.stages import Stage

@@ -36,7 +36,7 @@ def _read_requests(requests: queue.Queue[dict[str, Any]]) -> None:
 
 
 def _serve(request: dict[str, Any], channel: TextIO) -> None:
-    from fortifai_core.config.experiment import Runtime
+    from fortifai_core.config.stages import Runtime
     from fortifai_core.errors import FortifaiError
     from storage.store.store import ArtifactStore
     from tasks.engine.build import build

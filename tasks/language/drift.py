@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from fortifai_core.config.experiment import AlmanacCorpus, Corpus, MixtureCorpus
+from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
 from tasks.language.train import base_folder, text_files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fortifai_core.config.experiment import Evaluation
+from fortifai_core.config.stages import Evaluation
 from fortifai_core.corpus.documents import Question
 from storage.tables import parquet
 from tasks.language.prepare import has_file

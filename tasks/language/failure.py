@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from fortifai_core.config.experiment import Regime
 from fortifai_core.config.failure_metrics import DEFAULT, failure_metric
+from fortifai_core.config.stages import Regime
 from fortifai_core.outcomes.time_to_failure import SPLIT_UNITS, time_to_crossing
 
 if TYPE_CHECKING:

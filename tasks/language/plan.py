@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fortifai_core.config.experiment import (
-    AlmanacCorpus,
-    Corpus,
-    CustomLoss,
-    ExperimentConfig,
-    HuggingFaceCorpus,
-    MixtureCorpus,
-    PretrainedModel,
-    Regeneration,
-    ScratchModel,
-    TextCorpus,
-    TruncatedCrossEntropyLoss,
-)
+from fortifai_core.config.corpus import AlmanacCorpus, Corpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
+from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.failure_metrics import DEFAULT, failure_metric
+from fortifai_core.config.loss import CustomLoss, TruncatedCrossEntropyLoss
+from fortifai_core.config.model import PretrainedModel, ScratchModel
+from fortifai_core.config.stages import Regeneration
 from fortifai_core.corpus.schedule import SplitVersion, regenerated, splits_seen, training_set
 from tasks.engine.stages import GenerationPlan, Plan, RunPlan, Stage, stage
 

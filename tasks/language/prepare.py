@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from fortifai_core.config.experiment import AlmanacCorpus, Corpus
+from fortifai_core.config.corpus import AlmanacCorpus, Corpus
 from fortifai_core.corpus.documents import Document, Question
 from storage.tables import parquet
 

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from fortifai_core.config.experiment import ExperimentConfig, TruncatedCrossEntropyLoss
+from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.config.loss import TruncatedCrossEntropyLoss
 from storage.tables import parquet
 from tasks.language.prepare import has_file
 

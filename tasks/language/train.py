@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from fortifai_core.config.experiment import LoraConfig, Loss, ScratchModel, Training
+from fortifai_core.config.loss import Loss
+from fortifai_core.config.model import LoraConfig, ScratchModel
+from fortifai_core.config.stages import Training
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
 from tasks.language.prepare import split_file
@@ -171,7 +173,7 @@ def _train(
     seed: int,
     validation: Any | None = None,
 ) -> dict[str, Any]:
-    from fortifai_core.config.experiment import CrossEntropyLoss
+    from fortifai_core.config.loss import CrossEntropyLoss
     from fortifai_core.language.training import train_model
     from fortifai_core.losses import loss_from_config
     from kernels import install_loss_head

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fortifai_core.config.experiment import CrossEntropyLoss, CustomLoss, FocalLoss, TruncatedCrossEntropyLoss
+from fortifai_core.config.loss import CrossEntropyLoss, CustomLoss, FocalLoss, TruncatedCrossEntropyLoss
 from fortifai_core.errors import ConfigError
 from fortifai_core.losses import focal_derivative, load_custom, loss_from_config, truncated, truncated_derivative
 from kernels import linear_cross_entropy

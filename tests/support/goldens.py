@@ -128,7 +128,7 @@ def built(plan: Any, folder: Path) -> Iterator[tuple[Any, Any]]:
     """Every stage of a plan but the report, with its artifact, built on one thread."""
     import torch
 
-    from fortifai_core.config.experiment import Runtime
+    from fortifai_core.config.stages import Runtime
     from storage.store.store import ArtifactStore
     from tasks.engine.build import build
 

@@ -15,7 +15,7 @@ import torch
 
 from flows.load import load_experiment_config
 from flows.prepare import prepare_experiment
-from fortifai_core.config.experiment import Regeneration
+from fortifai_core.config.stages import Regeneration
 from fortifai_core.language.decoding import warpers
 from fortifai_core.language.rewriting.regenerate import (
     Block,

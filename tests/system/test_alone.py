@@ -40,7 +40,7 @@ for package in (fortifai_core, kernels):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 
-from fortifai_core.config.experiment import TruncatedCrossEntropyLoss
+from fortifai_core.config.loss import TruncatedCrossEntropyLoss
 from fortifai_core.losses import loss_from_config
 from kernels import cross_entropy, install_loss_head, linear_cross_entropy
 

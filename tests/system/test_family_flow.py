@@ -17,7 +17,7 @@ from rich.console import Console
 
 from flows.load import load_any_config
 from flows.prepare import Prepared, prepare_experiment
-from fortifai_core.config.experiment import Runtime
+from fortifai_core.config.stages import Runtime
 from helpers import Recorder, cli, digests, start_cli
 from storage.catalog.catalog import query
 from storage.store.store import ArtifactStore

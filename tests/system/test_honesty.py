@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fortifai_core.config.experiment import AlmanacCorpus, Training
+from fortifai_core.config.corpus import AlmanacCorpus
+from fortifai_core.config.stages import Training
 from fortifai_core.corpus.almanac.world import generate_almanac
 from fortifai_core.corpus.documents import Question
 from fortifai_core.corpus.packing import pack

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flows.load import benchmark_overrides, load_experiment_config
-from fortifai_core.config.experiment import Runtime
+from fortifai_core.config.stages import Runtime
 from fortifai_core.corpus.documents import Question
 from fortifai_core.corpus.tokenization import train_tokenizer
 from fortifai_core.errors import ConfigError

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from flows.load import load_experiment_config
-from fortifai_core.config.experiment import AlmanacCorpus, Runtime
+from fortifai_core.config.corpus import AlmanacCorpus
+from fortifai_core.config.stages import Runtime
 from fortifai_core.corpus.almanac.world import generate_almanac
 from fortifai_core.measures.model_drift import live_fraction_of
 from storage.store.experiments import StageRecord, record_experiment

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows.load import load_experiment_config
-from fortifai_core.config.experiment import Runtime
+from fortifai_core.config.stages import Runtime
 from tasks.engine.pool import Worker, WorkerPool
 from tasks.engine.stages import Stage
 from tasks.language.plan import plan_experiment

@@ -12,7 +12,7 @@ import torch
 from flows.load import load_experiment_config, validate
 from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import LogReporter
-from fortifai_core.config.experiment import LoraConfig
+from fortifai_core.config.model import LoraConfig
 from fortifai_core.errors import DataError
 from storage.tables.models import ADAPTER, load_model, model_identity
 from tasks.language.train import _with_adapter

@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterTaskRun
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flows.load import load_experiment_config
-from fortifai_core.config.experiment import Regeneration, Runtime
+from fortifai_core.config.stages import Regeneration, Runtime
 from fortifai_core.corpus.tokenization import train_tokenizer
 from storage.store.store import Artifact, ArtifactStore, Draft
 from storage.tables import parquet

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fortifai_core.config.experiment import AlmanacCorpus
+from fortifai_core.config.corpus import AlmanacCorpus
 from fortifai_core.corpus.almanac.words import (
     ATTRIBUTES,
     ENDINGS,

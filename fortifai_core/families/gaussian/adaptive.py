@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
-from fortifai_core.config.experiment import Frozen, Inconsistent
 from fortifai_core.errors import DataError
+from fortifai_core.settings import Frozen, Inconsistent
 
 Floats = NDArray[np.float64]
 

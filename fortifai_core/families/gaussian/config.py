@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fortifai_core.config.experiment import Frozen, Inconsistent
 from fortifai_core.families.base import FamilyConfig, Mask, NoMask, ThresholdMask
 from fortifai_core.families.gaussian.adaptive import BalanceSettings
+from fortifai_core.settings import Frozen, Inconsistent
 
 BiasOn = Literal["sigma", "variance"]
 Density = Literal["fitted", "quantile", "sampler", "model"]

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fortifai_core.config.experiment import Frozen, Inconsistent
 from fortifai_core.families.base import FamilyConfig, Mask
+from fortifai_core.settings import Frozen, Inconsistent
 
 # ------------------------------------------------------------------------------------------------ arms
 

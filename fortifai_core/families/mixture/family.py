@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fortifai_core.config.experiment import Frozen, Inconsistent
 from fortifai_core.errors import DataError, StageFailed
 from fortifai_core.families.base import Arrays, Family, FamilyConfig, Mask, Progress, ThresholdMask
 from fortifai_core.seeds import derive_seed
+from fortifai_core.settings import Frozen, Inconsistent
 
 if TYPE_CHECKING:
     from fortifai_core.families.mixture.mixture import Mixture

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from fortifai_core.config.experiment import Inconsistent
 from fortifai_core.errors import ConfigError, DataError
 from fortifai_core.families.base import Arrays, Family, FamilyConfig, Mask, NoMask, Progress, ThresholdMask
 from fortifai_core.seeds import derive_seed
+from fortifai_core.settings import Inconsistent
 
 Floats = NDArray[np.float64]
 

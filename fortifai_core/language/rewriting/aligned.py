@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fortifai_core.config.experiment import Regeneration
+from fortifai_core.config.stages import Regeneration
 from fortifai_core.errors import ConfigError
 from fortifai_core.language.decoding import choose
 from fortifai_core.language.rewriting.attention import Decode, Prefill, Slots, attention_of, reference_instead

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from fortifai_core.config.experiment import Regeneration
+from fortifai_core.config.stages import Regeneration
 from fortifai_core.errors import DataError
 from fortifai_core.seeds import derive_seed
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 import pytest
 
-from fortifai_core.config.experiment import AlmanacCorpus
+from fortifai_core.config.corpus import AlmanacCorpus
 from fortifai_core.corpus.almanac.readback import fact_survival, stated_facts
 from fortifai_core.corpus.almanac.words import ATTRIBUTES, QUESTION_FRAME
 from fortifai_core.corpus.almanac.world import (
@@ -143,7 +143,7 @@ def test_another_process_writes_the_same_almanac() -> None:
     code = (
         "import hashlib, json, sys; from dataclasses import asdict;"
         "from fortifai_core.corpus.almanac.world import generate_almanac;"
-        "from fortifai_core.config.experiment import AlmanacCorpus;"
+        "from fortifai_core.config.corpus import AlmanacCorpus;"
         "s = generate_almanac(AlmanacCorpus(entities=40, facts=4), splits=6, seed=3);"
         "print(hashlib.sha256(json.dumps(asdict(s)).encode()).hexdigest())"
     )

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fortifai_core.config.experiment import AlmanacCorpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
+from fortifai_core.config.corpus import AlmanacCorpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
 from fortifai_core.corpus.documents import Question, Source
 from fortifai_core.corpus.questions.build import baseline, unigram_score, word_counts
 from fortifai_core.corpus.splitting import cut

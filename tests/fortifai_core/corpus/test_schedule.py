@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fortifai_core.config.experiment import Regime
+from fortifai_core.config.stages import Regime
 from fortifai_core.corpus.schedule import (
     SplitVersion,
     regenerated,

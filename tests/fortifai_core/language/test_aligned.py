@@ -23,7 +23,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from fortifai_core.config.experiment import ExperimentConfig, Regeneration
+from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.config.stages import Regeneration
 from fortifai_core.errors import ConfigError, DataError, StageFailed
 from fortifai_core.language.decoding import warpers
 from fortifai_core.language.rewriting.aligned import plan_chunk_batches, plan_chunks

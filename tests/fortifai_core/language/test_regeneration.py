@@ -22,7 +22,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from fortifai_core.config.experiment import Regeneration
+from fortifai_core.config.stages import Regeneration
 from fortifai_core.errors import DataError, StageFailed
 from fortifai_core.language.decoding import draw, inference
 from fortifai_core.language.rewriting.regenerate import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fortifai_core.config.experiment import Training
+from fortifai_core.config.stages import Training
 from fortifai_core.corpus.packing import collate, pack
 from fortifai_core.errors import NonFiniteLoss
 from fortifai_core.language.training import newest_checkpoint, train_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
-from fortifai_core.config.experiment import AlmanacCorpus
+from fortifai_core.config.corpus import AlmanacCorpus
 from fortifai_core.corpus.almanac.readback import stated_facts
 from fortifai_core.corpus.almanac.world import Entity, Fact, entities_of, paragraph
 from fortifai_core.measures.mutation import Mutation, Version, changes, marked

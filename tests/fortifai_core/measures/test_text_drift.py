@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fortifai_core.config.experiment import AlmanacCorpus
+from fortifai_core.config.corpus import AlmanacCorpus
 from fortifai_core.corpus.almanac.world import entities_of, generate_almanac
 from fortifai_core.errors import DataError
 from fortifai_core.measures.text_drift import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.tools.explain import paper_table
-from fortifai_core.config.experiment import Regime
+from fortifai_core.config.stages import Regime
 from fortifai_core.errors import DataError, InputError
 from fortifai_core.outcomes.paper import PaperArm, paper_time_to_failure, read_results
 from fortifai_core.outcomes.time_to_failure import SPLIT_UNITS, UNITS, ratio, relative_threshold, time_to_failure

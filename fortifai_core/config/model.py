@@ -1,0 +1,55 @@
+"""What is trained: a small model made here, or a pretrained one, whole or by an adapter."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fortifai_core.settings import Frozen, Inconsistent
+
+
+class ScratchModel(Frozen):
+    """A small Llama made here: a byte-level BPE tokenizer and a base model, both from the pretraining text."""
+
+    type: Literal["scratch"] = "scratch"
+    vocabulary: int = Field(1024, ge=260, le=262_144, description="Entries of the tokenizer.")
+    hidden_size: int = Field(128, ge=8, multiple_of=2, description="Width.")
+    layers: int = Field(4, ge=1, description="Depth.")
+    heads: int = Field(4, ge=1, description="Attention heads; must divide `hidden_size`.")
+    intermediate_size: int = Field(352, ge=8, description="Width of the gated feed-forward part.")
+    max_positions: int = Field(1024, ge=32, description="Longest input.")
+    tie_embeddings: bool = Field(True, description="One matrix for the embedding and the head.")
+    pretraining_epochs: float = Field(8, gt=0, description="Passes over the pretraining text that make M_-1.")
+    pretraining_learning_rate: float = Field(2e-3, gt=0, lt=1, description="Peak learning rate of that phase.")
+    pretraining_batch_size: int = Field(16, ge=1, description="Sequences in one step of that phase.")
+    pretraining_sequence_length: int = Field(256, ge=8, description="Tokens in one sequence of that phase.")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ScratchModel:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            remedy = f"must divide hidden_size = {self.hidden_size} into even parts"
+            raise Inconsistent("model.heads", self.heads, remedy)
+        return self
+
+
+class LoraConfig(Frozen):
+    """A LoRA adapter (peft); the same adapter goes on from generation to generation."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] | Literal["all-linear"] = Field("all-linear")
+
+
+class PretrainedModel(Frozen):
+    """A causal language model from the hub or from a folder; it is M_-1 as it stands."""
+
+    type: Literal["pretrained"] = "pretrained"
+    path: str = Field(description="Hub id, or a folder that `from_pretrained` loads.")
+    revision: str | None = Field(None, description="Commit or tag on the hub.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the weights in training.")
+    lora: LoraConfig | None = Field(None, description="Train an adapter instead of all weights.")
+
+
+Model = Annotated[ScratchModel | PretrainedModel, Field(discriminator="type")]

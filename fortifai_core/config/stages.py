@@ -1,0 +1,166 @@
+"""How each stage does its work: regime, training, rewriting, evaluation, failure; and the runtime, in no key."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fortifai_core.config import failure_metrics
+from fortifai_core.settings import Frozen, Inconsistent
+
+
+class Regime(StrEnum):
+    """What generation i trains on; `fortifai_core.corpus.schedule` spells each out."""
+
+    PAPER = "paper"
+    REPLACE = "replace"
+    ACCUMULATE = "accumulate"
+    ACCUMULATE_SUBSAMPLE = "accumulate-subsample"
+    FRESH_MIX = "fresh-mix"
+
+
+class Training(Frozen):
+    """One generation's training. The paper: lr 2e-5, effective batch 64, 10 epochs, blocks of 128 tokens."""
+
+    epochs: float = Field(10, gt=0, le=10_000)
+    learning_rate: float = Field(2e-5, gt=0, lt=1)
+    batch_size: int = Field(64, ge=1, description="Sequences in one optimizer step, over all devices.")
+    gradient_accumulation: int = Field(1, ge=1, description="Micro-batches that make up one step.")
+    sequence_length: int = Field(128, ge=8, description="Tokens in one training sequence.")
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_fraction: float = Field(0.0, ge=0, lt=1, description="Share of the steps that warm up.")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    checkpoint: Literal["last", "best"] = Field("last", description="`best`: lowest validation loss (per epoch).")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast.")
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "sgd"] = "adamw_torch"
+
+
+class Regeneration(Frozen):
+    """How a split is rewritten. The paper's code: 5 beams, repetition penalty 3.0, 512 tokens to get 32."""
+
+    engine: Literal["reference", "aligned"] = Field(
+        "reference",
+        description="`aligned`: the same tokens, faster, with the old text as a draft. Beams: always `reference`.",
+    )
+    block_tokens: int = Field(32, ge=1, description="Tokens rewritten at a time (B).")
+    context_tokens: int = Field(512, ge=1, description="Tokens of the previous version before them (C).")
+    context: Literal["cut", "document"] = Field(
+        "cut", description="A block's context: the C tokens before it, or all of its document (chunk) before it."
+    )
+    chunk_tokens: int | None = Field(
+        None,
+        ge=2,
+        description="Only for context `document`: where a longer one is divided, each chunk beginning with C tokens "
+        "of the one before; by default twice C + B, and not below 512.",
+    )
+    decoding: Literal["greedy", "sample", "beam"] = "greedy"
+    temperature: float = Field(1.0, gt=0, le=10, description="Only for `sample`.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Only for `sample`.")
+    top_k: int = Field(0, ge=0, description="Only for `sample`; 0 keeps all.")
+    beams: int = Field(5, ge=2, le=64, description="Only for `beam`.")
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    head: Literal["copy", "drop"] = Field(
+        "copy",
+        description="Text without a full context: copied, or dropped anew each time as the authors do.",
+    )
+    head_tokens: int | None = Field(
+        None, ge=1, description="How much of a document counts as its head; by default `context_tokens`."
+    )
+    across_documents: bool = Field(False, description="Contexts run across documents, as the authors' do.")
+
+    @property
+    def longest_input(self) -> int:
+        """Tokens of the longest text that the model reads and writes at once, context and new tokens together."""
+        needed = self.context_tokens + self.block_tokens
+        if self.context == "cut":
+            return needed
+        return max(512, 2 * needed) if self.chunk_tokens is None else self.chunk_tokens
+
+    @property
+    def engine_used(self) -> Literal["reference", "aligned"]:
+        """The engine that rewrites: beams are decoded by the reference engine, whichever is asked for."""
+        return "reference" if self.decoding == "beam" else self.engine
+
+    @model_validator(mode="after")
+    def _chunks_hold_a_block(self) -> Regeneration:
+        needed = self.context_tokens + self.block_tokens
+        if self.longest_input < needed:
+            remedy = f"a chunk holds a context and a block: at least context_tokens + block_tokens = {needed}"
+            raise Inconsistent("regeneration.chunk_tokens", self.chunk_tokens, remedy)
+        if self.engine != self.engine_used:
+            warnings.warn(
+                f"regeneration.engine = {self.engine!r}: beams are decoded by the reference engine; for the speed of "
+                "`aligned` set regeneration.decoding to greedy or sample",
+                stacklevel=2,
+            )
+        return self
+
+
+class Evaluation(Frozen):
+    """What is measured in each generation."""
+
+    kr_score: Literal["sum", "mean-cut"] = Field(
+        "sum",
+        description="Log-probability of the whole answer, or the authors' mean over the shorter length.",
+    )
+    perplexity: bool = Field(True, description="Perplexity on held-out real text.")
+    drift: bool = Field(True, description="Drift of text and model, confidence; also after the last generation.")
+    drift_sample: int = Field(2048, ge=64, description="Tokens of each text on which a model's drift is measured.")
+    benchmarks: list[str] = Field(
+        default_factory=list,
+        description="blimp, hellaswag, hellaswag_text, gsm8k, or any other task of lm-eval by its name.",
+    )
+    benchmark_limit: int | None = Field(None, ge=1, description="Only the first so many items of each lm-eval task.")
+    benchmark_fewshot: dict[str, int] = Field(
+        default_factory=dict, description="Worked examples before each item, by benchmark; the task's own by default."
+    )
+
+    @model_validator(mode="after")
+    def _benchmarks_fit(self) -> Evaluation:
+        for name in self.benchmarks:
+            if not re.fullmatch(r"[\w.+-]+", name):
+                raise Inconsistent("evaluation.benchmarks", name, "is no name of an lm-eval task")
+        if len(set(self.benchmarks)) < len(self.benchmarks):
+            raise Inconsistent("evaluation.benchmarks", self.benchmarks, "names one twice; remove it")
+        for name, count in self.benchmark_fewshot.items():
+            field = f"evaluation.benchmark_fewshot.{name}"
+            if count < 0:
+                raise Inconsistent(field, count, "must be 0 or more")
+        return self
+
+
+class Failure(Frozen):
+    """When an arm counts as failed: by default, retention of split 0 first below three quarters."""
+
+    metric: str = Field(failure_metrics.DEFAULT, description=f"What it is judged by: {failure_metrics.CHOICES}.")
+    threshold: float = Field(0.75, gt=0, description="Beyond it: below for what should stay high, above otherwise.")
+    stop_arm: bool = Field(False, description="Stop an arm in the generation in which it fails.")
+
+    @model_validator(mode="after")
+    def _threshold_fits_metric(self) -> Failure:
+        try:
+            metric = failure_metrics.failure_metric(self.metric)
+        except KeyError:
+            raise Inconsistent("failure.metric", self.metric, f"choose {failure_metrics.CHOICES}") from None
+        lowest = 0.5 if self.metric.startswith("kr-") else 0.0
+        if metric.share and not lowest < self.threshold < 1:
+            remedy = f"{self.metric} is a share: between {lowest:g}" + (", which is guessing," if lowest else "")
+            raise Inconsistent("failure.threshold", self.threshold, f"{remedy} and 1")
+        return self
+
+
+class Runtime(Frozen):
+    """How the work is done. Nothing here is part of a key."""
+
+    workers: int = Field(0, ge=0, le=256, description="Stages that run side by side; 0: one an arm, up to the cores.")
+    threads: int = Field(0, ge=0, le=512, description="Threads a worker computes with; 0: cores / workers.")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    inference_batch: int = Field(256, ge=1, description="Blocks or answers at a time; aligned: 128 positions each.")
+    shard_blocks: int = Field(4096, ge=1, description="Blocks in one part-file of a regenerated split.")
+    save_steps: int = Field(0, ge=0, description="Optimizer steps between training checkpoints; 0: ten a stage.")
+    logits_chunk: int = Field(4096, ge=1, description="Rows of logits that exist at once.")
