@@ -1,26 +1,24 @@
-"""What the flows have in common: one experiment, from its shared stages over its runs to its report."""
+"""One experiment of any model class, from its shared stages over its runs to its report."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from prefect import flow
 
 from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import LogReporter
+from flows.run import run_arm
+from flows.together import task_group, together
+from fortifai_core.config.experiment import ExperimentConfig
 from storage.store.experiments import record_experiment
 from tasks.engine import prefect_tasks
-from tasks.engine.pool import AnyExperiment, worker_pool
+from tasks.engine.plans import AnyExperiment, Plan
+from tasks.engine.pool import worker_pool
 from tasks.engine.session import Reporter, Session, session
-from tasks.engine.stages import Stage
-from tasks.families.stages import AnyPlan
-
-# The subflow of one run (arm + seed), called with experiment, arm and seed.
-OneRun = Callable[[str, str, int], Awaitable[Any]]
+from tasks.engine.stages import Reference, Stage
 
 
 async def run_asked(
@@ -30,7 +28,6 @@ async def run_asked(
     seeds: list[int] | None,
     store: str | None,
     refresh: list[str] | None,
-    one_run: OneRun,
 ) -> dict[str, Any]:
     """What a flow does with its parameters: check, plan, run, and tell the log of the flow run."""
     changes = {"generations": generations, "seeds": seeds}
@@ -42,20 +39,26 @@ async def run_asked(
     for warning in said:
         reporter.noted(f"warning: {warning.message}")
     prepared = prepare_experiment(experiment, store=store, refresh=refresh or [])
-    return await run_prepared(prepared, reporter, one_run=one_run)
+    return await run_prepared(prepared, reporter)
 
 
-async def run_here(prepared: Prepared, reporter: Reporter, *, flow_name: str, one_run: OneRun) -> dict[str, Any]:
+async def run_here(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
     """The same for `fortifai run`, which has checked and planned before Prefect is started: a flow run of that name."""
+    language = isinstance(prepared.plan.config, ExperimentConfig)
 
-    @flow(name=flow_name, flow_run_name="{experiment}", persist_result=False, validate_parameters=False)
+    @flow(
+        name="recursive-training" if language else "recursive-family",
+        flow_run_name="{experiment}",
+        persist_result=False,
+        validate_parameters=False,
+    )
     async def here(experiment: str) -> dict[str, Any]:
-        return await run_prepared(prepared, reporter, one_run=one_run)
+        return await run_prepared(prepared, reporter)
 
     return await here(prepared.plan.config.name)
 
 
-async def run_prepared(prepared: Prepared, reporter: Reporter, *, one_run: OneRun) -> dict[str, Any]:
+async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
     """Shared stages first, then the runs, then the report."""
     plan, store = prepared.plan, prepared.store
     async with worker_pool(plan.config, store_url=store.url, logs=store.logs) as pool:
@@ -64,7 +67,7 @@ async def run_prepared(prepared: Prepared, reporter: Reporter, *, one_run: OneRu
             record_experiment(store, config=config, status="running")
             try:
                 await _shared(plan)
-                await _in_turns(plan, one_run, at_once=len(pool.workers))
+                await _in_turns(plan, at_once=len(pool.workers))
                 final = plan.report(running.stopped)
                 report = await prefect_tasks.reference(prefect_tasks.write_report(final), final)
             except BaseException:
@@ -82,20 +85,20 @@ async def run_prepared(prepared: Prepared, reporter: Reporter, *, one_run: OneRu
             }
 
 
-async def _in_turns(plan: AnyPlan, one_run: OneRun, *, at_once: int) -> None:
+async def _in_turns(plan: Plan, *, at_once: int) -> None:
     """All runs, as many at once as there are workers: more would only wait for each other, and flood the server."""
     turn = asyncio.Semaphore(at_once)
 
     async def one(arm: str, seed: int) -> None:
         async with turn:
-            await one_run(plan.config.name, arm, seed)
+            await run_arm(plan.config.name, arm, seed)
 
     await together(*(one(run.arm, run.seed) for run in plan.runs))
 
 
-async def _shared(plan: AnyPlan) -> None:
+async def _shared(plan: Plan) -> None:
     """What several runs build on. Each stage waits for its own parents only."""
-    started: dict[tuple[str, str], asyncio.Task[Any]] = {}
+    started: dict[Reference, asyncio.Task[Any]] = {}
 
     async def after_parents(stage: Stage) -> None:
         await asyncio.gather(*(started[parent] for parent in stage.parents.values()))
@@ -104,20 +107,3 @@ async def _shared(plan: AnyPlan) -> None:
     async with task_group() as group:
         for stage in plan.shared:  # parents come first in the plan
             started[stage.reference] = group.create_task(after_parents(stage))
-
-
-@contextlib.asynccontextmanager
-async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """A task group: at the first failure the rest is cancelled, so that nothing goes on behind a dead run."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            yield group
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-
-
-async def together(*work: Coroutine[Any, Any, Any]) -> None:
-    """Wait for all of them; at the first failure the rest is cancelled."""
-    async with task_group() as group:
-        for one in work:
-            group.create_task(one)

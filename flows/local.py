@@ -20,9 +20,8 @@ from fortifai_core.families.registry import FamilyExperiment
 from storage.store.experiments import Experiment, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
 from storage.store.tree import Artifact
-from tasks.engine.pool import AnyExperiment
+from tasks.engine.plans import AnyExperiment
 from tasks.engine.session import Circumstances
-from tasks.families.stages import FamilyPlan
 
 
 def run_here(
@@ -99,10 +98,7 @@ def _run(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any
             prefect_api(prepared.store.logs / "prefect-server.log"),
             TerminalReporter(prepared.plan, console) as reporter,
         ):
-            if isinstance(prepared.plan, FamilyPlan):
-                from flows.family import run_family_experiment as run
-            else:
-                from flows.recursive import run_experiment as run
+            from flows.experiment import run_here as run
 
             return asyncio.run(run(prepared, reporter))
     except FortifaiError as error:
@@ -119,7 +115,7 @@ def _run(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any
 def report_folder(store: ArtifactStore, record: Experiment) -> Path | None:
     """Where the report of a finished experiment lies."""
     for stage in reversed(record.stages):
-        if stage.role in ("report", "family-report"):
+        if stage.role == "report":
             artifact = store.find(stage.kind, stage.key)
             return artifact.path if artifact else None
     return None

@@ -20,11 +20,10 @@ from storage.sources.sources import check_corpus, source_digests
 from storage.store.experiments import StageRecord, record_experiment
 from storage.store.store import ArtifactStore
 from storage.tables.models import model_identity
-from tasks.engine.pool import AnyExperiment
-from tasks.engine.stages import VERSIONS, Stage
+from tasks.engine.plans import AnyExperiment, Plan
+from tasks.engine.stages import ROLES, Reference, Stage
 from tasks.families.plan import plan_family
-from tasks.families.stages import AnyPlan
-from tasks.language.plan import plan_experiment
+from tasks.language.plan import Digests, plan_experiment
 
 BYTES_PER_PARAMETER = 4
 ADAM_CHECKPOINTS = 2 * 3  # two checkpoints, each with the weights and Adam's two moments
@@ -34,7 +33,7 @@ ADAM_CHECKPOINTS = 2 * 3  # two checkpoints, each with the weights and Adam's tw
 class Prepared:
     """An experiment that may start: checked, planned, recorded."""
 
-    plan: AnyPlan
+    plan: Plan
     store: ArtifactStore
     record_id: str
 
@@ -49,26 +48,22 @@ def open_store(url: str | None = None) -> ArtifactStore:
     return ArtifactStore(url or default_store())
 
 
-def plan_for(config: AnyExperiment) -> AnyPlan:
+def plan_for(config: AnyExperiment) -> Plan:
     """Check what the experiment reads, and compute the key of every stage."""
     if isinstance(config, FamilyExperiment):
         check_family(config)
         return plan_family(config, data_digests=data_digests(config.family))
     check_corpus(config.corpus)
-    model_digest = None
+    model_digest = ""
     if isinstance(config.model, PretrainedModel):
         model_digest = model_identity(config.model.path, config.model.revision)
-    return plan_experiment(
-        config,
-        corpus_digests=source_digests(config.corpus),
-        model_digest=model_digest,
-        loss_digests={
-            loss.function: _loss_digest(index, loss)
-            for index, loss in enumerate(config.losses)
-            if isinstance(loss, CustomLoss)
-        },
-        benchmarks=_benchmarks(config),
-    )
+    losses = {
+        loss.function: _loss_digest(index, loss)
+        for index, loss in enumerate(config.losses)
+        if isinstance(loss, CustomLoss)
+    }
+    digests = Digests(source_digests(config.corpus), model_digest, losses, _benchmarks(config))
+    return plan_experiment(config, digests)
 
 
 def _benchmarks(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
@@ -103,8 +98,8 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
     opened = open_store(store)
     opened.writable()
     for role in refresh:
-        if role not in VERSIONS:
-            raise ConfigError("--refresh", role, f"choose one of {', '.join(VERSIONS)}")
+        if role not in ROLES:
+            raise ConfigError("--refresh", role, f"choose one of {', '.join(ROLES)}")
     plan = plan_for(config)
     check_space(config, plan, opened)
     for stage in descendants(plan, refresh):
@@ -119,7 +114,7 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
             generation=one.generation,
             split=one.split,
             version=one.version,
-            parents={name: key for name, (_, key) in one.parents.items()},
+            parents={name: parent.key for name, parent in one.parents.items()},
         )
         for one in plan.uses()
     ]
@@ -127,9 +122,9 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
     return Prepared(plan=plan, store=opened, record_id=record.label)
 
 
-def descendants(plan: AnyPlan, roles: Sequence[str]) -> list[Stage]:
+def descendants(plan: Plan, roles: Sequence[str]) -> list[Stage]:
     """The stages of these roles and every stage that is made from one of them."""
-    chosen: dict[tuple[str, str], Stage] = {}
+    chosen: dict[Reference, Stage] = {}
     for stage in plan.stages():
         if stage.role in roles or any(parent in chosen for parent in stage.parents.values()):
             chosen[stage.reference] = stage
@@ -144,7 +139,7 @@ def model_parameters(model: ScratchModel) -> int:
     return embedding + model.layers * (attention + feed_forward + 2 * model.hidden_size) + model.hidden_size
 
 
-def check_space(config: AnyExperiment, plan: AnyPlan, store: ArtifactStore) -> None:
+def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None:
     """Refuse an experiment whose models alone would not fit on the disk."""
     free = store.free_bytes()
     if free is None or isinstance(config, FamilyExperiment) or not isinstance(config.model, ScratchModel):

@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from tasks.engine.plans import Plan
 from tasks.engine.progress import StageProgress
 from tasks.engine.stages import Stage
-from tasks.families.stages import AnyPlan
 
 # Roles whose end is worth a line however quick they were; a family has too many quick ones.
-SHOWN = ("train", "base", "evaluate", "family-data", "family-segment", "family-report")
+SHOWN = ("train", "base", "evaluate", "data", "segment")
 
 
 def full_label(stage: Stage) -> str:
@@ -56,7 +56,7 @@ class TerminalReporter:
     Without a terminal (a pipe, a log file) only the lines are printed.
     """
 
-    def __init__(self, plan: AnyPlan, console: Console) -> None:
+    def __init__(self, plan: Plan, console: Console) -> None:
         self.console = console
         self.expected = len(plan.uses())
         self.live = console.is_terminal

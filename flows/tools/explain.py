@@ -12,8 +12,8 @@ from fortifai_core.errors import InputError
 from storage.store.experiments import StageRecord, list_experiments, load_experiment
 from storage.store.manifest import Manifest
 from storage.store.store import ArtifactStore
-from tasks.engine.stages import VERSIONS, Stage
-from tasks.families.stages import AnyPlan
+from tasks.engine.plans import Plan
+from tasks.engine.stages import Reference, Stage
 
 _Place = tuple[str, str | None, int | None, int | None, int | None]
 
@@ -22,7 +22,7 @@ def _place(stage: Stage | StageRecord) -> _Place:
     return (stage.role, stage.arm, stage.seed, stage.generation, stage.split)
 
 
-def explain_plan(plan: AnyPlan, store: ArtifactStore) -> list[dict[str, Any]]:
+def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
     """One row a stage: is it found, and if not, why not (compared with the last run under the same name)."""
     earlier: dict[_Place, Manifest] = {}
     for record in list_experiments(store):
@@ -32,14 +32,14 @@ def explain_plan(plan: AnyPlan, store: ArtifactStore) -> list[dict[str, Any]]:
                 if artifact is not None:
                     earlier[_place(one)] = artifact.manifest
     rows = []
-    missing: set[tuple[str, str]] = set()
+    missing: set[Reference] = set()
     for stage in plan.uses():
         found = store.find(stage.kind, stage.key) is not None
         if not found:
             missing.add(stage.reference)
         rows.append(
             {
-                "run": "shared" if stage.arm is None else f"{stage.arm} · seed {stage.seed}",
+                "run": stage.run,
                 "stage": stage.label,
                 "kind": stage.kind,
                 "key": stage.key,
@@ -50,11 +50,11 @@ def explain_plan(plan: AnyPlan, store: ArtifactStore) -> list[dict[str, Any]]:
     return rows
 
 
-def _why(stage: Stage, before: Manifest | None, missing: set[tuple[str, str]]) -> str:
+def _why(stage: Stage, before: Manifest | None, missing: set[Reference]) -> str:
     if before is None:
         return "never computed"
-    if before.stage_version != VERSIONS[stage.role]:
-        return f"the stage's code is version {VERSIONS[stage.role]}, found is {before.stage_version}"
+    if before.stage_version != stage.spec.version:
+        return f"the stage's code is version {stage.spec.version}, found is {before.stage_version}"
     changed = [f"{path}: {old!r} → {new!r}" for path, old, new in differences(before.content, stage.content)]
     if changed:
         return "; ".join(changed[:4])

@@ -147,7 +147,7 @@ def artifact_of(store: ArtifactStore, record: Experiment, kind: str, key: str) -
 def text_of(store: ArtifactStore, record: Experiment, stage: StageRecord, version: SplitVersion) -> list[Path]:
     """The files of one split version that a train stage read."""
     if version.real:
-        from tasks.language.prepare import split_file
+        from tasks.language.files import split_file
 
         return [artifact_of(store, record, "corpus", stage.parents["corpus"]).file(split_file(version.split))]
     return artifact_of(store, record, "split", stage.parents[str(version)]).files("part-*.parquet")

@@ -5,6 +5,8 @@ Only `runtime` never changes a result: it is left out of every artifact's key.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import Field, model_validator
 
 from fortifai_core.config import failure_metrics
@@ -39,7 +41,11 @@ class ExperimentConfig(Frozen):
     @property
     def arm_labels(self) -> list[str]:
         """The arms' names, in order; the baseline first."""
-        return [loss.label for loss in self.losses]
+        return [arm.label for arm in self.resolved_arms()]
+
+    def resolved_arms(self) -> tuple[Arm, ...]:
+        """Every arm with the experiment as it is under it, in order; the baseline first."""
+        return tuple(Arm(loss.label, self.model_copy(update={"losses": [loss]})) for loss in self.losses)
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
@@ -71,3 +77,15 @@ class ExperimentConfig(Frozen):
             remedy = f"must be a multiple of gradient_accumulation = {self.training.gradient_accumulation}"
             raise Inconsistent("training.batch_size", self.training.batch_size, remedy)
         return self
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named set of overrides over an experiment, today of its loss. `experiment` has them applied."""
+
+    label: str
+    experiment: ExperimentConfig
+
+    @property
+    def loss(self) -> Loss:
+        return self.experiment.losses[0]

@@ -9,10 +9,10 @@ whatever ran beside it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field
 
@@ -94,13 +94,12 @@ class FamilyConfig(Frozen):
     path_fields: ClassVar[frozenset[str]] = frozenset()
     # Whether the mask has a say in the fit of M_0; where not, all arms share it.
     masks_real_data: ClassVar[bool] = True
-    # Whether generations are so quick that a stage computes many of them, `segment` at a time, without real data.
-    chained: ClassVar[bool] = False
+    # Whether the class draws its real data itself, so that there is no stage for them; it then knows one regime.
+    draws_real_data: ClassVar[bool] = False
 
-    @property
-    def generations_at_once(self) -> int:
-        """How many generations a stage of a chained family computes."""
-        return 1
+    segment: int = Field(
+        50, ge=1, le=10_000, description="Generations computed in one stage; the results do not depend on it."
+    )
 
     def sample_count(self, real: int) -> int:
         """Items sampled in each generation, of `real` real ones."""
@@ -112,8 +111,100 @@ class FamilyConfig(Frozen):
         return True
 
 
+@dataclass(frozen=True)
+class Span:
+    """The generations that a stage makes, `first` to `last`, and what each is trained on."""
+
+    first: int
+    last: int
+    seed: int
+    regime: Literal["replace", "accumulate"] = "replace"
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is there when a stage begins; all of it empty before M_0.
+
+    Attributes:
+        parameters: of the generation before.
+        start: parameters of M_0 of this run.
+        samples: what the models so far drew: the last one's, or under `accumulate` everybody's, in order.
+    """
+
+    parameters: Arrays | None = None
+    start: Arrays | None = None
+    samples: tuple[Arrays, ...] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """One generation as it was made.
+
+    Attributes:
+        parameters: of M_i: what M_(i+1) starts from, and what figures show.
+        sample: drawn from M_i, nothing dropped; empty for a class that draws inside.
+        fit, measures: metrics of the fit and of the model, by name.
+        fitted, drawn: over how many items each was taken.
+    """
+
+    generation: int
+    parameters: Arrays
+    sample: Arrays
+    fit: dict[str, float]
+    measures: dict[str, float]
+    fitted: int
+    drawn: int
+
+
 class Family(ABC):
     """One model class under recursive training. Pure; every draw comes from the seed it is given."""
+
+    # Whether a stage that was cut off may go on from any generation, not from the last one of a stage alone.
+    resumable: ClassVar[bool] = True
+
+    @abstractmethod
+    def generations(
+        self, span: Span, *, mask: Mask, real: Arrays, before: Before, progress: Progress
+    ) -> Iterator[Made]:
+        """Make one generation after the other.
+
+        Args:
+            mask: the arm.
+            real: the real data, whole; empty for a class that draws its own.
+            before: where the run stands at `span.first`.
+        """
+
+
+C = TypeVar("C", bound=FamilyConfig)
+
+
+class Fitted(Family, Generic[C]):
+    """A class whose generations are fitted, sampled and measured one by one; subclasses say how."""
+
+    def __init__(self, config: C, folder: Path | None = None) -> None:
+        """`folder`: where real data lie that come from outside, for classes that read them themselves."""
+        self.config, self.folder = config, folder
+
+    def generations(
+        self, span: Span, *, mask: Mask, real: Arrays, before: Before, progress: Progress
+    ) -> Iterator[Made]:
+        """As `Family.generations`: fit to what the regime gives, draw, measure."""
+        previous, start, samples = before.parameters, before.start, before.samples
+        items, count, seed = len(next(iter(real.values()))), span.last - span.first + 1, span.seed
+        for position, i in enumerate(range(span.first, span.last + 1)):
+
+            def within(done: int, total: int, unit: str, position: int = position) -> None:
+                progress(position * total + done, count * total, unit)
+
+            data = joined([real, *samples]) if i == 0 or span.regime == "accumulate" else samples[-1]
+            parameters, fit = self.fit(data, mask=mask, generation=i, seed=seed, previous=previous, progress=within)
+            drawn = self.sample(parameters, count=self.config.sample_count(items), generation=i, seed=seed)
+            start = parameters if start is None else start
+            measures = self.measure(parameters, drawn, real, generation=i, seed=seed, first=start)
+            samples = (*samples, drawn) if span.regime == "accumulate" else (drawn,)
+            previous = parameters
+            fitted, counted = (len(next(iter(arrays.values()))) for arrays in (data, drawn))
+            yield Made(i, parameters, drawn, fit, measures, fitted, counted)
 
     @abstractmethod
     def real(self, *, seed: int) -> Arrays:
@@ -149,6 +240,14 @@ class Family(ABC):
             real: the real data, whole.
             first: parameters of M_0 of this run.
         """
+
+
+def joined(parts: list[Arrays]) -> Arrays:
+    """Data sets one after another: the arrays that all of them have (what a VAE draws has no label)."""
+    import numpy as np
+
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 # ------------------------------------------------------------------------------------------------ results, figures

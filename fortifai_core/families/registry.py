@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fortifai_core.families.base import Family, FamilyConfig, Mask, NoMask, ThresholdMask
+from fortifai_core.families.base import Arrays, Family, FamilyConfig, Figure, Mask, NoMask, Results, ThresholdMask
 from fortifai_core.families.gaussian.config import AdaptiveMask, GaussianConfig, NoisyEstimator, PredictedOptimumMask
 from fortifai_core.families.images.config import DynamicIntersectionMask, DynamicQuantileMask, VaeConfig
 from fortifai_core.families.images.diffusion_config import DiffusionConfig
 from fortifai_core.families.mixture.family import GmmConfig
-from fortifai_core.families.zipf.family import ZipfConfig, ZipfFamily
+from fortifai_core.families.zipf.family import ZipfConfig
 from fortifai_core.settings import Frozen, Inconsistent
 
 AnyFamily = Annotated[
@@ -28,13 +30,48 @@ AnyMask = Annotated[
     | DynamicIntersectionMask,
     Field(discriminator="type"),
 ]
-# The arms that a family knows; every other one is refused before anything is computed.
-ARMS: dict[str, tuple[type[Mask], ...]] = {
-    "gaussian": (NoMask, ThresholdMask, PredictedOptimumMask, AdaptiveMask, NoisyEstimator),
-    "gmm": (NoMask, ThresholdMask),
-    "vae": (NoMask, ThresholdMask, DynamicQuantileMask, DynamicIntersectionMask),
-    "diffusion": (NoMask, ThresholdMask, DynamicQuantileMask, DynamicIntersectionMask),
-    "zipf": (NoMask, ThresholdMask),
+
+
+@dataclass(frozen=True)
+class ModelClass:
+    """What the pipeline has to know of a model class. The names are imported when they are used.
+
+    Attributes:
+        config: its settings and data.
+        masks: the arms that it knows; every other one is refused before anything is computed.
+        make: `module:class` of its `Family`, called with the configuration and the folder of outside data.
+        figures: the module that draws: `draw(results, directory)`, and perhaps `preview(...)` of one generation.
+    """
+
+    config: type[FamilyConfig]
+    masks: tuple[type[Mask], ...]
+    make: str
+    figures: str
+
+
+_IMAGES = "fortifai_core.families.images"
+_CLIPPING = (NoMask, ThresholdMask, DynamicQuantileMask, DynamicIntersectionMask)
+MODEL_CLASSES: dict[str, ModelClass] = {
+    "gaussian": ModelClass(
+        GaussianConfig,
+        (NoMask, ThresholdMask, PredictedOptimumMask, AdaptiveMask, NoisyEstimator),
+        "fortifai_core.families.gaussian.chain:Gaussian",
+        "fortifai_core.families.gaussian.figures",
+    ),
+    "gmm": ModelClass(
+        GmmConfig,
+        (NoMask, ThresholdMask),
+        "fortifai_core.families.mixture.family:Gmm",
+        "fortifai_core.families.mixture.figures",
+    ),
+    "vae": ModelClass(VaeConfig, _CLIPPING, f"{_IMAGES}.vae:VaeFamily", f"{_IMAGES}.figures"),
+    "diffusion": ModelClass(DiffusionConfig, _CLIPPING, f"{_IMAGES}.diffusion:DiffusionFamily", f"{_IMAGES}.figures"),
+    "zipf": ModelClass(
+        ZipfConfig,
+        (NoMask, ThresholdMask),
+        "fortifai_core.families.zipf.family:ZipfFamily",
+        "fortifai_core.families.zipf.figures",
+    ),
 }
 
 
@@ -85,12 +122,12 @@ class FamilyExperiment(Frozen):
             raise Inconsistent("arms", labels, "two arms are the same; remove one")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise Inconsistent("seeds", self.seeds, "seeds must be different and not negative")
-        allowed = ARMS[self.family.type]
+        allowed = MODEL_CLASSES[self.family.type].masks
         for index, mask in enumerate(self.arms):
             if not isinstance(mask, allowed):
                 names = ", ".join(str(one.model_fields["type"].default) for one in allowed)
                 raise Inconsistent(f"arms.{index}.type", mask.type, f"a {self.family.type} has the arms {names}")
-        if self.family.chained and self.regime != "replace":
+        if self.family.draws_real_data and self.regime != "replace":
             remedy = f"a {self.family.type} is trained on the samples of the one before; set replace"
             raise Inconsistent("regime", self.regime, remedy)
         known = self.family.measures
@@ -109,30 +146,27 @@ class FamilyExperiment(Frozen):
 
 
 def family_from_config(config: FamilyConfig, *, folder: Path | None = None) -> Family:
-    """The family that a configuration describes.
+    """The model class that a configuration describes.
 
     Args:
-        folder: where real data lie that come from outside; for families that read them themselves.
-
-    Raises:
-        TypeError: there is none, or it runs in chains (`gaussian.run_chain`).
+        folder: where real data lie that come from outside; for classes that read them themselves.
     """
-    from fortifai_core.families.mixture.family import Gmm
+    module, _, name = MODEL_CLASSES[config.type].make.partition(":")
+    family: Family = getattr(import_module(module), name)(config, folder)
+    return family
 
-    match config:
-        case GmmConfig():
-            return Gmm(config)
-        case VaeConfig():
-            from fortifai_core.families.images.vae import VaeFamily
 
-            return VaeFamily(config, folder)
-        case DiffusionConfig():
-            from fortifai_core.families.images.diffusion import DiffusionFamily
+def draw(results: Results, directory: Path) -> list[Figure]:
+    """The class's own figures, written into `directory`."""
+    figures: list[Figure] = import_module(MODEL_CLASSES[results.config.type].figures).draw(results, directory)
+    return figures
 
-            return DiffusionFamily(config)
-        case ZipfConfig():
-            return ZipfFamily(config)
-    raise TypeError(f"family = {config.type!r}: no family that is fitted and sampled one generation at a time")
+
+def preview(config: FamilyConfig, *, real: Arrays, sample: Arrays, parameters: Arrays, title: str, path: Path) -> None:
+    """A small PNG of what one generation draws, for the Prefect UI; nothing for a class that draws none."""
+    module = import_module(MODEL_CLASSES[config.type].figures)
+    if hasattr(module, "preview"):
+        module.preview(real=real, sample=sample, parameters=parameters, title=title, path=path)
 
 
 def check_family(experiment: FamilyExperiment) -> None:

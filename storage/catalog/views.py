@@ -35,7 +35,7 @@ READS: dict[str, tuple[tuple[tuple[str, str], ...], Columns]] = {
         METRICS,
     ),
     "family_metrics": (
-        tuple((f"family-{kind}", "metrics.parquet") for kind in ("evaluation", "model", "segment")),
+        (("family-segment", "metrics.parquet"),),
         FAMILY_METRICS,
     ),
     "confidence": ((("drift", "confidence.parquet"),), CONFIDENCE),
@@ -53,7 +53,7 @@ _PARQUET_VIEWS = {
         SELECT {_RUN}, r.split, r.metric, r.value, r.count, f.key
         FROM {{source}} r JOIN files f ON f.path = r.filename
         LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
-    # A stage of a chain holds many generations, so a row says which it is of.
+    # A stage of such a class holds many generations, so a row says which it is of.
     "family_metrics": """
         SELECT s.experiment, s.arm, s.seed, r.generation, NULL AS split, r.metric, r.value, r.count, f.key
         FROM {source} r JOIN files f ON f.path = r.filename
@@ -103,7 +103,7 @@ DERIVED_VIEWS = {
         FROM split_text""",
     "runs": """
         SELECT experiment, arm, seed, count(*) AS stages, count(*) FILTER (present) AS present,
-            max(generation) FILTER (present AND role IN ('train', 'family-train', 'family-segment'))
+            max(generation) FILTER (present AND role IN ('train', 'segment'))
                 AS newest_generation,
             sum(seconds) AS seconds, max(created) AS updated
         FROM stages WHERE arm IS NOT NULL GROUP BY experiment, arm, seed""",

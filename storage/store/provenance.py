@@ -32,12 +32,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "failure": ("fortifai_core",),
     "report": ("fortifai_core", "storage"),
     "family-data": ("fortifai_core", "storage"),
-    "family-model": ("fortifai_core", "tasks"),
-    "family-sample": ("fortifai_core", "tasks"),
-    "family-evaluation": ("fortifai_core", "tasks"),
     "family-segment": ("fortifai_core", "tasks"),
     "family-failure": ("fortifai_core",),
-    "family-report": ("fortifai_core", "tasks"),
 }
 PACKAGES = (
     "accelerate",

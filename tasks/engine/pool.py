@@ -14,17 +14,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import FortifaiError, InputError, StageFailed
-from fortifai_core.families.registry import FamilyExperiment, FamilyRuntime
+from fortifai_core.families.registry import FamilyRuntime
+from tasks.engine.plans import AnyExperiment
 from tasks.engine.stages import Stage
 
 OnProgress = Callable[[int, int, str], None]
-AnyExperiment = ExperimentConfig | FamilyExperiment
 AnyRuntime = Runtime | FamilyRuntime
-# Only the report waits for these: whatever the next generation waits for gets a worker before them.
-LATER = frozenset({"drift", "benchmark"})
 
 
 class WorkerError(StageFailed):
@@ -194,7 +191,7 @@ class WorkerPool:
             # the others import their libraries while the first one builds what all wait for
             self._warm = True
             await asyncio.gather(*(worker.start() for worker in self.workers))
-        worker = await self.turns.get(int(stage.role in LATER))
+        worker = await self.turns.get(int(stage.spec.waits))
         try:
             return await worker.build(stage, on_progress)
         finally:

@@ -118,12 +118,6 @@ async def train(stage: Stage) -> Any:
     return await look_up_or_build(stage)
 
 
-@task(name="sample", task_run_name="{stage.label}", tags=["sample"], persist_result=False)
-async def draw_sample(stage: Stage) -> Any:
-    """Draw from M_i, of another family than language models."""
-    return await look_up_or_build(stage)
-
-
 @task(name="regenerate", task_run_name="{stage.label}", tags=["regenerate"], persist_result=False)
 async def regenerate(stage: Stage) -> Any:
     """Rewrite one split with M_i."""
@@ -162,7 +156,6 @@ async def write_report(stage: Stage) -> Any:
 
 __all__ = [
     "check_failure",
-    "draw_sample",
     "evaluate",
     "look_up_or_build",
     "measure_drift",

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from storage.store.manifest import Manifest
 from storage.store.provenance import collect, drift, rooms_of
 from storage.store.store import ArtifactStore
+from tasks.engine.plans import Plan
 from tasks.engine.pool import WorkerPool
 from tasks.engine.stages import Stage
-from tasks.families.stages import AnyPlan
 
 
 class Reporter(Protocol):
@@ -58,7 +58,7 @@ class Circumstances:
 class Session:
     """One experiment in progress."""
 
-    plan: AnyPlan
+    plan: Plan
     store: ArtifactStore
     pool: WorkerPool
     reporter: Reporter

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fortifai_core.families.base import Arrays, Generation, Results, Run
-from fortifai_core.families.registry import FamilyExperiment
+from fortifai_core.families.registry import FamilyExperiment, draw
 from storage.tables import parquet
-from storage.tables.arrays import read_arrays, read_parameters
-from tasks.families.builders import CHAIN, DATA, PARAMETERS, SAMPLE, read_chain
+from storage.tables.arrays import read_arrays
+from tasks.engine.context import Context
+from tasks.families.builders import DATA, read_metrics, read_models, read_sample
+from tasks.families.specs import ReportSpec, RunResults
 
-if TYPE_CHECKING:
-    from tasks.engine.build import Context
 
-
-def build_family_report(context: Context) -> dict[str, Any]:
+def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
     """report.html, figures and tables, and table.json for the terminal."""
-    from fortifai_core.families.pictures import draw
     from fortifai_core.report.family_analysis import FamilyReport
     from fortifai_core.report.family_page import result_rows, terminal_table, write_family_report
 
-    config = FamilyExperiment.model_validate(context.stage.recipe["config"])
+    config = FamilyExperiment.model_validate(context.spec.config)
+    ordered = sorted(context.spec.runs, key=lambda run: _order(config, run))
     results = Results(
         config=config.family,
         arms=tuple(config.arm_labels),
         real=_real(context),
-        runs=tuple(_run(context, config, arm, seed) for arm in config.arm_labels for seed in config.seeds),
+        runs=tuple(_run(context, config, run) for run in ordered),
     )
     report = FamilyReport(
         experiment=config.name,
-        config=context.stage.recipe["config"],
-        command=context.stage.recipe["command"],
+        config=context.spec.config,
+        command=context.spec.command,
         environment=_environment(context),
         results=results,
         figures=tuple(draw(results, context.directory)),
@@ -47,70 +46,50 @@ def build_family_report(context: Context) -> dict[str, Any]:
     return {}
 
 
-def _place(name: str) -> tuple[str, int, int, str]:
-    """A parent's name, as `FamilyPlan.report` gives it, in its parts: arm, seed, last generation, role."""
-    arm, seed, last, role = name.rsplit("/", 3)
-    return arm, int(seed), int(last), role
+def _order(config: FamilyExperiment, run: RunResults) -> tuple[int, int]:
+    """Arms as configured, and within an arm the seeds."""
+    return config.arm_labels.index(run.arm), config.seeds.index(run.seed)
 
 
-def _places(context: Context) -> list[tuple[str, tuple[str, int, int, str]]]:
-    return [(name, _place(name)) for name in context.stage.parents if not name.startswith("data/")]
+def _real(context: Context[ReportSpec]) -> Arrays:
+    """The real data of the first seed; empty for a class that draws its own."""
+    data = context.spec.runs[0].data
+    return read_arrays(context.artifact(data).file(DATA)) if data else {}
 
 
-def _real(context: Context) -> Arrays:
-    """The real data of the first seed; empty for a chain, which draws its own."""
-    name = next((name for name in context.stage.parents if name.startswith("data/")), None)
-    return read_arrays(context.parent(name).file(DATA)) if name else {}
-
-
-def _run(context: Context, config: FamilyExperiment, arm: str, seed: int) -> Run:
+def _run(context: Context[ReportSpec], config: FamilyExperiment, run: RunResults) -> Run:
     """One run. Samples of the first seed, and everybody's last: figures show no more, and memory is finite."""
-    metrics: dict[int, dict[str, float]] = {}
-    arrays: dict[int, tuple[Arrays, Arrays]] = {}
-    for name, (of_arm, of_seed, last, role) in _places(context):
-        if (of_arm, of_seed) != (arm, seed):
-            continue
-        if role in ("family-evaluate", "family-train", "family-segment"):
-            for row in parquet.read_rows(context.parent(name).file("metrics.parquet")):
-                metrics.setdefault(row["generation"], {})[row["metric"]] = row["value"]
-        sample, parameters = arrays.get(last, ({}, {}))
-        if role == "family-segment":
-            arrays |= {i: ({}, chain) for i, chain in read_chain(context.parent(name).file(CHAIN)).items()}
-            continue
-        if role == "family-sample" and (seed == config.seeds[0] or last == config.generations - 1):
-            sample = read_arrays(context.parent(name).file(SAMPLE))
-        if role == "family-train":
-            parameters = read_parameters(context.parent(name).file(PARAMETERS))
-        arrays[last] = sample, parameters
-    return Run(
-        arm=arm,
-        seed=seed,
-        generations=tuple(Generation(i, metrics[i], *arrays.get(i, ({}, {}))) for i in sorted(metrics)),
-    )
+    generations: list[Generation] = []
+    for part in run.segments:
+        artifact = context.artifact(part.segment)
+        metrics, models = read_metrics([artifact]), read_models(artifact)
+        for i in range(part.first, part.last + 1):
+            shown = run.seed == config.seeds[0] or i == config.generations - 1
+            generations.append(Generation(i, metrics[i], read_sample(artifact, i) if shown else {}, models[i]))
+    return Run(arm=run.arm, seed=run.seed, generations=tuple(generations))
 
 
-def _failures(context: Context) -> dict[tuple[str, int], dict[str, Any]]:
+def _failures(context: Context[ReportSpec]) -> dict[tuple[str, int], dict[str, Any]]:
     """The last check of every run."""
-    found: dict[tuple[str, int], tuple[int, dict[str, Any]]] = {}
-    for name, (arm, seed, last, role) in _places(context):
-        if role == "family-failure" and last >= found.get((arm, seed), (-1, {}))[0]:
-            found[arm, seed] = last, context.parent(name).manifest.metrics
-    return {key: metrics for key, (_, metrics) in found.items()}
+    checks = {(run.arm, run.seed): run.segments[-1].failure for run in context.spec.runs}
+    return {run: context.artifact(check).manifest.metrics for run, check in checks.items() if check is not None}
 
 
-def _seconds(context: Context) -> dict[str, dict[str, float]]:
+def _seconds(context: Context[ReportSpec]) -> dict[str, dict[str, float]]:
     """Computing time by stage and arm."""
     seconds: dict[str, dict[str, float]] = {}
-    for name, (arm, _, _, role) in _places(context):
-        own = seconds.setdefault(role.removeprefix("family-"), {})
-        own[arm] = own.get(arm, 0.0) + context.parent(name).manifest.seconds
+    for run in context.spec.runs:
+        for part in run.segments:
+            for role, reference in (("generations", part.segment), ("failure", part.failure)):
+                if reference is not None:
+                    of_role = seconds.setdefault(role, {})
+                    of_role[run.arm] = of_role.get(run.arm, 0.0) + context.artifact(reference).manifest.seconds
     return seconds
 
 
-def _environment(context: Context) -> dict[str, str]:
+def _environment(context: Context[ReportSpec]) -> dict[str, str]:
     """Where the models were fitted, from the provenance of the first of them."""
-    first = next(name for name, (*_, role) in _places(context) if role in ("family-train", "family-segment"))
-    provenance = context.parent(first).manifest.provenance
+    provenance = context.artifact(context.spec.runs[0].segments[0].segment).manifest.provenance
     packages = provenance.get("packages", {})
     shown = [f"{name} {packages[name]}" for name in ("numpy", "scikit-learn", "torch") if name in packages]
     return {

@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fortifai_core.errors import ConfigError, DataError
 from storage.sources import mirror
 from storage.tables import parquet
+from tasks.engine.context import Context
 from tasks.language.benchmark_data import known, stock_folder
-from tasks.language.train import base_folder
-
-if TYPE_CHECKING:
-    from tasks.engine.build import Context
+from tasks.language.files import base_folder
+from tasks.language.specs import BenchmarkCheckSpec, BenchmarkSpec
 
 HELLASWAG_TEXT = {
     "output_type": "multiple_choice",
@@ -114,7 +113,7 @@ GENERATED_TOKENS = 256  # HFLM.max_gen_toks
 ZERO_SHOT_LOOK = 20
 
 
-def build_check(context: Context) -> dict[str, Any]:
+def build_check(context: Context[BenchmarkCheckSpec]) -> dict[str, Any]:
     """Before any generation is trained: the tasks load, their data is there, the examples fit the model's window.
 
     Raises:
@@ -122,14 +121,14 @@ def build_check(context: Context) -> dict[str, Any]:
     """
     from storage.tables.models import load_tokenizer
 
-    content = context.stage.content
-    name, asked, limit = content["benchmark"], content["fewshot"], content["limit"]
-    tokenizer = load_tokenizer(context.parent("tokenizer").path)
-    window = content["window"]
-    if window is None:
+    spec = context.spec
+    name, asked, limit = spec.task.name, spec.task.fewshot, spec.task.limit
+    tokenizer = load_tokenizer(context.artifact(spec.tokenizer).path)
+    window = spec.window
+    if window is None and spec.base is not None:
         from transformers import AutoConfig
 
-        config: Any = AutoConfig.from_pretrained(context.parent("base").path)
+        config: Any = AutoConfig.from_pretrained(context.artifact(spec.base).path)
         window = getattr(config.get_text_config(), "max_position_embeddings", None)
     tasks = load_tasks(name, fewshot=asked, folder=context.workspace / "tasks")
     shots = max(task.get_config("num_fewshot") for task in tasks.values())
@@ -164,23 +163,21 @@ def build_check(context: Context) -> dict[str, Any]:
     return {"tasks": len(tasks), "longest-request": longest}
 
 
-def build_benchmark(context: Context) -> dict[str, Any]:
+def build_benchmark(context: Context[BenchmarkSpec]) -> dict[str, Any]:
     """metrics.parquet: every score of every task; items.parquet: every item's."""
     from peft import PeftModel
 
     from storage.tables.models import load_model, load_tokenizer
 
-    content = context.stage.content
-    artifact = context.parent("model")
+    spec, asked = context.spec, context.spec.task
+    artifact = context.artifact(spec.model)
     tokenizer = load_tokenizer(artifact.path / "tokenizer")
-    model = load_model(artifact.path, base=base_folder(context)).to(context.device)
+    model = load_model(artifact.path, base=base_folder(context, spec.base)).to(context.device)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
-    name = content["benchmark"]
-    tasks = load_tasks(name, fewshot=content["fewshot"], folder=context.workspace / "tasks")
-    outcome = evaluate(
-        model, tokenizer, tasks, limit=content["limit"], batch=max(1, context.runtime.inference_batch // 8)
-    )
+    name = asked.name
+    tasks = load_tasks(name, fewshot=asked.fewshot, folder=context.workspace / "tasks")
+    outcome = evaluate(model, tokenizer, tasks, limit=asked.limit, batch=max(1, context.runtime.inference_batch // 8))
     items = list(item_rows(name, outcome))
     metrics = list(metric_rows(name, outcome))
     if not items or not metrics:

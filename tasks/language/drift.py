@@ -12,39 +12,35 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
 from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
-from tasks.language.train import base_folder, text_files
+from tasks.engine.context import Context
+from tasks.language.files import text_files
+from tasks.language.specs import DriftSpec, VersionedText
 
 if TYPE_CHECKING:
     from fortifai_core.corpus.almanac.world import Entity
-    from tasks.engine.build import Context
 
-_CORPUS: TypeAdapter[Corpus] = TypeAdapter(Corpus)
 # lengths and n-grams are looked at in the first documents of a split, up to so many tokens
 SAMPLE_TOKENS = 50_000
 # self-BLEU compares documents by their beginnings
 BLEU_DOCUMENTS, BLEU_TOKENS = 100, 64
 
 
-def build_drift(context: Context) -> dict[str, Any]:
+def build_drift(context: Context[DriftSpec]) -> dict[str, Any]:
     """metrics.parquet: one row a measure and split; confidence.parquet: histograms of p."""
-    content = context.stage.content
-    recipe = context.stage.recipe
-    corpus = _CORPUS.validate_python(recipe["corpus"])
-    entities = entities_by_document(corpus, splits=recipe["splits"], world=recipe["world"])
+    spec = context.spec
+    entities = entities_by_document(spec.corpus_config, splits=spec.splits, world=spec.world)
     metrics: list[dict[str, Any]] = []
-    for split, version in content["rewritten"]:
-        rewritten = text_measures(_documents(context, split, version), entities)
-        metrics += [_row(name, split, *value) for name, value in rewritten.items()]
-        real = _documents(context, split, 0)
-        metrics += _against_real(context, split, version)
-        if version == 1:  # the split's own values, to read the others by: once in a run is enough
-            own = text_measures(real, entities)
-            metrics += [_row(f"{name}-real", split, *value) for name, value in own.items()]
+    for text in spec.rewritten:
+        real = VersionedText(text.split, 0)
+        measured = text_measures(_documents(context, text), entities)
+        metrics += [_row(name, text.split, *value) for name, value in measured.items()]
+        metrics += _against_real(context, text, real)
+        if text.version == 1:  # the split's own values, to read the others by: once in a run is enough
+            of_real = text_measures(_documents(context, real), entities)
+            metrics += [_row(f"{name}-real", text.split, *value) for name, value in of_real.items()]
     of_model, histograms = _model_measures(context)
     metrics += of_model
     parquet.write_table(context.directory / "metrics.parquet", metrics, schema="metrics")
@@ -94,24 +90,24 @@ def text_measures(documents: Iterator[dict[str, Any]], entities: dict[str, Entit
     return measured
 
 
-def _against_real(context: Context, split: int, version: int) -> list[dict[str, Any]]:
+def _against_real(context: Context[DriftSpec], text: VersionedText, real: VersionedText) -> list[dict[str, Any]]:
     from fortifai_core.measures.text_drift import tail, words
 
     counts: list[Counter[str]] = [Counter(), Counter()]
-    for side, of in zip(counts, (0, version), strict=True):
-        for row in _documents(context, split, of, columns=["text"]):
+    for side, of in zip(counts, (real, text), strict=True):
+        for row in _documents(context, of, columns=["text"]):
             side.update(words(row["text"]))
     if not all(counts):
         return []
     found = tail(counts[0], counts[1])
     return [
-        _row("tail-types-kept", split, found.surviving / found.types, found.types),
-        _row("tail-mass-kept", split, found.mass / found.real_mass, counts[1].total()),
-        _row("vocabulary-ratio", split, len(counts[1]) / len(counts[0]), len(counts[0])),
+        _row("tail-types-kept", text.split, found.surviving / found.types, found.types),
+        _row("tail-mass-kept", text.split, found.mass / found.real_mass, counts[1].total()),
+        _row("vocabulary-ratio", text.split, len(counts[1]) / len(counts[0]), len(counts[0])),
     ]
 
 
-def _model_measures(context: Context) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _model_measures(context: Context[DriftSpec]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Model KL, the base model's perplexity on what M_i wrote, live fraction, and the histograms of Figure 1."""
     import torch
 
@@ -119,36 +115,36 @@ def _model_measures(context: Context) -> tuple[list[dict[str, Any]], list[dict[s
     from fortifai_core.measures import model_drift
     from storage.tables.models import load_model, load_tokenizer
 
-    content = context.stage.content
-    length, size = content["window"], content["sample"]
-    folder = context.parent("model").path
+    spec = context.spec
+    length, size = spec.window, spec.sample
+    folder, base_folder = context.artifact(spec.model).path, context.artifact(spec.base).path
     tokenizer = load_tokenizer(folder / "tokenizer")
 
     def sample(name: str, sequences: Iterator[list[int]]) -> list[list[int]]:
         seed = derive_seed("drift", name)
         return model_drift.sample_windows(sequences, length=length, tokens=max(size, length), seed=seed)
 
-    rewritten = (t for split, version in content["rewritten"] for t in _tokens(context, split, version))
-    trained_on = (t for split, version in content["text"] for t in _tokens(context, split, version))
+    rewritten = (tokens for text in spec.rewritten for tokens in _tokens(context, text))
+    trained_on = (tokens for text in spec.text for tokens in _tokens(context, text))
     # as in training, where documents stand in one stream
     packed = pack(trained_on, sequence_length=length, end_of_text=tokenizer.eos_token_id)
-    validation = parquet.iter_batches(context.parent("corpus").file("validation.parquet"), columns=["tokens"])
+    validation = parquet.iter_batches(context.artifact(spec.corpus).file("validation.parquet"), columns=["tokens"])
     texts = {
         "real": sample("real", (tokens for batch in validation for tokens in batch["tokens"])),
         "seen": sample("seen", packed),
         "self": sample("self", rewritten),
     }
     batch = max(1, context.runtime.inference_batch // 8)
-    base = load_model(context.parent("base").path).to(context.device)
+    base = load_model(base_folder).to(context.device)
     logs = {("base", name): _scores(base, text, batch) for name, text in texts.items()}
     del base
-    model = load_model(folder, base=base_folder(context)).to(context.device)
+    model = load_model(folder, base=base_folder).to(context.device)
     logs |= {("generation", name): _scores(model, text, batch) for name, text in texts.items()}
     metrics: list[dict[str, Any]] = []
-    if context.stage.parents["model"] == context.stage.parents["first"]:
+    if spec.model == spec.first:
         metrics.append(_row("model-kl", None, 0.0, len(logs["generation", "real"])))
     else:
-        first = load_model(context.parent("first").path, base=base_folder(context)).to(context.device)
+        first = load_model(context.artifact(spec.first).path, base=base_folder).to(context.device)
         metrics.append(_row("model-kl", None, *model_drift.model_kl(first, model, texts["real"], batch=batch)))
         del first
     del model
@@ -158,8 +154,8 @@ def _model_measures(context: Context) -> tuple[list[dict[str, Any]], list[dict[s
         if len(values) and (who, name) in (("base", "self"), ("generation", "self"), ("base", "real")):
             metrics.append(_row(f"perplexity-{who}-{name}", None, _perplexity(values), len(values)))
     seen = logs["generation", "seen"]
-    if content["gamma"] is not None:
-        live = model_drift.live_fraction(seen, gamma=content["gamma"])
+    if spec.gamma is not None:
+        live = model_drift.live_fraction(seen, gamma=spec.gamma)
         metrics.append(_row("live-fraction", None, live, len(seen)))
     edges = model_drift.EDGES.tolist()
     rows = [
@@ -187,16 +183,16 @@ def _perplexity(log_probabilities: Any) -> float:
 
 
 def _documents(
-    context: Context, split: int, version: int, columns: list[str] | None = None
+    context: Context[DriftSpec], text: VersionedText, columns: list[str] | None = None
 ) -> Iterator[dict[str, Any]]:
     names = columns or ["document", "text", "tokens"]
-    for batch in parquet.iter_batches(text_files(context, split, version), columns=names):
+    for batch in parquet.iter_batches(text_files(context, context.spec.corpus, text), columns=names):
         for values in zip(*(batch[name] for name in names), strict=True):
             yield dict(zip(names, values, strict=True))
 
 
-def _tokens(context: Context, split: int, version: int) -> Iterator[list[int]]:
-    for row in _documents(context, split, version, columns=["tokens"]):
+def _tokens(context: Context[DriftSpec], text: VersionedText) -> Iterator[list[int]]:
+    for row in _documents(context, text, columns=["tokens"]):
         yield row["tokens"]
 
 

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fortifai_core.config.stages import Evaluation
 from fortifai_core.corpus.documents import Question
 from storage.tables import parquet
-from tasks.language.prepare import has_file
-from tasks.language.train import base_folder
-
-if TYPE_CHECKING:
-    from tasks.engine.build import Context
+from tasks.engine.context import Context, has_file
+from tasks.language.files import base_folder
+from tasks.language.specs import EvaluateSpec
 
 VALIDATION_LENGTH = 256
 
 
-def build_evaluation(context: Context) -> dict[str, Any]:
+def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
     """Score M_i; keeps every question's score."""
     from fortifai_core.measures.retention import retention, score_questions
     from fortifai_core.measures.text_counts import perplexity
     from storage.tables.models import load_model, load_tokenizer
 
-    content = context.stage.content
-    config = Evaluation.model_validate({**content["evaluation"], "drift": True})
-    artifact = context.parent("model")
-    corpus = context.parent("corpus")
+    spec = context.spec
+    artifact, corpus = context.artifact(spec.model), context.artifact(spec.corpus)
     tokenizer = load_tokenizer(artifact.path / "tokenizer")
-    model = load_model(artifact.path, base=base_folder(context)).to(context.device)
+    model = load_model(artifact.path, base=base_folder(context, spec.base)).to(context.device)
     metrics: list[dict[str, Any]] = []
     if has_file(corpus, "questions.parquet"):
-        asked = [
-            row for row in parquet.read_rows(corpus.file("questions.parquet")) if row["split"] in content["splits"]
-        ]
+        asked = [row for row in parquet.read_rows(corpus.file("questions.parquet")) if row["split"] in spec.splits]
         questions = [
             Question(r["question"], r["document"], r["context"], r["true_answer"], r["false_answer"]) for r in asked
         ]
@@ -40,7 +33,7 @@ def build_evaluation(context: Context) -> dict[str, Any]:
             model,
             lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
             questions,
-            variant=config.kr_score,
+            variant=spec.kr_score,
             batch=context.runtime.inference_batch,
             bos_id=automatic_bos(tokenizer),
         )
@@ -56,12 +49,12 @@ def build_evaluation(context: Context) -> dict[str, Any]:
             for score, row in zip(scores, asked, strict=True)
         ]
         parquet.write_table(context.directory / "scores.parquet", rows, schema="scores")
-        for split in content["splits"]:
+        for split in spec.splits:
             of_split = [s for s, row in zip(scores, asked, strict=True) if row["split"] == split]
             if of_split:
                 metrics.append(_metric(f"kr-split-{split}", retention(of_split), split, len(of_split)))
         metrics.append(_metric("kr-total", retention(scores), None, len(scores)))
-    if config.perplexity:
+    if spec.perplexity:
         tokens = parquet.read_table_columns(corpus.file("validation.parquet"), ["tokens"])["tokens"]
         value, count = perplexity(
             model,

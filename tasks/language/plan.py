@@ -1,18 +1,80 @@
-"""The plan: from a configuration to every stage with its key, before anything runs. No torch, no Prefect."""
+"""The plan for a language model: every stage with its key, before anything runs. No torch, no Prefect."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from fortifai_core.config.corpus import AlmanacCorpus, Corpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
-from fortifai_core.config.experiment import ExperimentConfig
-from fortifai_core.config.failure_metrics import DEFAULT, failure_metric
-from fortifai_core.config.loss import CustomLoss, TruncatedCrossEntropyLoss
+from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
+from fortifai_core.config.experiment import Arm, ExperimentConfig
+from fortifai_core.config.failure_metrics import failure_metric
+from fortifai_core.config.loss import CustomLoss
 from fortifai_core.config.model import PretrainedModel, ScratchModel
-from fortifai_core.config.stages import Regeneration
 from fortifai_core.corpus.schedule import SplitVersion, regenerated, splits_seen, training_set
-from tasks.engine.stages import GenerationPlan, Plan, RunPlan, Stage, stage
+from tasks.engine.plans import GenerationPlan, Plan, RunPlan, Stopped, unique
+from tasks.engine.stages import Reference, Stage
+from tasks.language.specs import (
+    BaseSpec,
+    BenchmarkCheckSpec,
+    BenchmarkSpec,
+    BenchmarkTask,
+    CorpusSpec,
+    DriftSpec,
+    EvaluateSpec,
+    FailureSpec,
+    GenerationResults,
+    PretrainedBaseSpec,
+    PretrainedTokenizerSpec,
+    PretrainingSpec,
+    RegenerateSpec,
+    ReportSpec,
+    RunResults,
+    SourceSpec,
+    TokenizerSpec,
+    TrainSpec,
+    VersionedText,
+    gamma_of,
+)
+
+SHOWS = ("tasks.language.publish:show", "tasks.language.publish:show_drift")
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What stands for content in keys.
+
+    Attributes:
+        corpus: of the files that the corpus reads (`storage.sources.sources.source_digests`).
+        model: identity of a pretrained model: hub id and revision, or the digest of a local folder.
+        losses: of the source of every custom loss, by its `module:function`.
+        benchmarks: version and data digests of every benchmark asked for (`tasks.language.benchmark_data.describe`).
+    """
+
+    corpus: Mapping[str, str]
+    model: str = ""
+    losses: Mapping[str, str] | None = None
+    benchmarks: Mapping[str, Mapping[str, Any]] | None = None
+
+
+def plan_experiment(config: ExperimentConfig, digests: Digests) -> Plan:
+    """Every stage of the experiment, with its key."""
+    tokenizer, base, before = _base_model(config, digests)
+    tasks = [_task(config, name, (digests.benchmarks or {})[name]) for name in config.evaluation.benchmarks]
+    checks = [Stage(_check(config, task, tokenizer.reference, base.reference)) for task in tasks]
+    corpora = {seed: _corpus(config, digests, seed, tokenizer.reference) for seed in config.seeds}
+    runs = tuple(
+        _Run(config, arm, seed, base.reference, corpora[seed][1], digests, tasks).plan()
+        for seed in config.seeds
+        for arm in config.resolved_arms()
+    )
+    shared = unique([*before, *checks, *(stage for pair in corpora.values() for stage in pair)])
+    return Plan(config, tuple(shared.values()), runs, _Reports(corpora).stage, *SHOWS)
+
+
+def world_of(config: ExperimentConfig, seed: int) -> int:
+    """The seed of the almanac's world in runs of `seed`; text that was read is the same for every seed."""
+    return seed if _has_almanac(config.corpus) else 0
 
 
 def _has_almanac(corpus: Corpus) -> bool:
@@ -20,306 +82,212 @@ def _has_almanac(corpus: Corpus) -> bool:
     return any(isinstance(part, AlmanacCorpus) for part in parts)
 
 
-def _corpus_content(corpus: Corpus, digests: Mapping[str, str]) -> dict[str, Any]:
-    """The corpus without its paths: files enter a key by their digests."""
-
-    def strip(part: Corpus) -> dict[str, Any]:
-        content = part.model_dump(mode="json")
-        if isinstance(part, TextCorpus):
-            del content["files"], content["questions"]
-        if isinstance(part, HuggingFaceCorpus):
-            del content["questions"]
-        return content
-
-    if isinstance(corpus, MixtureCorpus):
-        parts = [strip(part) for part in corpus.parts]
-        return {"type": "mixture", "parts": parts, "digests": dict(digests)}
-    return {**strip(corpus), "digests": dict(digests)}
-
-
-def _pretraining_content(corpus: Corpus, digests: Mapping[str, str], splits: int) -> dict[str, Any]:
-    """What the base model's text depends on: for an almanac not on the entities of the splits."""
-    if isinstance(corpus, AlmanacCorpus):
-        content = corpus.model_dump(mode="json")
-        del content["entities"]
-        return content
-    return {**_corpus_content(corpus, digests), "splits": splits}
-
-
-def _regeneration_content(config: Regeneration) -> dict[str, Any]:
-    """The regeneration without the options that its decoding and its contexts do not read.
-
-    What was added to the configuration later is left out where it says what was always done: keys stay valid.
-    """
-    content = config.model_dump(mode="json")
-    del content["engine"], content["chunk_tokens"]
-    if config.engine_used != "reference":
-        content["engine"] = config.engine_used
-    if config.context == "cut":
-        del content["context"]
-    else:
-        content["chunk_tokens"] = config.longest_input
-    if config.decoding != "sample":
-        for name in ("temperature", "top_p", "top_k"):
-            del content[name]
-    if config.decoding != "beam":
-        del content["beams"]
-    return content
-
-
-def _loss_content(loss: Any, digests: Mapping[str, str]) -> dict[str, Any]:
-    """The loss by what it computes: a custom one by the digest of its module's source, not by its label."""
-    content: dict[str, Any] = loss.model_dump(mode="json")
-    if isinstance(loss, CustomLoss):
-        del content["name"]
-        content["source"] = digests[loss.function]
-    return content
-
-
-def plan_experiment(
-    config: ExperimentConfig,
-    *,
-    corpus_digests: Mapping[str, str],
-    model_digest: str | None = None,
-    loss_digests: Mapping[str, str] | None = None,
-    benchmarks: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Plan:
-    """Every stage of the experiment, with its key.
-
-    Args:
-        corpus_digests: content digests of the files that the corpus reads (`storage.sources.sources.source_digests`).
-        model_digest: identity of a pretrained model: hub id and revision, or the digest of a local folder.
-        loss_digests: digest of the source of every custom loss, by its `module:function`.
-        benchmarks: version and data digests of every benchmark asked for (`tasks.language.benchmark_data.describe`).
-    """
-    recipe = {"corpus": config.corpus.model_dump(mode="json")}
-    shared: list[Stage] = []
-
-    def share(one: Stage) -> Stage:
-        shared.append(one)
-        return one
-
-    if isinstance(config.model, ScratchModel):
-        pretraining = share(
-            stage(
-                "pretraining",
-                content=_pretraining_content(config.corpus, corpus_digests, config.splits),
-                parents={},
-                recipe={**recipe, "splits": config.splits},
-            )
-        )
-        tokenizer = share(
-            stage(
-                "tokenizer",
-                content={"vocabulary": config.model.vocabulary},
-                parents={"pretraining": pretraining},
-            )
-        )
-        base = share(
-            stage(
-                "base",
-                content={"model": config.model.model_dump(mode="json")},
-                parents={"pretraining": pretraining, "tokenizer": tokenizer},
-            )
-        )
-    else:
-        identity = {"pretrained": model_digest or "", "dtype": config.model.dtype}
-        weights = {"path": config.model.path, "revision": config.model.revision}
-        tokenizer = share(
-            stage("tokenizer", content={"pretrained": identity["pretrained"]}, parents={}, recipe=weights)
-        )
-        base = share(stage("base", content=identity, parents={"tokenizer": tokenizer}, recipe=weights))
-
-    asked = [_benchmark_content(config, name, (benchmarks or {})[name]) for name in config.evaluation.benchmarks]
-    scratch = isinstance(config.model, ScratchModel)
-    for content in asked:
-        window = config.model.max_positions if isinstance(config.model, ScratchModel) else None
-        parents = {"tokenizer": tokenizer} if scratch else {"tokenizer": tokenizer, "base": base}
-        share(stage("benchmark-check", content={**content, "window": window}, parents=parents))
-
-    corpora: dict[int, Stage] = {}
-    for seed in config.seeds:
-        world = seed if _has_almanac(config.corpus) else 0
-        source = stage(
-            "source",
-            content={
-                "corpus": _corpus_content(config.corpus, corpus_digests),
-                "splits": config.splits,
-                "seed": world,
-            },
-            parents={},
-            recipe={**recipe, "seed": world},
-        )
-        cut = stage("corpus", content={"splits": config.splits}, parents={"source": source, "tokenizer": tokenizer})
-        for one in (source, cut):
-            if one.reference not in {s.reference for s in shared}:
-                share(one)
-        corpora[seed] = cut
-
-    runs = [
-        _plan_run(
-            config,
-            loss=loss,
-            seed=seed,
-            base=base,
-            corpus=corpora[seed],
-            loss_digests=loss_digests or {},
-            asked=asked,
-        )
-        for seed in config.seeds
-        for loss in config.losses
-    ]
-    return Plan(config=config, shared=shared, runs=runs)
-
-
-def _benchmark_content(config: ExperimentConfig, name: str, described: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "benchmark": name,
-        "limit": config.evaluation.benchmark_limit,
-        "fewshot": config.evaluation.benchmark_fewshot.get(name),
-        **described,
-    }
-
-
-def _drift_stage(
-    config: ExperimentConfig,
-    loss: Any,
-    text: list[SplitVersion],
-    rewrites: list[Stage],
-    parents: Mapping[str, Stage],
-    names: Mapping[str, Any],
-    read: Mapping[SplitVersion, Stage],
-) -> Stage:
-    """The drift of one generation: of what its model rewrote, and of the model itself."""
-    return stage(
-        "drift",
-        content={
-            "gamma": loss.gamma if isinstance(loss, TruncatedCrossEntropyLoss) else None,
-            "sample": config.evaluation.drift_sample,
-            "window": config.training.sequence_length,
-            "text": [[v.split, v.version] for v in text],
-            "rewritten": [[one.split, one.version] for one in rewrites],
-        },
-        parents={
-            **parents,
-            **{str(v): read[v] for v in text if not v.real},
-            **{f"D{one.split}^({one.version})": one for one in rewrites},
-        },
-        # the ground truth of an almanac; that it is the one of this corpus follows from the corpus's key
-        recipe={
-            "corpus": config.corpus.model_dump(mode="json"),
-            "splits": config.splits,
-            "world": names["seed"] if _has_almanac(config.corpus) else 0,
-        },
-        **names,
+def _base_model(config: ExperimentConfig, digests: Digests) -> tuple[Stage, Stage, list[Stage]]:
+    """Tokenizer and M_-1; and all stages that make them, in order."""
+    model = config.model
+    if isinstance(model, PretrainedModel):
+        identity: dict[str, Any] = {"identity": digests.model, "path": model.path, "revision": model.revision}
+        tokenizer = Stage(PretrainedTokenizerSpec(**identity))
+        base = Stage(PretrainedBaseSpec(**identity, dtype=model.dtype, tokenizer=tokenizer.reference))
+        return tokenizer, base, [tokenizer, base]
+    pretraining = Stage(
+        PretrainingSpec(corpus=config.corpus, digests=dict(digests.corpus), splits=config.splits),
     )
+    tokenizer = Stage(TokenizerSpec(vocabulary=model.vocabulary, pretraining=pretraining.reference))
+    base = Stage(BaseSpec(model=model, pretraining=pretraining.reference, tokenizer=tokenizer.reference))
+    return tokenizer, base, [pretraining, tokenizer, base]
 
 
-def _failure_content(config: ExperimentConfig) -> dict[str, Any]:
-    """The rule of failure; the measure that was always used is said in no key."""
-    judged = {} if config.failure.metric == DEFAULT else {"metric": config.failure.metric}
-    return {"threshold": config.failure.threshold, "regime": config.regime.value, **judged}
-
-
-def _plan_run(
-    config: ExperimentConfig,
-    *,
-    loss: Any,
-    seed: int,
-    base: Stage,
-    corpus: Stage,
-    loss_digests: Mapping[str, str],
-    asked: list[dict[str, Any]],
-) -> RunPlan:
-    arm = loss.label
-    lora = config.model.lora if isinstance(config.model, PretrainedModel) else None
-    # an adapter is kept without the model that it adapts, so whatever loads it needs that one too
-    adapted = {"base": base} if lora else {}
-    versions: dict[SplitVersion, Stage] = {}
-    generations: list[GenerationPlan] = []
-    evaluations: dict[str, Stage] = {}
-    drifts: dict[str, Stage] = {}
-    judged = failure_metric(config.failure.metric)
-    previous = base
-    last = config.generations - 1
-    for i in range(config.generations):
-        names: dict[str, Any] = {"arm": arm, "seed": seed, "generation": i}
-        wanted = training_set(config.regime, i)
-        train = stage(
-            "train",
-            content={
-                "loss": _loss_content(loss, loss_digests),
-                "training": config.training.model_dump(mode="json"),
-                "lora": lora.model_dump(mode="json") if lora else None,
-                "regime": config.regime.value,
-                "seed": seed,
-                "generation": i,
-                "text": [[v.split, v.version] for v in wanted],
-            },
-            parents={
-                "model": previous,
-                **adapted,
-                "corpus": corpus,
-                **{str(v): versions[v] for v in wanted if not v.real},
-            },
-            recipe={"loss": loss.model_dump(mode="json")},
-            **names,
+def _corpus(config: ExperimentConfig, digests: Digests, seed: int, tokenizer: Reference) -> tuple[Stage, Stage]:
+    """The source of a seed's runs, and the same cut into splits."""
+    source = Stage(
+        SourceSpec(
+            corpus=config.corpus,
+            digests=dict(digests.corpus),
+            splits=config.splits,
+            world=world_of(config, seed),
         )
-        rewrites = []
-        if i < last or config.evaluation.drift:
-            for v in regenerated(config.regime, i):
-                after = SplitVersion(v.split, v.version + 1)
-                versions[after] = stage(
-                    "regenerate",
-                    content={
-                        "regeneration": _regeneration_content(config.regeneration),
-                        "seed": seed,
-                        "generation": i,
-                        "text": [v.split, v.version],
-                    },
-                    parents={
-                        "model": train,
-                        **adapted,
-                        "corpus": corpus,
-                        **({} if v.real else {"text": versions[v]}),
-                    },
-                    split=v.split,
-                    version=after.version,
-                    **names,
-                )
-                rewrites.append(versions[after])
-        drift = None
-        if config.evaluation.drift:
-            first = generations[0].train if generations else train
-            drift = _drift_stage(
-                config,
-                loss,
-                wanted,
-                rewrites,
-                {"model": train, "first": first, "base": base, "corpus": corpus},
-                names,
-                versions,
+    )
+    return source, Stage(CorpusSpec(splits=config.splits, source=source.reference, tokenizer=tokenizer))
+
+
+def _task(config: ExperimentConfig, name: str, described: Mapping[str, Any]) -> BenchmarkTask:
+    evaluation = config.evaluation
+    return BenchmarkTask(name, evaluation.benchmark_limit, evaluation.benchmark_fewshot.get(name), dict(described))
+
+
+def _check(config: ExperimentConfig, task: BenchmarkTask, tokenizer: Reference, base: Reference) -> BenchmarkCheckSpec:
+    if isinstance(config.model, ScratchModel):
+        return BenchmarkCheckSpec(task=task, window=config.model.max_positions, tokenizer=tokenizer, base=None)
+    return BenchmarkCheckSpec(task=task, window=None, tokenizer=tokenizer, base=base)
+
+
+class _Run:
+    """One arm with one seed, generation by generation: each reads what those before it made."""
+
+    def __init__(
+        self,
+        whole: ExperimentConfig,
+        arm: Arm,
+        seed: int,
+        base: Reference,
+        corpus: Stage,
+        digests: Digests,
+        tasks: list[BenchmarkTask],
+    ) -> None:
+        self.config = config = arm.experiment
+        self.arm, self.seed, self.digests, self.tasks = arm, seed, digests, tasks
+        self.corpus_stage, self.corpus, self.base = corpus, corpus.reference, base
+        self.world = world_of(whole, seed)
+        self.lora = config.model.lora if isinstance(config.model, PretrainedModel) else None
+        self.adapted = base if self.lora else None
+        self.judged = failure_metric(config.failure.metric)
+        self.versions: dict[SplitVersion, Stage] = {}
+        self.measured: list[Reference] = []
+
+    def plan(self) -> RunPlan:
+        generations: list[GenerationPlan] = []
+        for i in range(self.config.generations):
+            previous = generations[-1].train.reference if generations else self.base
+            train = self._stage(i, self._train(i, previous))
+            rewrites = self._rewrites(i, train.reference)
+            drift = None
+            if self.config.evaluation.drift:
+                first = generations[0].train if generations else train
+                drift = self._stage(i, self._drift(i, train.reference, first.reference, rewrites))
+            evaluate = self._stage(i, self._evaluate(i, train.reference))
+            by_drift = self.judged.role == "drift" and drift is not None
+            self.measured.append(drift.reference if by_drift and drift is not None else evaluate.reference)
+            benchmarks = tuple(
+                self._stage(i, BenchmarkSpec(task=task, model=train.reference, base=self.adapted))
+                for task in self.tasks
             )
-            drifts[f"g{i}"] = drift
-        evaluate = stage(
-            "evaluate",
-            content={
-                "evaluation": config.evaluation.model_dump(mode="json", include={"kr_score", "perplexity"}),
-                "splits": splits_seen(config.regime, i),
-            },
-            parents={"model": train, **adapted, "corpus": corpus},
-            **names,
+            failure = self._stage(i, self._failure())
+            generations.append(GenerationPlan(i, i, train, rewrites, evaluate, failure, drift, benchmarks))
+        return RunPlan(self.arm.label, self.seed, self.corpus_stage, tuple(generations))
+
+    def _stage(self, generation: int, spec: Any, **place: int) -> Stage:
+        return Stage(spec, arm=self.arm.label, seed=self.seed, generation=generation, **place)
+
+    def _text(self, version: SplitVersion) -> VersionedText:
+        artifact = None if version.real else self.versions[version].reference
+        return VersionedText(version.split, version.version, artifact)
+
+    def _read(self, i: int) -> tuple[VersionedText, ...]:
+        return tuple(self._text(version) for version in training_set(self.config.regime, i))
+
+    def _train(self, i: int, previous: Reference) -> TrainSpec:
+        loss = self.arm.loss
+        sources = self.digests.losses or {}
+        return TrainSpec(
+            loss=loss,
+            loss_source=sources[loss.function] if isinstance(loss, CustomLoss) else None,
+            training=self.config.training,
+            lora=self.lora,
+            regime=self.config.regime,
+            seed=self.seed,
+            generation=i,
+            model=previous,
+            base=self.adapted,
+            corpus=self.corpus,
+            text=self._read(i),
         )
-        evaluations[f"g{i}"] = evaluate
-        failure = stage(
-            "failure",
-            content=_failure_content(config),
-            parents=dict(drifts if judged.role == "drift" else evaluations),
-            **names,
+
+    def _rewrites(self, i: int, model: Reference) -> tuple[Stage, ...]:
+        """What M_i rewrites; after the last generation only where the drift of it is asked for."""
+        if i == self.config.generations - 1 and not self.config.evaluation.drift:
+            return ()
+        stages = []
+        for version in regenerated(self.config.regime, i):
+            spec = RegenerateSpec(
+                regeneration=self.config.regeneration,
+                seed=self.seed,
+                generation=i,
+                model=model,
+                base=self.adapted,
+                corpus=self.corpus,
+                text=self._text(version),
+            )
+            after = SplitVersion(version.split, version.version + 1)
+            self.versions[after] = self._stage(i, spec, split=after.split, version=after.version)
+            stages.append(self.versions[after])
+        return tuple(stages)
+
+    def _drift(self, i: int, model: Reference, first: Reference, rewrites: tuple[Stage, ...]) -> DriftSpec:
+        written = tuple(VersionedText(s.split or 0, s.version or 0, s.reference) for s in rewrites)
+        return DriftSpec(
+            gamma=gamma_of(self.arm.loss),
+            sample=self.config.evaluation.drift_sample,
+            window=self.config.training.sequence_length,
+            model=model,
+            first=first,
+            base=self.base,
+            corpus=self.corpus,
+            text=self._read(i),
+            rewritten=written,
+            corpus_config=self.config.corpus,
+            splits=self.config.splits,
+            world=self.world,
         )
-        benchmarks = [
-            stage("benchmark", content=content, parents={"model": train, **adapted}, **names) for content in asked
-        ]
-        generations.append(GenerationPlan(i, train, rewrites, evaluate, failure, drift, benchmarks))
-        previous = train
-    return RunPlan(arm=arm, seed=seed, corpus=corpus, generations=generations)
+
+    def _evaluate(self, i: int, model: Reference) -> EvaluateSpec:
+        return EvaluateSpec(
+            kr_score=self.config.evaluation.kr_score,
+            perplexity=self.config.evaluation.perplexity,
+            splits=tuple(splits_seen(self.config.regime, i)),
+            model=model,
+            base=self.adapted,
+            corpus=self.corpus,
+        )
+
+    def _failure(self) -> FailureSpec:
+        return FailureSpec(
+            metric=self.config.failure.metric,
+            threshold=self.config.failure.threshold,
+            regime=self.config.regime,
+            measured=tuple(self.measured),
+        )
+
+
+class _Reports:
+    """Makes the report's stage, for runs that went to their ends or were stopped."""
+
+    def __init__(self, corpora: Mapping[int, tuple[Stage, Stage]]) -> None:
+        self.corpora = corpora
+
+    def stage(self, plan: Plan, stopped: Stopped) -> Stage:
+        config = plan.config
+        assert isinstance(config, ExperimentConfig)
+        # an arm that is stopped rewrites nothing after the generation in which it failed, unless that is what it was
+        # judged by
+        early = failure_metric(config.failure.metric).role == "evaluate"
+        runs = []
+        for run in plan.runs:
+            last = stopped.get((run.arm, run.seed))
+            source, corpus = self.corpora[run.seed]
+            generations = tuple(_results(g, cut=early and g.last == last) for g in run.until(last))
+            runs.append(
+                RunResults(
+                    arm=run.arm,
+                    seed=run.seed,
+                    source=source.reference,
+                    corpus=corpus.reference,
+                    generations=generations,
+                )
+            )
+        command = f"fortifai resume {config.name}"
+        return Stage(ReportSpec(config=config.model_dump(mode="json"), command=command, runs=tuple(runs)))
+
+
+def _results(generation: GenerationPlan, *, cut: bool) -> GenerationResults:
+    """What the report reads of one generation. `cut`: its run was stopped there, before anything was rewritten."""
+    assert generation.evaluate is not None
+    rewrites = {} if cut else {s.split or 0: s.reference for s in generation.regenerate}
+    return GenerationResults(
+        generation=generation.last,
+        train=generation.train.reference,
+        regenerate=rewrites,
+        evaluate=generation.evaluate.reference,
+        drift=None if cut or generation.drift is None else generation.drift.reference,
+        benchmarks=tuple(s.reference for s in generation.benchmarks),
+    )

@@ -2,51 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import TypeAdapter
-
-from fortifai_core.config.corpus import AlmanacCorpus, Corpus
+from fortifai_core.config.corpus import AlmanacCorpus
 from fortifai_core.corpus.documents import Document, Question
 from storage.tables import parquet
-
-if TYPE_CHECKING:
-    from storage.store.store import Artifact
-    from tasks.engine.build import Context
-
-_CORPUS: TypeAdapter[Corpus] = TypeAdapter(Corpus)
-
-
-def has_file(artifact: Artifact, name: str) -> bool:
-    """Whether the artifact was made with this file: a corpus may have no questions."""
-    return any(entry["name"] == name for entry in artifact.manifest.files)
+from tasks.engine.context import Context, has_file
+from tasks.language.files import split_file
+from tasks.language.specs import CorpusSpec, PretrainedTokenizerSpec, PretrainingSpec, SourceSpec, TokenizerSpec
 
 
 def _text_rows(documents: list[Document]) -> list[dict[str, Any]]:
     return [{"document": d.id, "text": d.text, "source": d.source} for d in documents]
 
 
-def build_pretraining(context: Context) -> dict[str, Any]:
+def build_pretraining(context: Context[PretrainingSpec]) -> dict[str, Any]:
     """The text that the tokenizer and the base model are made from."""
     from storage.sources.sources import load_source
 
-    corpus = _CORPUS.validate_python(context.stage.recipe["corpus"])
+    corpus = context.spec.corpus
     if isinstance(corpus, AlmanacCorpus):
         from fortifai_core.corpus.almanac.world import pretraining_text
 
         documents = pretraining_text(corpus)
     else:
-        documents = load_source(corpus, splits=context.stage.recipe["splits"], seed=0).pretraining
+        documents = load_source(corpus, splits=context.spec.splits, seed=0).pretraining
     parquet.write_table(context.directory / "pretraining.parquet", _text_rows(documents), schema="documents")
     return {"documents": len(documents), "characters": sum(len(d.text) for d in documents)}
 
 
-def build_source(context: Context) -> dict[str, Any]:
+def build_source(context: Context[SourceSpec]) -> dict[str, Any]:
     """The corpus as it was read: documents, questions, validation text."""
     from storage.sources.sources import load_source
 
-    corpus = _CORPUS.validate_python(context.stage.recipe["corpus"])
-    source = load_source(corpus, splits=context.stage.content["splits"], seed=context.stage.recipe["seed"])
+    spec = context.spec
+    source = load_source(spec.corpus, splits=spec.splits, seed=spec.world)
     parquet.write_table(context.directory / "documents.parquet", _text_rows(source.documents), schema="documents")
     parquet.write_table(context.directory / "validation.parquet", _text_rows(source.validation), schema="documents")
     if source.questions:
@@ -68,33 +58,37 @@ def build_source(context: Context) -> dict[str, Any]:
     }
 
 
-def build_tokenizer(context: Context) -> dict[str, Any]:
-    """A byte-level BPE tokenizer trained on the pretraining text, or the pretrained model's own."""
-    if "pretraining" in context.stage.parents:
-        from fortifai_core.corpus.tokenization import train_tokenizer
+def build_tokenizer(context: Context[TokenizerSpec]) -> dict[str, Any]:
+    """A byte-level BPE tokenizer trained on the pretraining text."""
+    from fortifai_core.corpus.tokenization import train_tokenizer
 
-        texts = context.parent("pretraining").file("pretraining.parquet")
-        tokenizer = train_tokenizer(
-            (text for batch in parquet.iter_batches(texts, columns=["text"]) for text in batch["text"]),
-            vocabulary=context.stage.content["vocabulary"],
-        )
-    else:
-        from storage.tables.models import fetch_tokenizer
-
-        tokenizer = fetch_tokenizer(context.stage.recipe["path"], context.stage.recipe["revision"])
+    texts = context.artifact(context.spec.pretraining).file("pretraining.parquet")
+    tokenizer = train_tokenizer(
+        (text for batch in parquet.iter_batches(texts, columns=["text"]) for text in batch["text"]),
+        vocabulary=context.spec.vocabulary,
+    )
     tokenizer.save_pretrained(context.directory)
     return {"vocabulary": len(tokenizer)}
 
 
-def build_corpus(context: Context) -> dict[str, Any]:
+def fetch_tokenizer(context: Context[PretrainedTokenizerSpec]) -> dict[str, Any]:
+    """The pretrained model's own tokenizer."""
+    from storage.tables.models import fetch_tokenizer as fetch
+
+    tokenizer = fetch(context.spec.path, context.spec.revision)
+    tokenizer.save_pretrained(context.directory)
+    return {"vocabulary": len(tokenizer)}
+
+
+def build_corpus(context: Context[CorpusSpec]) -> dict[str, Any]:
     """D_k^(0) for every k: the corpus tokenised and cut into equal splits at document boundaries."""
     from fortifai_core.corpus.splitting import assign_questions, cut
     from fortifai_core.corpus.tokenization import encode_documents
     from storage.tables.models import load_tokenizer
 
-    splits = context.stage.content["splits"]
-    source = context.parent("source")
-    tokenizer = load_tokenizer(context.parent("tokenizer").path)
+    splits = context.spec.splits
+    source = context.artifact(context.spec.source)
+    tokenizer = load_tokenizer(context.artifact(context.spec.tokenizer).path)
     texts = parquet.read_rows(source.file("documents.parquet"))
     tokens = encode_documents(tokenizer, [row["text"] for row in texts])
     split_of = cut([len(t) for t in tokens], splits=splits, group=[row["source"] for row in texts])
@@ -137,8 +131,3 @@ def _encoded(tokenizer: Any, path: Any) -> list[tuple[dict[str, Any], list[int]]
 
 def _tokens_row(document: str, text: str, tokens: list[int]) -> dict[str, Any]:
     return {"document": document, "position": 0, "text": text, "tokens": tokens, "kept": len(tokens)}
-
-
-def split_file(split: int) -> str:
-    """The file of D_k^(0) in a corpus artifact."""
-    return f"split-{split:05d}.parquet"

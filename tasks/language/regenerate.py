@@ -6,16 +6,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fortifai_core.config.stages import Regeneration
 from fortifai_core.language.rewriting.regenerate import Statistics
 from storage.tables import parquet
-from tasks.language.prepare import split_file
-from tasks.language.train import base_folder
-
-if TYPE_CHECKING:
-    from tasks.engine.build import Context
+from tasks.engine.context import Context
+from tasks.language.files import base_folder, split_file, text_files
+from tasks.language.specs import RegenerateSpec
 
 # Positions of keys and values that a row of `runtime.inference_batch` stands for: with the default of 256 rows, the
 # aligned engine has 32,768 of them in memory.
@@ -35,7 +32,7 @@ class _Progress:
     Speed and acceptance are those of the part-files that are made this time.
     """
 
-    def __init__(self, context: Context, *, total: int) -> None:
+    def __init__(self, context: Context[RegenerateSpec], *, total: int) -> None:
         self.context, self.total = context, total
         self.statistics = Statistics()
         self.rewritten, self.seconds = 0, 0.0  # of part-files that are finished
@@ -83,7 +80,7 @@ def _groups(rows: Iterator[dict[str, Any]], *, tokens: int) -> Iterator[list[dic
         yield group
 
 
-def build_split(context: Context) -> dict[str, Any]:
+def build_split(context: Context[RegenerateSpec]) -> dict[str, Any]:
     """Rewrite one split. Finished part-files of an earlier attempt are kept as they are.
 
     Metrics: tokens that differ from the version before; with the aligned engine the acceptance, which is the share
@@ -95,16 +92,12 @@ def build_split(context: Context) -> dict[str, Any]:
     from fortifai_core.measures.text_counts import UnigramCounts
     from storage.tables.models import load_model, load_tokenizer
 
-    content = context.stage.content
-    config = Regeneration.model_validate(content["regeneration"])
-    split, version = content["text"]
-    artifact = context.parent("model")
+    spec, config = context.spec, context.spec.regeneration
+    split, version = spec.text.split, spec.text.version
+    artifact = context.artifact(spec.model)
     tokenizer = load_tokenizer(artifact.path / "tokenizer")
-    model = load_model(artifact.path, base=base_folder(context)).to(context.device)
-    if "text" in context.stage.parents:
-        paths = context.parent("text").files("part-*.parquet")
-    else:
-        paths = [context.parent("corpus").file(split_file(split))]
+    model = load_model(artifact.path, base=base_folder(context, spec.base)).to(context.device)
+    paths = text_files(context, spec.corpus, spec.text)
     # never generated: special tokens, and the entries by which some models' vocabularies are padded
     entries = range(len(tokenizer), model.config.get_text_config().vocab_size)
     unwanted = sorted({*tokenizer.all_special_ids, *entries})
@@ -132,7 +125,7 @@ def build_split(context: Context) -> dict[str, Any]:
                 model,
                 documents,
                 config,
-                seed_parts=("regenerate", content["seed"], content["generation"], split, version),
+                seed_parts=("regenerate", spec.seed, spec.generation, split, version),
                 batch_blocks=context.runtime.inference_batch,
                 budget=context.runtime.inference_batch * POSITIONS,
                 suppress=unwanted,
@@ -163,7 +156,7 @@ def build_split(context: Context) -> dict[str, Any]:
             accepted += row["accepted"] or 0
     for path in sorted(parts.glob("part-*.parquet")):
         shutil.copyfile(path, context.directory / path.name)
-    for row in _rows([context.parent("corpus").file(split_file(split))], columns=["tokens"]):
+    for row in _rows([context.artifact(spec.corpus).file(split_file(split))], columns=["tokens"]):
         real.add(row["tokens"])
     del model
     if torch.cuda.is_available():

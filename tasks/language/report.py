@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.loss import TruncatedCrossEntropyLoss
 from storage.tables import parquet
-from tasks.language.prepare import has_file
+from tasks.engine.context import Context, has_file
+from tasks.language.specs import GenerationResults, ReportSpec, RunResults
 
 if TYPE_CHECKING:
     from fortifai_core.report.data import ArmResult, GenerationResult, RunResult
     from storage.store.store import Artifact
-    from tasks.engine.build import Context
 
 
-def build_report(context: Context) -> dict[str, Any]:
+def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
     """report.html, its figures (SVG, PNG) and tables (CSV, Parquet), and table.json for the terminal."""
     from fortifai_core.outcomes.paper import paper_time_to_failure, read_results
     from fortifai_core.report.analysis import analyse
@@ -29,22 +29,22 @@ def build_report(context: Context) -> dict[str, Any]:
     from storage.tables.exports import write_columns
     from tasks.language.report_mutation import mutations
 
-    config = ExperimentConfig.model_validate(context.stage.recipe["config"])
+    config = ExperimentConfig.model_validate(context.spec.config)
     with resources.as_file(resources.files("storage") / "paper" / "results.csv") as path:
         quoted = paper_time_to_failure(read_results(path))
     data = ReportData(
         experiment=config.name,
-        config=context.stage.recipe["config"],
-        command=context.stage.recipe["command"],
+        config=context.spec.config,
+        command=context.spec.command,
         environment=_environment(context),
-        arms=tuple(_arm(context, config, loss.label) for loss in config.losses),
+        arms=tuple(_arm(context, config, label) for label in config.arm_labels),
         notes=_notes(context),
         quoted=quoted,
         regime=config.regime,
         threshold=config.failure.threshold,
         metric=config.failure.metric,
         mutations=mutations(context, config),
-        baseline=config.losses[0].label,
+        baseline=config.arm_labels[0],
     )
     write_report(data, context.directory)
     analysis = analyse(data)
@@ -59,39 +59,34 @@ def build_report(context: Context) -> dict[str, Any]:
     return {}
 
 
-def _arm(context: Context, config: ExperimentConfig, arm: str) -> ArmResult:
+def _arm(context: Context[ReportSpec], config: ExperimentConfig, arm: str) -> ArmResult:
     from fortifai_core.report.data import ArmResult
 
-    return ArmResult(label=arm, runs=tuple(_run(context, config, arm, seed) for seed in config.seeds))
+    runs = [run for run in context.spec.runs if run.arm == arm]
+    return ArmResult(label=arm, runs=tuple(_run(context, config, run) for run in runs))
 
 
-def _run(context: Context, config: ExperimentConfig, arm: str, seed: int) -> RunResult:
+def _run(context: Context[ReportSpec], config: ExperimentConfig, run: RunResults) -> RunResult:
     from fortifai_core.report.data import RunResult
 
-    done = [i for i in range(config.generations) if f"{arm}/{seed}/{i}/evaluate" in context.stage.parents]
-    return RunResult(seed=seed, generations=tuple(_generation(context, config, arm, seed, i) for i in done))
+    return RunResult(seed=run.seed, generations=tuple(_generation(context, config, g) for g in run.generations))
 
 
-def _generation(context: Context, config: ExperimentConfig, arm: str, seed: int, i: int) -> GenerationResult:
+def _generation(context: Context[ReportSpec], config: ExperimentConfig, results: GenerationResults) -> GenerationResult:
     from fortifai_core.report.data import GenerationResult, Scores
 
-    place = f"{arm}/{seed}/{i}"
-    train, evaluation = context.parent(f"{place}/train"), context.parent(f"{place}/evaluate")
-    rewritten: dict[int, Artifact] = {
-        int(name.rsplit("/", 1)[1]): context.parent(name)
-        for name in context.stage.parents
-        if name.startswith(f"{place}/regenerate/")
-    }
+    train, evaluation = context.artifact(results.train), context.artifact(results.evaluate)
+    rewritten = {split: context.artifact(reference) for split, reference in results.regenerate.items()}
     columns: dict[str, list[Any]] = {"question": [], "document": [], "split": [], "correct": []}
     if has_file(evaluation, "scores.parquet"):
         columns = parquet.read_table_columns(evaluation.file("scores.parquet"), list(columns))
     metrics = evaluation.manifest.metrics
-    drift = context.parent(f"{place}/drift") if f"{place}/drift" in context.stage.parents else None
+    drift = context.artifact(results.drift) if results.drift else None
     measured = {name: float(value) for name, value in drift.manifest.metrics.items()} if drift else {}
     confidence = _confidence(drift)
-    benchmarks = [context.parent(name) for name in context.stage.parents if name.startswith(f"{place}/benchmark/")]
+    benchmarks = [context.artifact(reference) for reference in results.benchmarks]
     return GenerationResult(
-        generation=i,
+        generation=results.generation,
         scores=Scores(**columns),
         perplexity=_number(metrics.get("perplexity-real")),
         unigram_kl={split: float(a.manifest.metrics["unigram-kl"]) for split, a in rewritten.items()},
@@ -136,10 +131,9 @@ def _number(value: float | int | str | None) -> float | None:
     return None if value is None else float(value)
 
 
-def _environment(context: Context) -> dict[str, str]:
+def _environment(context: Context[ReportSpec]) -> dict[str, str]:
     """Where the models were trained, from the provenance of the first of them."""
-    first = next(name for name in context.stage.parents if name.endswith("/train"))
-    provenance = context.parent(first).manifest.provenance
+    provenance = context.artifact(context.spec.runs[0].generations[0].train).manifest.provenance
     packages = provenance.get("packages", {})
     shown = [f"{name} {packages[name]}" for name in ("torch", "transformers", "prefect") if name in packages]
     return {
@@ -150,10 +144,8 @@ def _environment(context: Context) -> dict[str, str]:
     }
 
 
-def _notes(context: Context) -> list[str]:
-    notes: list[str] = []
-    for name in context.stage.parents:
-        if name.startswith("source/"):
-            metrics = context.parent(name).manifest.metrics
-            notes += [str(value) for key, value in metrics.items() if key.startswith("note-")]
+def _notes(context: Context[ReportSpec]) -> list[str]:
+    """What the sources had to say of themselves, each once."""
+    sources = [context.artifact(run.source).manifest.metrics for run in context.spec.runs]
+    notes = [str(value) for metrics in sources for name, value in metrics.items() if name.startswith("note-")]
     return list(dict.fromkeys(notes))

@@ -8,26 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 from fortifai_core.measures.mutation import Mutation, Version
 from storage.tables import parquet
-from tasks.language.prepare import has_file, split_file
+from tasks.engine.context import Context, has_file
+from tasks.language.files import split_file
+from tasks.language.specs import ReportSpec, RunResults
 
 if TYPE_CHECKING:
     from fortifai_core.config.experiment import ExperimentConfig
-    from tasks.engine.build import Context
 
 ARMS = 2
 # Longer documents are shown in part: what fits on a slide.
 WHOLE_CHARACTERS, EXCERPT_TOKENS = 900, 160
 
 
-def mutations(context: Context, config: ExperimentConfig) -> tuple[Mutation, ...]:
+def mutations(context: Context[ReportSpec], config: ExperimentConfig) -> tuple[Mutation, ...]:
     """The same document in the first two arms of the first seed; none where no question is asked about split 0."""
     seed = config.seeds[0]
-    arms = [loss.label for loss in config.losses if f"{loss.label}/{seed}/0/regenerate/0" in context.stage.parents][
-        :ARMS
-    ]
-    if not arms:
+    rewriting = [run for run in context.spec.runs if run.seed == seed and 0 in run.generations[0].regenerate]
+    order = {label: number for number, label in enumerate(config.arm_labels)}
+    runs = sorted(rewriting, key=lambda run: order[run.arm])[:ARMS]
+    if not runs:
         return ()
-    corpus = context.parent(f"corpus/{seed}")
+    corpus = context.artifact(runs[0].corpus)
     if not has_file(corpus, "questions.parquet"):
         return ()
     asked = {row["document"] for row in parquet.read_rows(corpus.file("questions.parquet")) if row["split"] == 0}
@@ -36,7 +37,7 @@ def mutations(context: Context, config: ExperimentConfig) -> tuple[Mutation, ...
         return ()
     name = real["document"]
     start, note = _part(config, real)
-    decode = _decoder(context, arms[0], seed) if note else None
+    decode = _decoder(context, runs[0]) if note else None
 
     def shown(row: dict[str, Any]) -> str:
         if decode is None:
@@ -48,15 +49,14 @@ def mutations(context: Context, config: ExperimentConfig) -> tuple[Mutation, ...
 
     entity = entities_by_document(config.corpus, splits=config.splits, world=seed).get(name)
     found = []
-    for arm in arms:
+    for run in runs:
         versions = [Version(None, shown(real))]
-        for generation in range(config.generations):
-            place = f"{arm}/{seed}/{generation}/regenerate/0"
-            if place in context.stage.parents:
-                row = _find(context.parent(place).files("part-*.parquet"), {name})
+        for results in run.generations:
+            if 0 in results.regenerate:
+                row = _find(context.artifact(results.regenerate[0]).files("part-*.parquet"), {name})
                 if row is not None:
-                    versions.append(Version(generation, shown(row)))
-        found.append(Mutation(name, arm, seed, tuple(versions), excerpt=note, entity=entity))
+                    versions.append(Version(results.generation, shown(row)))
+        found.append(Mutation(name, run.arm, seed, tuple(versions), excerpt=note, entity=entity))
     return tuple(found)
 
 
@@ -82,8 +82,8 @@ def _part(config: ExperimentConfig, real: dict[str, Any]) -> tuple[int, str]:
     return start, f"tokens {start:,} to {end:,} of {len(real['tokens']):,},{before} cut for length".replace(",,", ",")
 
 
-def _decoder(context: Context, arm: str, seed: int) -> Callable[[list[int]], str]:
+def _decoder(context: Context[ReportSpec], run: RunResults) -> Callable[[list[int]], str]:
     from storage.tables.models import load_tokenizer
 
-    tokenizer = load_tokenizer(context.parent(f"{arm}/{seed}/0/train").path / "tokenizer")
+    tokenizer = load_tokenizer(context.artifact(run.generations[0].train).path / "tokenizer")
     return lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=True))

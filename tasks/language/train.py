@@ -8,21 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import TypeAdapter
-
-from fortifai_core.config.loss import Loss
-from fortifai_core.config.model import LoraConfig, ScratchModel
-from fortifai_core.config.stages import Training
+from fortifai_core.config.loss import CrossEntropyLoss, Loss
+from fortifai_core.config.model import LoraConfig
+from fortifai_core.config.stages import Regime, Training
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
-from tasks.language.prepare import split_file
-
-if TYPE_CHECKING:
-    from tasks.engine.build import Context
-
-_LOSS: TypeAdapter[Loss] = TypeAdapter(Loss)
+from tasks.engine.context import Context
+from tasks.language.files import base_folder, text_files
+from tasks.language.specs import BaseSpec, PretrainedBaseSpec, TrainSpec
 
 
 def packed_rows(documents: Iterator[list[int]], *, path: Path, sequence_length: int, end_of_text: int) -> Any:
@@ -40,41 +35,31 @@ def packed_rows(documents: Iterator[list[int]], *, path: Path, sequence_length: 
     return Dataset.from_file(str(path))
 
 
-def text_files(context: Context, split: int, version: int) -> list[Path]:
-    """The Parquet files of D_split^(version), real or regenerated."""
-    if version == 0:
-        return [context.parent("corpus").file(split_file(split))]
-    return context.parent(f"D{split}^({version})").files("part-*.parquet")
-
-
-def base_folder(context: Context) -> Path | None:
-    """Where M_-1 is, for a model that is only an adapter of it."""
-    return context.parent("base").path if "base" in context.stage.parents else None
-
-
 def _tokens(paths: list[Path]) -> Iterator[list[int]]:
     for batch in parquet.iter_batches(paths, columns=["tokens"]):
         yield from batch["tokens"]
 
 
-def build_base(context: Context) -> dict[str, Any]:
-    """M_-1: a Llama pretrained here on text of its own, or a pretrained model copied into the store."""
-    if "model" not in context.stage.content:
-        from storage.tables.models import fetch_model
+def fetch_base(context: Context[PretrainedBaseSpec]) -> dict[str, Any]:
+    """M_-1: a pretrained model copied into the store."""
+    from storage.tables.models import fetch_model
 
-        recipe = context.stage.recipe
-        model = fetch_model(recipe["path"], recipe["revision"], dtype=context.stage.content["dtype"])
-        _save(model, context, tokenizer=context.parent("tokenizer").path)
-        return {"parameters": sum(p.numel() for p in model.parameters())}
+    spec = context.spec
+    model = fetch_model(spec.path, spec.revision, dtype=spec.dtype)
+    _save(model, context, tokenizer=context.artifact(spec.tokenizer).path)
+    return {"parameters": sum(p.numel() for p in model.parameters())}
 
+
+def build_base(context: Context[BaseSpec]) -> dict[str, Any]:
+    """M_-1: a Llama pretrained here on text of its own."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from fortifai_core.corpus.tokenization import encode_documents
     from storage.tables.models import load_tokenizer
 
-    config = ScratchModel.model_validate(context.stage.content["model"])
-    tokenizer = load_tokenizer(context.parent("tokenizer").path)
+    config = context.spec.model
+    tokenizer = load_tokenizer(context.artifact(context.spec.tokenizer).path)
     torch.manual_seed(derive_seed("base", 0))
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -91,7 +76,7 @@ def build_base(context: Context) -> dict[str, Any]:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    path = context.parent("pretraining").file("pretraining.parquet")
+    path = context.artifact(context.spec.pretraining).file("pretraining.parquet")
     texts = parquet.read_table_columns(path, ["text"])["text"]
     rows = packed_rows(
         iter(encode_documents(tokenizer, texts)),
@@ -107,26 +92,25 @@ def build_base(context: Context) -> dict[str, Any]:
         scheduler="cosine",
         warmup_fraction=0.05,
     )
-    metrics = _train(model, rows, context, training=training, loss=None, seed=derive_seed("base", 0))
-    _save(model, context, tokenizer=context.parent("tokenizer").path)
+    metrics = _train(model, rows, context, training=training, loss=CrossEntropyLoss(), seed=derive_seed("base", 0))
+    _save(model, context, tokenizer=context.artifact(context.spec.tokenizer).path)
     return {**metrics, "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def build_generation(context: Context) -> dict[str, Any]:
+def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     """M_i: the previous model trained on this generation's text under the arm's loss."""
     import numpy as np
 
     from storage.tables.models import load_model, load_tokenizer
 
-    content = context.stage.content
-    training = Training.model_validate(content["training"])
-    previous = context.parent("model")
+    spec, training = context.spec, context.spec.training
+    previous = context.artifact(spec.model)
     tokenizer = load_tokenizer(previous.path / "tokenizer")
-    model = load_model(previous.path, base=base_folder(context), trainable=True)
-    if content["lora"] is not None:
-        model = _with_adapter(model, LoraConfig.model_validate(content["lora"]), seed=content["seed"])
-    text = [(split, version) for split, version in content["text"]]
-    paths = [path for split, version in text for path in text_files(context, split, version)]
+    model = load_model(previous.path, base=base_folder(context, spec.base), trainable=True)
+    if spec.lora is not None:
+        model = _with_adapter(model, spec.lora, seed=spec.seed)
+    files = [(text, text_files(context, spec.corpus, text)) for text in spec.text]
+    paths = [path for _, of_text in files for path in of_text]
     rows = packed_rows(
         _tokens(paths),
         path=context.workspace / "text.arrow",
@@ -134,28 +118,24 @@ def build_generation(context: Context) -> dict[str, Any]:
         end_of_text=tokenizer.eos_token_id,
     )
     share = 1.0
-    if content["regime"] == "accumulate-subsample" and len(text) > 1:
+    if spec.regime == Regime.ACCUMULATE_SUBSAMPLE and len(files) > 1:
         # one split's worth of sequences, drawn evenly over everything accumulated
-        draw = np.random.default_rng(derive_seed("subsample", content["seed"], content["generation"]))
-        chosen = np.sort(draw.permutation(len(rows))[: max(1, len(rows) // len(text))])
+        draw = np.random.default_rng(derive_seed("subsample", spec.seed, spec.generation))
+        chosen = np.sort(draw.permutation(len(rows))[: max(1, len(rows) // len(files))])
         share = len(chosen) / len(rows)
         rows = rows.select(chosen)
     validation = None
     if training.checkpoint == "best":
         validation = packed_rows(
-            _tokens([context.parent("corpus").file("validation.parquet")]),
+            _tokens([context.artifact(spec.corpus).file("validation.parquet")]),
             path=context.workspace / "validation.arrow",
             sequence_length=training.sequence_length,
             end_of_text=tokenizer.eos_token_id,
         )
-    seed = derive_seed("train", content["seed"], content["generation"])
-    loss = _LOSS.validate_python(context.stage.recipe["loss"])
-    metrics = _train(model, rows, context, training=training, loss=loss, seed=seed, validation=validation)
+    seed = derive_seed("train", spec.seed, spec.generation)
+    metrics = _train(model, rows, context, training=training, loss=spec.loss, seed=seed, validation=validation)
     _save(model, context, tokenizer=previous.path / "tokenizer")
-    read = [
-        (version, sum(len(tokens) for tokens in _tokens(text_files(context, split, version))))
-        for split, version in text
-    ]
+    read = [(text.version, sum(len(tokens) for tokens in _tokens(of_text))) for text, of_text in files]
     return {
         **metrics,
         "tokens-read": round(share * sum(tokens for _, tokens in read)),
@@ -166,21 +146,18 @@ def build_generation(context: Context) -> dict[str, Any]:
 def _train(
     model: Any,
     rows: Any,
-    context: Context,
+    context: Context[Any],
     *,
     training: Training,
-    loss: Loss | None,
+    loss: Loss,
     seed: int,
     validation: Any | None = None,
 ) -> dict[str, Any]:
-    from fortifai_core.config.loss import CrossEntropyLoss
     from fortifai_core.language.training import train_model
     from fortifai_core.losses import loss_from_config
     from kernels import install_loss_head
 
-    head = install_loss_head(
-        model, loss=loss_from_config(loss or CrossEntropyLoss()), chunk_rows=context.runtime.logits_chunk
-    )
+    head = install_loss_head(model, loss=loss_from_config(loss), chunk_rows=context.runtime.logits_chunk)
     result = train_model(
         model,
         rows,
@@ -218,7 +195,7 @@ def _with_adapter(model: Any, lora: LoraConfig, *, seed: int) -> Any:
     )
 
 
-def _save(model: Any, context: Context, *, tokenizer: Path) -> None:
+def _save(model: Any, context: Context[Any], *, tokenizer: Path) -> None:
     """Weights as safetensors (of an adapter: only its own), the tokenizer in a folder beside them."""
     import shutil
 

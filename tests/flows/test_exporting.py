@@ -22,7 +22,7 @@ from storage.store.experiments import Experiment, load_experiment
 from storage.store.store import ArtifactStore
 from storage.tables.parquet import read_rows
 from tasks.engine.build import build
-from tasks.language.prepare import split_file
+from tasks.language.files import split_file
 
 TINY = [
     "losses=[{type: tce, gamma: 0.8}]",

@@ -48,18 +48,17 @@ def keys_of(preset: str, digests: dict[str, str]) -> dict[str, str]:
     from flows.load import load_any_config
     from fortifai_core.families.registry import FamilyExperiment
     from tasks.families.plan import plan_family
-    from tasks.language.plan import plan_experiment
+    from tasks.language.plan import Digests, plan_experiment
 
     config = load_any_config(preset)
     if isinstance(config, FamilyExperiment):
         plan: Any = plan_family(config, data_digests=digests)
     else:
-        plan = plan_experiment(config, corpus_digests=digests)
+        plan = plan_experiment(config, Digests(digests))
     keys: dict[str, str] = {}
     for stage in plan.uses():
-        run = "shared" if stage.arm is None else f"{stage.arm} · seed {stage.seed}"
-        name = f"{run} · {stage.label}"
-        if stage.role not in ("report", "family-report"):  # a report may change its form; nobody's store depends on it
+        name = f"{stage.run} · {stage.label}"
+        if stage.role != "report":  # a report may change its form; nobody's store depends on it
             while name in keys:  # shared stages of several seeds have one label
                 name += " ′"
             keys[name] = f"{stage.kind} {stage.key}"
@@ -73,7 +72,7 @@ def language_model(folder: Path, *overrides: str) -> dict[str, Any]:
 
     from flows.load import load_any_config
     from storage.tables import parquet
-    from tasks.language.plan import plan_experiment
+    from tasks.language.plan import Digests, plan_experiment
 
     losses: list[float] = []
 
@@ -82,7 +81,7 @@ def language_model(folder: Path, *overrides: str) -> dict[str, Any]:
             losses.append(output.loss.item())
 
     found: dict[str, dict[str, Any]] = {"losses": {}, "scores": {}, "metrics": {}, "failure": {}}
-    plan = plan_experiment(load_any_config("smoke", overrides), corpus_digests={})
+    plan = plan_experiment(load_any_config("smoke", overrides), Digests({}))
     hook = torch.nn.modules.module.register_module_forward_hook(note)
     try:
         for stage, artifact in built(plan, folder):
@@ -137,7 +136,7 @@ def built(plan: Any, folder: Path) -> Iterator[tuple[Any, Any]]:
     torch.set_num_threads(1)
     try:
         for stage in plan.stages():
-            if stage.role not in ("report", "family-report"):
+            if stage.role != "report":
                 yield stage, build(stage, store, Runtime(), progress=lambda *_: None)[0]
     finally:
         torch.set_num_threads(threads)

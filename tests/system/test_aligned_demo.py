@@ -30,7 +30,7 @@ from helpers import ROUNDING
 from storage.tables import parquet
 from storage.tables.models import load_model, load_tokenizer
 from tasks.engine.build import build
-from tasks.language.prepare import split_file
+from tasks.language.files import split_file
 
 pytestmark = pytest.mark.long
 

@@ -30,15 +30,16 @@ draws, and the first replicates do not depend on how many there are under `raw`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fortifai_core.errors import ConfigError, DataError, StageFailed
-from fortifai_core.families.base import Mask, NoMask, ThresholdMask
+from fortifai_core.families.base import Before, Family, Made, Mask, NoMask, Progress, Span, ThresholdMask
 from fortifai_core.families.gaussian import adaptive, theory
 from fortifai_core.families.gaussian.config import (
     AdaptiveMask,
@@ -69,7 +70,6 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
-Progress = Callable[[int, int, str], None]
 
 SERIES = ("mean", "sigma", "gamma", "live-fraction", "contraction", "amplification")
 # Fewer kept samples than this are no sample of a distribution's tails, and the asymptotics don't hold.
@@ -178,6 +178,32 @@ def run_chain(
     if control is not None:
         after |= {f"control-{name}": values for name, values in control.arrays().items()}
     return Chain(arrays=out, state=after)
+
+
+class Gaussian(Family):
+    """Chains side by side as a model class: a generation's parameters are those of every replicate."""
+
+    # the controller's state is kept with the last generation of a stage only
+    resumable: ClassVar[bool] = False
+
+    def __init__(self, config: GaussianConfig, folder: Path | None = None) -> None:
+        self.config = config
+
+    def generations(
+        self, span: Span, *, mask: Mask, real: Arrays, before: Before, progress: Progress
+    ) -> Iterator[Made]:
+        """The generations of a span for all replicates at once; parameters of shape (replicates,)."""
+        count, replicates = span.last - span.first + 1, self.config.replicates
+        chain = run_chain(
+            self.config, mask, seed=span.seed, generations=count, state=before.parameters, progress=progress
+        )
+        measures = summary(chain.arrays, config=self.config, mask=mask, first=span.first)
+        for row in range(count):
+            parameters: Arrays = {name: values[row] for name, values in chain.arrays.items()}
+            if row == count - 1:
+                parameters |= chain.state
+            of_row = {name: float(values[row]) for name, values in measures.items()}
+            yield Made(span.first + row, parameters, {}, {}, of_row, replicates, replicates)
 
 
 def predict(config: GaussianConfig, mask: Mask, *, generations: int) -> theory.Prediction | None:

@@ -104,8 +104,7 @@ class GaussianConfig(FamilyConfig):
         "sigma-predicted": "standard deviation that the theory predicts (median); absent where it predicts none",
     }
     headline: ClassVar[str] = "sigma"
-    # Generations are quick, so a stage computes many of them, and draws its real data itself.
-    chained: ClassVar[bool] = True
+    draws_real_data: ClassVar[bool] = True
 
     type: Literal["gaussian"] = "gaussian"
     samples: int = Field(10_000, ge=100, le=10_000_000, description="Samples a generation.")
@@ -134,11 +133,6 @@ class GaussianConfig(FamilyConfig):
     )
 
     segment: int = Field(250, ge=1, description="Generations computed in one stage; the results do not depend on it.")
-
-    @property
-    def generations_at_once(self) -> int:
-        """How many generations a stage computes."""
-        return self.segment
 
     @model_validator(mode="after")
     def _large_enough_for_a_limit(self) -> GaussianConfig:

@@ -97,6 +97,10 @@ class ImageFamilyConfig(FamilyConfig):
     )
     headline: ClassVar[str] = "frechet"
 
+    segment: int = Field(
+        5, ge=1, le=10_000, description="Generations computed in one stage; the results do not depend on it."
+    )
+
     epochs: int = Field(ge=1, description="Passes over a generation's images.")
     samples: int | None = Field(
         None, ge=10, le=10_000_000, description="Images sampled in a generation; by default as many as real ones."

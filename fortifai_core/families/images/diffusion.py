@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fortifai_core.errors import NonFiniteLoss
-from fortifai_core.families.base import Arrays, Family, Mask, Progress
+from fortifai_core.families.base import Arrays, Fitted, Mask, Progress
 from fortifai_core.families.images import data
 from fortifai_core.families.images.clipping import dynamic_floor, fixed_floor, gamma_of, is_dynamic
 from fortifai_core.families.images.data import to_images, to_pixels
@@ -92,11 +92,8 @@ def denoise(
     return x
 
 
-class DiffusionFamily(Family):
+class DiffusionFamily(Fitted[DiffusionConfig]):
     """One diffusion model after the other, on scikit-learn's digits."""
-
-    def __init__(self, config: DiffusionConfig) -> None:
-        self.config = config
 
     def real(self, *, seed: int) -> Arrays:
         """The training images, {"pixels": (n, 8, 8) uint8, "label": (n,)}; the same for every seed."""

@@ -87,7 +87,7 @@ def _of_the_models(
     return [kept, Figure("vae-confidence", "How sure the models are of their pixels", caption, paths)]
 
 
-def preview(*, real: Arrays, sample: Arrays, title: str, path: Path) -> None:
+def preview(*, real: Arrays, sample: Arrays, parameters: Arrays, title: str, path: Path) -> None:
     """Forty real images and forty of one generation, side by side, as a small PNG."""
     figure = pictures.canvas(5.0, 2.3)
     for axes, own, name in zip(figure.subplots(1, 2), (real, sample), ("real", title), strict=True):

@@ -7,7 +7,6 @@ run and generation and never by the arm, so arms differ by their mask alone; com
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fortifai_core.errors import NonFiniteLoss
-from fortifai_core.families.base import Arrays, Family, Mask, Progress
+from fortifai_core.families.base import Arrays, Fitted, Mask, Progress
 from fortifai_core.families.images import data
 from fortifai_core.families.images.clipping import dynamic_floor, fixed_floor, gamma_of, is_dynamic
 from fortifai_core.families.images.config import VaeConfig
@@ -40,15 +39,12 @@ _BATCH = 512  # Part of the result: convolutions of other batches may round diff
 CONFIDENCE_BINS = 50
 
 
-class VaeFamily(Family):
+class VaeFamily(Fitted[VaeConfig]):
     """One convolutional VAE after the other.
 
     Args:
         folder: of MNIST's four files; not needed for the digits.
     """
-
-    def __init__(self, config: VaeConfig, folder: Path | None = None) -> None:
-        self.config, self.folder = config, folder
 
     def real(self, *, seed: int) -> Arrays:
         """The training images, {"pixels": (n, side, side) uint8, "label": (n,)}; the same for every seed."""

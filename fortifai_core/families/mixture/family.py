@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fortifai_core.errors import DataError, StageFailed
-from fortifai_core.families.base import Arrays, Family, FamilyConfig, Mask, Progress, ThresholdMask
+from fortifai_core.families.base import Arrays, FamilyConfig, Fitted, Mask, Progress, ThresholdMask
 from fortifai_core.seeds import derive_seed
 from fortifai_core.settings import Frozen, Inconsistent
 
@@ -113,14 +113,11 @@ class GmmConfig(FamilyConfig):
         return not isinstance(self.data, Table)
 
 
-class Gmm(Family):
+class Gmm(Fitted[GmmConfig]):
     """Mixtures as arrays: `weights` (c, k), `means` (c, k, d), `covariances` (c, k, d, d), `share` (c,) of each class.
 
     Data and samples are `x` (n, d) float64 and `label` (n,) int64, the number of the class.
     """
-
-    def __init__(self, config: GmmConfig) -> None:
-        self.config = config
 
     def real(self, *, seed: int) -> Arrays:
         """Moons or blobs. A table is read by whoever may open files.

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from fortifai_core.errors import ConfigError, DataError
-from fortifai_core.families.base import Arrays, Family, FamilyConfig, Mask, NoMask, Progress, ThresholdMask
+from fortifai_core.families.base import Arrays, FamilyConfig, Fitted, Mask, NoMask, Progress, ThresholdMask
 from fortifai_core.seeds import derive_seed
 from fortifai_core.settings import Inconsistent
 
@@ -73,11 +73,8 @@ class ZipfConfig(FamilyConfig):
         return self
 
 
-class ZipfFamily(Family):
+class ZipfFamily(Fitted[ZipfConfig]):
     """Data are {"token": (documents, length) int32}; parameters {"start": (V,)} and, for bigrams, {"next": (V, V)}."""
-
-    def __init__(self, config: ZipfConfig) -> None:
-        self.config = config
 
     def real(self, *, seed: int) -> Arrays:
         """Text from the Zipf law; for bigrams, each type has its own order of the vocabulary for what follows it."""

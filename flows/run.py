@@ -1,0 +1,83 @@
+"""The subflow of one run (arm + seed), for every model class: generation after generation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+from prefect import flow, tags
+
+from flows.together import task_group, together
+from tasks.engine import prefect_tasks, publish
+from tasks.engine.plans import GenerationPlan, RunPlan
+from tasks.engine.session import Session, current_session
+
+
+@flow(
+    name="run",
+    flow_run_name="{arm} · seed {seed}",
+    description="One arm with one seed: train, regenerate, evaluate, check for failure, generation by generation.",
+    persist_result=False,
+)
+async def run_arm(experiment: str, arm: str, seed: int) -> str:
+    """One run of the experiment in progress."""
+    running = current_session()
+    run, failure = running.plan.run(arm, seed), running.plan.config.failure
+    stops = failure is not None and failure.stop_arm
+    async with task_group() as group:
+        before: asyncio.Task[bool] | None = None
+        for step in run.generations:
+            with tags(f"g{step.last}"):
+                await prefect_tasks.train(step.train)
+                # the next generation needs the regenerations, not the measurements: these may overlap it
+                if not step.judged_late:
+                    before = group.create_task(_measure(run, step, after=before))
+                for benchmark in step.benchmarks:
+                    group.create_task(_wait(prefect_tasks.run_benchmark(benchmark)))
+                if not step.judged_late and stops and before is not None and await before:
+                    return _stopped(running, run, step)
+                await together(*(prefect_tasks.regenerate(stage) for stage in step.regenerate))
+                drift = None if step.drift is None else group.create_task(_drift(run, step))
+                if step.judged_late:
+                    # what the rewriting is judged by is known after it
+                    before = group.create_task(_measure(run, step, after=before, drift=drift))
+                    if stops and await before:
+                        return _stopped(running, run, step)
+    return f"{experiment}: {arm} · seed {seed} finished"
+
+
+def _stopped(running: Session, run: RunPlan, step: GenerationPlan) -> str:
+    """Note that a run ends here because it failed."""
+    running.stopped[run.arm, run.seed] = step.last
+    running.reporter.noted(f"{run.arm} · seed {run.seed}: failed by generation {step.last}, stopped")
+    return f"{running.plan.config.name}: {run.arm} · seed {run.seed} failed by generation {step.last}"
+
+
+async def _measure(
+    run: RunPlan, step: GenerationPlan, after: asyncio.Task[bool] | None, drift: asyncio.Task[None] | None = None
+) -> bool:
+    """Measure, check for failure (by the `drift` if given), show both; True when the run has failed by now."""
+    if step.evaluate is not None:
+        await prefect_tasks.evaluate(step.evaluate)
+    if drift is not None:
+        await drift
+    if after is not None:
+        await after
+    check: dict[str, Any] = {}
+    if step.failure is not None:
+        check = (await prefect_tasks.reference(prefect_tasks.check_failure(step.failure), step.failure))["metrics"]
+    await publish.publish_generation(run, step, check)
+    return bool(check.get("status") == "failed")
+
+
+async def _drift(run: RunPlan, step: GenerationPlan) -> None:
+    """Measure the drift of one generation and show it."""
+    assert step.drift is not None
+    await prefect_tasks.measure_drift(step.drift)
+    await publish.publish_drift(run, step)
+
+
+async def _wait(work: Awaitable[Any]) -> None:
+    """A task run as the coroutine that a task group takes."""
+    await work

@@ -1,0 +1,55 @@
+"""What a builder may use: its spec, the artifacts that the spec refers to, where to write, how to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from fortifai_core.config.stages import Runtime
+from fortifai_core.errors import ArtifactDamaged
+from storage.store.store import Artifact, ArtifactStore
+from tasks.engine.stages import Reference, Spec, Stage
+
+Progress = Callable[[int, int, str], None]
+S = TypeVar("S", bound=Spec)
+
+
+class Context(Generic[S]):
+    """Of one stage that is being built.
+
+    Attributes:
+        spec: what to make, and from what.
+        directory: where the artifact's files go.
+        runtime, device: how to compute; no result depends on them.
+        progress: told how far the stage is: done, total, unit.
+    """
+
+    def __init__(
+        self, stage: Stage, spec: S, store: ArtifactStore, directory: Path, runtime: Runtime, device: str,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        self.stage, self.spec, self.store, self.directory = stage, spec, store, directory
+        self.runtime, self.device, self.progress = runtime, device, progress
+
+    def artifact(self, reference: Reference) -> Artifact:
+        """The artifact that the spec refers to; its digests are checked where the spec says so.
+
+        Raises:
+            ArtifactDamaged: it is missing or damaged.
+        """
+        artifact = self.store.find(reference.kind, reference.key, verify=self.spec.verifies)
+        if artifact is None:
+            needed = f"{self.stage.label} needs the {reference.kind} {reference.key[:12]}"
+            raise ArtifactDamaged(f"{needed}, which is missing or damaged: run again to rebuild it")
+        return artifact
+
+    @property
+    def workspace(self) -> Path:
+        """A folder of this stage's own that outlives a crash; removed when the artifact is committed."""
+        return self.store.workspace(self.stage.kind, self.stage.key)
+
+
+def has_file(artifact: Artifact, name: str) -> bool:
+    """Whether the artifact was made with this file: a corpus may have no questions."""
+    return any(entry["name"] == name for entry in artifact.manifest.files)

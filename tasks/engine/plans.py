@@ -1,0 +1,117 @@
+"""What an experiment consists of, whatever its model class: stages, generations, runs. No torch, no Prefect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.families.registry import FamilyExperiment
+from tasks.engine.stages import Reference, Stage
+
+AnyExperiment = ExperimentConfig | FamilyExperiment
+# The last generation of each run (arm, seed) that was stopped before its end.
+Stopped = Mapping[tuple[str, int], int]
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """The stages of one generation of one run; of several, where a quick model class makes them in one stage.
+
+    Attributes:
+        first, last: the generations that these stages bring the run through.
+        train: makes M_last; of a quick class also all models before it, their samples and measures.
+        regenerate: what M_last rewrites.
+        evaluate: measures M_last; None where `train` does.
+        failure: the time-to-failure check; None where none is configured.
+    """
+
+    first: int
+    last: int
+    train: Stage
+    regenerate: tuple[Stage, ...] = ()
+    evaluate: Stage | None = None
+    failure: Stage | None = None
+    drift: Stage | None = None
+    benchmarks: tuple[Stage, ...] = ()
+
+    @property
+    def measured(self) -> Stage:
+        """The stage whose artifact holds the measures of these generations."""
+        return self.evaluate or self.train
+
+    @property
+    def judged_late(self) -> bool:
+        """Whether failure is judged by the drift, which is known after the rewriting only."""
+        judged = self.failure.parents.values() if self.failure else ()
+        return self.drift is not None and self.drift.reference in judged
+
+    @property
+    def results(self) -> tuple[Stage, ...]:
+        """What a report reads of them."""
+        return (*present(self.train, *self.regenerate, self.evaluate, self.drift), *self.benchmarks)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All of them, parents before children."""
+        return present(*self.results, self.failure)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One run: an arm with a seed. `data` is the real data or corpus; None for a class that draws its own."""
+
+    arm: str
+    seed: int
+    data: Stage | None
+    generations: tuple[GenerationPlan, ...]
+
+    def until(self, last: int | None) -> tuple[GenerationPlan, ...]:
+        """Those up to generation `last`, or all."""
+        return tuple(g for g in self.generations if last is None or g.last <= last)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an experiment consists of.
+
+    Attributes:
+        shared: the stages that several runs build on, parents before children.
+        report_of: the report's stage, given which runs were stopped.
+        shows, shows_drift: `module:function` that say what the UI shows of a generation and of its drift.
+    """
+
+    config: AnyExperiment
+    shared: tuple[Stage, ...]
+    runs: tuple[RunPlan, ...]
+    report_of: Callable[[Plan, Stopped], Stage] = field(repr=False)
+    shows: str
+    shows_drift: str = ""
+
+    def run(self, arm: str, seed: int) -> RunPlan:
+        return next(run for run in self.runs if (run.arm, run.seed) == (arm, seed))
+
+    def report(self, stopped: Stopped | None = None) -> Stage:
+        """The report's stage. `stopped`: runs that ended before their last generation."""
+        return self.report_of(self, stopped or {})
+
+    def stages(self) -> list[Stage]:
+        """Every stage once, parents before children."""
+        return list(unique(self.uses()).values())
+
+    def uses(self) -> list[Stage]:
+        """Every stage as often as it is used: shared ones first, then run by run."""
+        return [*self.shared, *(s for run in self.runs for g in run.generations for s in g.stages), self.report()]
+
+
+def present(*stages: Stage | None) -> tuple[Stage, ...]:
+    """Those that there are."""
+    return tuple(stage for stage in stages if stage is not None)
+
+
+def unique(stages: Iterable[Stage]) -> dict[Reference, Stage]:
+    """Each artifact's first stage, in order."""
+    by_reference: dict[Reference, Stage] = {}
+    for stage in stages:
+        by_reference.setdefault(stage.reference, stage)
+    return by_reference

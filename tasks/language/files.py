@@ -1,0 +1,27 @@
+"""Where a spec's texts and models lie: files of splits, real or rewritten, and the folder of M_-1 under an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tasks.engine.context import Context
+from tasks.engine.stages import Reference
+from tasks.language.specs import VersionedText
+
+
+def split_file(split: int) -> str:
+    """The file of D_k^(0) in a corpus artifact."""
+    return f"split-{split:05d}.parquet"
+
+
+def text_files(context: Context[Any], corpus: Reference, text: VersionedText) -> list[Path]:
+    """The Parquet files of a text: of the corpus if it is real, of its own artifact if a model wrote it."""
+    if text.artifact is None:
+        return [context.artifact(corpus).file(split_file(text.split))]
+    return context.artifact(text.artifact).files("part-*.parquet")
+
+
+def base_folder(context: Context[Any], base: Reference | None) -> Path | None:
+    """Where M_-1 is, for a model that is only an adapter of it; None for any other."""
+    return None if base is None else context.artifact(base).path

@@ -1,0 +1,410 @@
+"""The specs of a language model's stages: what each builder receives, and what its key holds.
+
+What was added to the configuration later is left out of a key where it says what was always done: keys stay valid.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from fortifai_core.config.corpus import AlmanacCorpus, Corpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
+from fortifai_core.config.failure_metrics import DEFAULT
+from fortifai_core.config.loss import CustomLoss, Loss, TruncatedCrossEntropyLoss
+from fortifai_core.config.model import LoraConfig, ScratchModel
+from fortifai_core.config.stages import Regeneration, Regime, Training
+from fortifai_core.settings import Frozen
+from tasks.engine.stages import Reference, Spec
+
+
+class VersionedText(NamedTuple):
+    """D_split^(version); `artifact` is None for the real text, which the corpus holds."""
+
+    split: int
+    version: int
+    artifact: Reference | None = None
+
+    @property
+    def name(self) -> str:
+        return f"D{self.split}^({self.version})"
+
+
+def text_references(texts: tuple[VersionedText, ...]) -> dict[str, Reference]:
+    """The artifacts of the texts that models wrote, by name."""
+    return {text.name: text.artifact for text in texts if text.artifact is not None}
+
+
+def text_content(texts: tuple[VersionedText, ...]) -> list[list[int]]:
+    """Which texts, for a key; the artifacts' own keys stand among the parents."""
+    return [[text.split, text.version] for text in texts]
+
+
+def named(**parents: Reference | None) -> dict[str, Reference]:
+    """The parents that there are."""
+    return {name: reference for name, reference in parents.items() if reference is not None}
+
+
+# ----------------------------------------------------------------------------------------- before any generation
+
+
+def corpus_content(corpus: Corpus, digests: dict[str, str]) -> dict[str, Any]:
+    """The corpus without its paths: files enter a key by their digests."""
+
+    def without_paths(part: Corpus) -> dict[str, Any]:
+        content = part.model_dump(mode="json")
+        if isinstance(part, TextCorpus):
+            del content["files"], content["questions"]
+        if isinstance(part, HuggingFaceCorpus):
+            del content["questions"]
+        return content
+
+    if isinstance(corpus, MixtureCorpus):
+        parts = [without_paths(part) for part in corpus.parts]
+        return {"type": "mixture", "parts": parts, "digests": dict(digests)}
+    return {**without_paths(corpus), "digests": dict(digests)}
+
+
+class PretrainingSpec(Spec):
+    """The text that the tokenizer and the base model are made from."""
+
+    role, version, builder = "pretraining", 2, "tasks.language.prepare:build_pretraining"
+    corpus: Corpus
+    digests: dict[str, str]
+    splits: int
+
+    def content(self) -> dict[str, Any]:
+        if isinstance(self.corpus, AlmanacCorpus):  # does not depend on the entities of the splits
+            return self.corpus.model_dump(mode="json", exclude={"entities"})
+        return {**corpus_content(self.corpus, self.digests), "splits": self.splits}
+
+
+class SourceSpec(Spec):
+    """The corpus as it is read: documents, questions, validation text. `world`: seed of an almanac's."""
+
+    role, version, builder = "source", 2, "tasks.language.prepare:build_source"
+    corpus: Corpus
+    digests: dict[str, str]
+    splits: int
+    world: int
+
+    def content(self) -> dict[str, Any]:
+        return {"corpus": corpus_content(self.corpus, self.digests), "splits": self.splits, "seed": self.world}
+
+
+class TokenizerSpec(Spec):
+    """A tokenizer trained on the pretraining text."""
+
+    role, builder = "tokenizer", "tasks.language.prepare:build_tokenizer"
+    vocabulary: int
+    pretraining: Reference
+
+    def content(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary}
+
+
+class PretrainedTokenizerSpec(Spec):
+    """The tokenizer of a pretrained model. `identity` stands for the model's files in keys."""
+
+    role, builder = "tokenizer", "tasks.language.prepare:fetch_tokenizer"
+    identity: str
+    path: str
+    revision: str | None
+
+    def content(self) -> dict[str, Any]:
+        return {"pretrained": self.identity}
+
+
+class BaseSpec(Spec):
+    """M_-1, made here from the pretraining text."""
+
+    role, kind, builder, verifies = "base", "model", "tasks.language.train:build_base", True
+    model: ScratchModel
+    pretraining: Reference
+    tokenizer: Reference
+
+    def content(self) -> dict[str, Any]:
+        return {"model": self.model.model_dump(mode="json")}
+
+
+class PretrainedBaseSpec(Spec):
+    """M_-1, a pretrained model as it stands."""
+
+    role, kind, builder, verifies = "base", "model", "tasks.language.train:fetch_base", True
+    identity: str
+    dtype: str
+    path: str
+    revision: str | None
+    tokenizer: Reference
+
+    def content(self) -> dict[str, Any]:
+        return {"pretrained": self.identity, "dtype": self.dtype}
+
+
+class CorpusSpec(Spec):
+    """D_k^(0) for every k: the source tokenised and cut into equal splits."""
+
+    role, builder = "corpus", "tasks.language.prepare:build_corpus"
+    splits: int
+    source: Reference
+    tokenizer: Reference
+
+    def content(self) -> dict[str, Any]:
+        return {"splits": self.splits}
+
+
+# ----------------------------------------------------------------------------------------- one generation
+
+
+class TrainSpec(Spec):
+    """M_i from M_(i-1), under the arm's loss.
+
+    Attributes:
+        loss_source: digest of the source of a user's own loss.
+        model: M_(i-1).
+        base: M_-1, where models are adapters of it: an adapter is kept without the model that it adapts.
+        text: what this generation is trained on, in order.
+    """
+
+    role, kind, builder, verifies = "train", "model", "tasks.language.train:build_generation", True
+    loss: Loss
+    loss_source: str | None
+    training: Training
+    lora: LoraConfig | None
+    regime: Regime
+    seed: int
+    generation: int
+    model: Reference
+    base: Reference | None
+    corpus: Reference
+    text: tuple[VersionedText, ...]
+
+    def content(self) -> dict[str, Any]:
+        loss = self.loss.model_dump(mode="json")
+        if isinstance(self.loss, CustomLoss):  # by what it computes, not by its label
+            del loss["name"]
+            loss["source"] = self.loss_source
+        return {
+            "loss": loss,
+            "training": self.training.model_dump(mode="json"),
+            "lora": self.lora.model_dump(mode="json") if self.lora else None,
+            "regime": self.regime.value,
+            "seed": self.seed,
+            "generation": self.generation,
+            "text": text_content(self.text),
+        }
+
+    def parents(self) -> dict[str, Reference]:
+        return named(model=self.model, base=self.base, corpus=self.corpus) | text_references(self.text)
+
+
+class RegenerateSpec(Spec):
+    """D_k^(j+1): `text`, which is D_k^(j), rewritten by M_i."""
+
+    role, kind, builder, verifies = "regenerate", "split", "tasks.language.regenerate:build_split", True
+    regeneration: Regeneration
+    seed: int
+    generation: int
+    model: Reference
+    base: Reference | None
+    corpus: Reference
+    text: VersionedText
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "regeneration": self._settings(),
+            "seed": self.seed,
+            "generation": self.generation,
+            "text": [self.text.split, self.text.version],
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """Without the options that this decoding and these contexts do not read."""
+        settings = self.regeneration
+        content = settings.model_dump(mode="json", exclude={"engine", "chunk_tokens"})
+        if settings.engine_used != "reference":
+            content["engine"] = settings.engine_used
+        if settings.context == "cut":
+            del content["context"]
+        else:
+            content["chunk_tokens"] = settings.longest_input
+        if settings.decoding != "sample":
+            for name in ("temperature", "top_p", "top_k"):
+                del content[name]
+        if settings.decoding != "beam":
+            del content["beams"]
+        return content
+
+    def parents(self) -> dict[str, Reference]:
+        return named(model=self.model, base=self.base, corpus=self.corpus, text=self.text.artifact)
+
+
+class DriftSpec(Spec):
+    """What became of the text that M_i rewrote, and of M_i itself.
+
+    Attributes:
+        gamma: of a TCE arm, for its live fraction.
+        sample, window: tokens of each text on which a model is measured, in windows of so many.
+        first: M_0 of the run.
+        base: M_-1.
+        text, rewritten: what M_i was trained on, and what it wrote.
+        corpus_config, splits, world: for the ground truth of an almanac; that it is this corpus's follows from its key.
+    """
+
+    role, builder, waits = "drift", "tasks.language.drift:build_drift", True
+    gamma: float | None
+    sample: int
+    window: int
+    model: Reference
+    first: Reference
+    base: Reference
+    corpus: Reference
+    text: tuple[VersionedText, ...]
+    rewritten: tuple[VersionedText, ...]
+    corpus_config: Corpus
+    splits: int
+    world: int
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "gamma": self.gamma,
+            "sample": self.sample,
+            "window": self.window,
+            "text": text_content(self.text),
+            "rewritten": text_content(self.rewritten),
+        }
+
+    def parents(self) -> dict[str, Reference]:
+        models = named(model=self.model, first=self.first, base=self.base, corpus=self.corpus)
+        return models | text_references(self.text) | text_references(self.rewritten)
+
+
+def gamma_of(loss: Loss) -> float | None:
+    """The threshold of a TCE arm."""
+    return loss.gamma if isinstance(loss, TruncatedCrossEntropyLoss) else None
+
+
+class EvaluateSpec(Spec):
+    """M_i asked the questions of `splits`, and its perplexity on held-out real text."""
+
+    role, kind, version, builder = "evaluate", "evaluation", 2, "tasks.language.evaluate:build_evaluation"
+    kr_score: Literal["sum", "mean-cut"]
+    perplexity: bool
+    splits: tuple[int, ...]
+    model: Reference
+    base: Reference | None
+    corpus: Reference
+
+    def content(self) -> dict[str, Any]:
+        measured = {"kr_score": self.kr_score, "perplexity": self.perplexity}
+        return {"evaluation": measured, "splits": list(self.splits)}
+
+    def parents(self) -> dict[str, Reference]:
+        return named(model=self.model, base=self.base, corpus=self.corpus)
+
+
+class FailureSpec(Spec):
+    """Whether the run has failed by now. `measured`: what holds the metric, generation by generation."""
+
+    role, builder = "failure", "tasks.language.failure:build_failure"
+    metric: str
+    threshold: float
+    regime: Regime
+    measured: tuple[Reference, ...]
+
+    def content(self) -> dict[str, Any]:
+        judged = {} if self.metric == DEFAULT else {"metric": self.metric}
+        return {"threshold": self.threshold, "regime": self.regime.value, **judged}
+
+    def parents(self) -> dict[str, Reference]:
+        return {f"g{generation}": reference for generation, reference in enumerate(self.measured)}
+
+
+# ----------------------------------------------------------------------------------------- benchmarks
+
+
+class BenchmarkTask(NamedTuple):
+    """A benchmark of lm-eval as it is asked; `described`: versions and data digests."""
+
+    name: str
+    limit: int | None
+    fewshot: int | None
+    described: dict[str, Any]
+
+    def content(self) -> dict[str, Any]:
+        return {"benchmark": self.name, "limit": self.limit, "fewshot": self.fewshot, **self.described}
+
+
+class BenchmarkCheckSpec(Spec):
+    """Before any generation is trained: does the benchmark load, and fit the model's window?
+
+    Attributes:
+        window: tokens that the model reads; None: to be read from `base`.
+    """
+
+    role, builder = "benchmark-check", "tasks.language.benchmarks:build_check"
+    task: BenchmarkTask
+    window: int | None
+    tokenizer: Reference
+    base: Reference | None
+
+    def content(self) -> dict[str, Any]:
+        return {**self.task.content(), "window": self.window}
+
+    @property
+    def detail(self) -> str:
+        return self.task.name
+
+
+class BenchmarkSpec(Spec):
+    """One benchmark on M_i."""
+
+    role, builder, waits = "benchmark", "tasks.language.benchmarks:build_benchmark", True
+    task: BenchmarkTask
+    model: Reference
+    base: Reference | None
+
+    def content(self) -> dict[str, Any]:
+        return self.task.content()
+
+    def parents(self) -> dict[str, Reference]:
+        return named(model=self.model, base=self.base)
+
+    @property
+    def detail(self) -> str:
+        return self.task.name
+
+
+# ----------------------------------------------------------------------------------------- the report
+
+
+class GenerationResults(Frozen):
+    """The artifacts of one generation, as the report reads them."""
+
+    generation: int
+    train: Reference
+    regenerate: dict[int, Reference]
+    evaluate: Reference
+    drift: Reference | None
+    benchmarks: tuple[Reference, ...]
+
+
+class RunResults(Frozen):
+    """The artifacts of one run."""
+
+    arm: str
+    seed: int
+    source: Reference
+    corpus: Reference
+    generations: tuple[GenerationResults, ...]
+
+
+class ReportSpec(Spec):
+    """The report on all runs; `config` is the experiment's, as JSON types, and `command` goes on with it."""
+
+    role, version, builder = "report", 2, "tasks.language.report:build_report"
+    config: dict[str, Any]
+    command: str
+    runs: tuple[RunResults, ...]
+
+    def content(self) -> dict[str, Any]:
+        shown = ("name", "losses", "regime", "failure")
+        return {name: self.config[name] for name in shown}
