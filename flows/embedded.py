@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -62,12 +62,33 @@ def configured_api() -> str | None:
 
 @contextlib.contextmanager
 def prefect_api(log: Path) -> Iterator[str]:
-    """The URL of the Prefect API: the configured server's, or that of one started for the length of the block.
+    """The URL of the Prefect API: the configured server's, or that of one started for the length of the block."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with _configured_or_started(log) as url, temporary_settings({PREFECT_API_URL: url}):
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def prefect_api_beside(log: Path) -> AsyncIterator[str]:
+    """`prefect_api` in a coroutine: what else runs in this loop goes on while the server starts and stops."""
+    stack = contextlib.ExitStack()
+    url = await asyncio.to_thread(stack.enter_context, _configured_or_started(log))
+    try:
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: url}):  # here, for a thread has a context of its own
+            yield url
+    finally:
+        await asyncio.shield(asyncio.to_thread(stack.close))
+
+
+@contextlib.contextmanager
+def _configured_or_started(log: Path) -> Iterator[str]:
+    """As `prefect_api`, but does not point Prefect's client at it.
 
     Prefect's own temporary server prints the traces of its shutdown to the terminal; this one has a log.
     """
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     configured = configured_api()
     if configured:
         yield configured
@@ -84,8 +105,7 @@ def prefect_api(log: Path) -> Iterator[str]:
         import flows.recursive  # noqa: F401  # takes as long as the server's start: both at once
 
         wait_until_healthy(url, server, log)
-        with temporary_settings({PREFECT_API_URL: url}):
-            yield url
+        yield url
         time.sleep(FLUSH_SECONDS)
 
 

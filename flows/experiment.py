@@ -12,11 +12,12 @@ from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import LogReporter
 from flows.run import run_arm
 from flows.together import task_group, together
+from flows.workers import workers
 from fortifai_core.config.experiment import ExperimentConfig
 from storage.store.experiments import record_experiment
 from tasks.engine import prefect_tasks
 from tasks.engine.plans import AnyExperiment, Plan
-from tasks.engine.pool import worker_pool
+from tasks.engine.pool import WorkerPool
 from tasks.engine.session import Reporter, Session, session
 from tasks.engine.stages import Reference, Stage
 
@@ -39,10 +40,11 @@ async def run_asked(
     for warning in said:
         reporter.noted(f"warning: {warning.message}")
     prepared = prepare_experiment(experiment, store=store, refresh=refresh or [])
-    return await run_prepared(prepared, reporter)
+    async with workers(prepared) as pool:
+        return await run_prepared(prepared, reporter, pool)
 
 
-async def run_here(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
+async def run_here(prepared: Prepared, reporter: Reporter, pool: WorkerPool) -> dict[str, Any]:
     """The same for `fortifai run`, which has checked and planned before Prefect is started: a flow run of that name."""
     language = isinstance(prepared.plan.config, ExperimentConfig)
 
@@ -53,36 +55,35 @@ async def run_here(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
         validate_parameters=False,
     )
     async def here(experiment: str) -> dict[str, Any]:
-        return await run_prepared(prepared, reporter)
+        return await run_prepared(prepared, reporter, pool)
 
     return await here(prepared.plan.config.name)
 
 
-async def run_prepared(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
+async def run_prepared(prepared: Prepared, reporter: Reporter, pool: WorkerPool) -> dict[str, Any]:
     """Shared stages first, then the runs, then the report."""
     plan, store = prepared.plan, prepared.store
-    async with worker_pool(plan.config, store_url=store.url, logs=store.logs) as pool:
-        with session(Session(plan=plan, store=store, pool=pool, reporter=reporter)) as running:
-            config = plan.config.model_dump(mode="json")
-            record_experiment(store, config=config, status="running")
-            try:
-                await _shared(plan)
-                await _in_turns(plan, at_once=len(pool.workers))
-                final = plan.report(running.stopped)
-                report = await prefect_tasks.reference(prefect_tasks.write_report(final), final)
-            except BaseException:
-                record_experiment(store, config=config, status="failed")
-                raise
-            record_experiment(store, config=config, status="finished")
-            running.circumstances.tell(reporter)
-            return {
-                "experiment": prepared.record_id,
-                "report": report["key"],
-                "built": len(running.built),
-                "found": len(running.found),
-                "stage_seconds": round(running.stage_seconds, 3),
-                "computing_seconds": round(running.computing_seconds, 3),
-            }
+    with session(Session(plan=plan, store=store, pool=pool, reporter=reporter)) as running:
+        config = plan.config.model_dump(mode="json")
+        record_experiment(store, config=config, status="running")
+        try:
+            await _shared(plan)
+            await _in_turns(plan, at_once=len(pool.workers))
+            final = plan.report(running.stopped)
+            report = await prefect_tasks.reference(prefect_tasks.write_report(final), final)
+        except BaseException:
+            record_experiment(store, config=config, status="failed")
+            raise
+        record_experiment(store, config=config, status="finished")
+        running.circumstances.tell(reporter)
+        return {
+            "experiment": prepared.record_id,
+            "report": report["key"],
+            "built": len(running.built),
+            "found": len(running.found),
+            "stage_seconds": round(running.stage_seconds, 3),
+            "computing_seconds": round(pool.clock.seconds, 3),
+        }
 
 
 async def _in_turns(plan: Plan, *, at_once: int) -> None:

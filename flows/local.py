@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.embedded import configured_api, prefect_api, sigterm_as_interrupt
+from flows.embedded import configured_api, prefect_api_beside, sigterm_as_interrupt
 from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import TerminalReporter
+from flows.workers import workers
 from fortifai_core.errors import FortifaiError
 from fortifai_core.families.registry import FamilyExperiment
 from storage.store.experiments import Experiment, load_experiment, record_experiment
@@ -93,14 +94,8 @@ def _run(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any
     from prefect.exceptions import TerminationSignal
 
     try:
-        with (
-            sigterm_as_interrupt(),
-            prefect_api(prepared.store.logs / "prefect-server.log"),
-            TerminalReporter(prepared.plan, console) as reporter,
-        ):
-            from flows.experiment import run_here as run
-
-            return asyncio.run(run(prepared, reporter))
+        with sigterm_as_interrupt(), TerminalReporter(prepared.plan, console) as reporter:
+            return asyncio.run(_with_server(prepared, reporter))
     except FortifaiError as error:
         console.print(f"[red]failed:[/] {escape(str(error))}\nwhat was finished is kept; go on with: {command}")
         raise SystemExit(error.exit_code) from None
@@ -110,6 +105,14 @@ def _run(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any
     except Exception:
         console.print(f"[red]failed unexpectedly;[/] what was finished is kept; go on with: {command}")
         raise
+
+
+async def _with_server(prepared: Prepared, reporter: TerminalReporter) -> dict[str, Any]:
+    """The workers first: they may begin while the server starts, and Prefect is imported beside both."""
+    async with workers(prepared) as pool, prefect_api_beside(prepared.store.logs / "prefect-server.log"):
+        from flows.experiment import run_here as run
+
+        return await run(prepared, reporter, pool)
 
 
 def report_folder(store: ArtifactStore, record: Experiment) -> Path | None:

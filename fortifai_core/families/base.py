@@ -92,8 +92,6 @@ class FamilyConfig(Frozen):
 
     # Fields within the data that are paths, which no key may hold; the files' digests stand for them.
     path_fields: ClassVar[frozenset[str]] = frozenset()
-    # Whether the mask has a say in the fit of M_0; where not, all arms share it.
-    masks_real_data: ClassVar[bool] = True
     # Whether the class draws its real data itself, so that there is no stage for them; it then knows one regime.
     draws_real_data: ClassVar[bool] = False
 

@@ -9,8 +9,9 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import FortifaiError, InputError, StageFailed
 from fortifai_core.families.registry import FamilyRuntime
 from tasks.engine.plans import AnyExperiment
-from tasks.engine.stages import Stage
+from tasks.engine.stages import Reference, Stage
 
 OnProgress = Callable[[int, int, str], None]
 AnyRuntime = Runtime | FamilyRuntime
@@ -166,6 +167,28 @@ class Turns:
         self._free.append(worker)
 
 
+class Clock:
+    """The time in which at least one stage was being built."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._active = 0
+        self._since = 0.0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Around the building of a stage."""
+        if not self._active:
+            self._since = time.monotonic()
+        self._active += 1
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active:
+                self.seconds += time.monotonic() - self._since
+
+
 class WorkerPool:
     """`workers` child processes; `build` waits for a free one, and measurements let the training go first."""
 
@@ -183,22 +206,53 @@ class WorkerPool:
             for index in range(workers)
         ]
         self.turns = Turns(self.workers)
+        self.clock = Clock()
         self._warm = False
+        self._begun: dict[Reference, asyncio.Task[dict[str, Any]]] = {}
+
+    def begin(self, stages: Sequence[Stage]) -> None:
+        """Build these as soon as their parents are there, before anybody asks for them with `build`.
+
+        So the workers are busy while a server starts, and between one task and the next.
+
+        Args:
+            stages: none of which is there yet; parents before children.
+        """
+        for stage in stages:
+            parents = [self._begun[parent] for parent in stage.parents.values() if parent in self._begun]
+            self._begun[stage.reference] = asyncio.create_task(self._after(parents, stage))
+
+    def has_begun(self, stage: Stage) -> bool:
+        """Whether `begin` was told of this stage."""
+        return stage.reference in self._begun
+
+    async def _after(self, parents: Sequence[asyncio.Task[dict[str, Any]]], stage: Stage) -> dict[str, Any]:
+        await asyncio.gather(*parents)
+        return await self._build(stage, None)
 
     async def build(self, stage: Stage, on_progress: OnProgress | None = None) -> dict[str, Any]:
         """Build one stage on the next free worker; what only the report waits for is built when nothing else waits."""
+        if stage.reference in self._begun:
+            return await asyncio.shield(self._begun[stage.reference])
+        return await self._build(stage, on_progress)
+
+    async def _build(self, stage: Stage, on_progress: OnProgress | None) -> dict[str, Any]:
         if not self._warm:
             # the others import their libraries while the first one builds what all wait for
             self._warm = True
             await asyncio.gather(*(worker.start() for worker in self.workers))
         worker = await self.turns.get(int(stage.spec.waits))
         try:
-            return await worker.build(stage, on_progress)
+            with self.clock.running():
+                return await worker.build(stage, on_progress)
         finally:
             self.turns.put(worker)
 
     async def close(self) -> None:
-        """Stop every child."""
+        """Stop every child, and what was begun and never asked for."""
+        for task in self._begun.values():
+            task.cancel()
+        await asyncio.gather(*self._begun.values(), return_exceptions=True)
         await asyncio.gather(*(worker.stop() for worker in self.workers))
 
 

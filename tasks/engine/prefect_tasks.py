@@ -67,8 +67,7 @@ async def _build(stage: Stage, session: Session) -> dict[str, Any]:
     session.reporter.started(stage)
     publisher = asyncio.create_task(_publish_progress(stage, progress, finished))
     try:
-        with session.computing():
-            outcome = await session.pool.build(stage, on_progress)
+        outcome = await session.pool.build(stage, on_progress)
         finished.set()
         await publisher
         return outcome
@@ -81,7 +80,8 @@ async def _build(stage: Stage, session: Session) -> dict[str, Any]:
 async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
     """The reference `{"kind", "key", "metrics"}` of the stage's artifact; as a `Cached` state when it was there."""
     session = current_session()
-    artifact = session.store.find(stage.kind, stage.key)
+    # what the pool began by itself is this run's own work, though it may be there by now
+    artifact = None if session.pool.has_begun(stage) else session.store.find(stage.kind, stage.key)
     if artifact is not None:
         session.circumstances.note(artifact.manifest)
         session.found.append(stage)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -66,24 +65,8 @@ class Session:
     found: list[Stage] = field(default_factory=list)
     stage_seconds: float = 0.0
     stopped: dict[tuple[str, int], int] = field(default_factory=dict)
-    computing_seconds: float = 0.0
-    _active: int = 0
-    _since: float = 0.0
     references: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     circumstances: Circumstances = field(default_factory=Circumstances)
-
-    @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
-        """Around the building of a stage. `computing_seconds` is the time in which at least one was being built."""
-        if not self._active:
-            self._since = time.monotonic()
-        self._active += 1
-        try:
-            yield
-        finally:
-            self._active -= 1
-            if not self._active:
-                self.computing_seconds += time.monotonic() - self._since
 
     def remember(self, stage: Stage, metrics: dict[str, Any]) -> dict[str, Any]:
         """The reference of a stage's artifact, which is all that stages exchange."""

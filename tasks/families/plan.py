@@ -30,14 +30,12 @@ def _data(config: FamilyExperiment, seed: int, digests: Mapping[str, str]) -> St
 
 
 def _spans(config: FamilyExperiment) -> list[tuple[int, int]]:
-    """First and last generation of every segment; M_0 has one of its own where all arms share it.
+    """First and last generation of every segment.
 
     A segment's key holds both, so only one that is cut short by `generations` is computed anew when that is raised.
     """
-    family, end = config.family, config.generations
-    begin = 0 if family.masks_real_data else 1
-    spans = [(first, min(first + family.segment, end) - 1) for first in range(begin, end, family.segment)]
-    return [(0, 0)] * begin + spans
+    segment, end = config.family.segment, config.generations
+    return [(first, min(first + segment, end) - 1) for first in range(0, end, segment)]
 
 
 def _run(config: FamilyExperiment, mask: Mask, seed: int, data: Stage | None) -> RunPlan:

@@ -49,11 +49,9 @@ class SegmentSpec(Spec):
     def content(self) -> dict[str, Any]:
         family = self.family
         read = set() if self.data is None else family.data_fields  # those enter by the data
-        # some classes fit M_0 to all of the real data under every arm, so that arms share it
-        masks = self.last > 0 or family.masks_real_data
         return {
             "family": family.model_dump(mode="json", exclude={"segment", *read}),
-            "mask": self.mask.model_dump(mode="json") if masks else None,
+            "mask": self.mask.model_dump(mode="json"),
             "regime": self.regime,
             "seed": self.seed,
             "first": self.first,

@@ -76,7 +76,6 @@ class GmmConfig(FamilyConfig):
     measures: ClassVar[dict[str, str]] = {**MEASURES, **FIT_MEASURES}
     headline: ClassVar[str] = "sliced-wasserstein"
     path_fields: ClassVar[frozenset[str]] = frozenset({"file"})
-    masks_real_data: ClassVar[bool] = False
 
     type: Literal["gmm"] = "gmm"
     data: MixtureData = Field(default_factory=Moons, description="The real data.")
