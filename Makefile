@@ -27,8 +27,8 @@ $(VENV)/.database: $(VENV)/.run
 	@$(BIN)/prefect server database upgrade --yes > /dev/null
 	@touch $@
 
-demo: $(VENV)/.run $(VENV)/.database  ## train two tiny models on their own output and see what they still know (about 4 minutes)
-	@$(BIN)/fortifai run tiny
+demo: $(VENV)/.run $(VENV)/.database  ## a Gaussian and two tiny models on their own output: what collapses, and what holds (under 5 minutes)
+	@$(BIN)/fortifai demo
 
 test: $(VENV)/.dev lint  ## lint, types, import contracts, and all tests but the long ones (below 15 minutes)
 	@$(BIN)/python -m pytest -q -m "not long"

@@ -17,7 +17,6 @@ from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import TerminalReporter
 from flows.workers import workers
 from fortifai_core.errors import FortifaiError
-from fortifai_core.families.registry import FamilyExperiment
 from storage.store.experiments import Experiment, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
 from storage.store.tree import Artifact
@@ -33,35 +32,43 @@ def run_here(
     Args:
         resume: the command that goes on with it, printed when it fails; `{name}` is filled in.
     """
-    started = time.monotonic()
     prepared = prepare_experiment(config, store=store, refresh=refresh)
-    plan = prepared.plan
-    found = [prepared.store.find(s.kind, s.key) for s in plan.stages()]
-    there = sum(artifact is not None for artifact in found)
-    arms = "arms" if isinstance(config, FamilyExperiment) else "losses"
+    outcome = execute(prepared, console, resume=resume)
+    print_outcome(prepared.store, load_experiment(prepared.store, prepared.record_id), console)
+    console.print(f"\n{spent([outcome])}")
+    return outcome
+
+
+def execute(prepared: Prepared, console: Console, *, resume: str) -> dict[str, Any]:
+    """Run what was prepared, saying what it is and how far it comes; its results are for the caller to print."""
+    started = time.monotonic()
+    plan, config = prepared.plan, prepared.plan.config
+    artifacts = [prepared.store.find(s.kind, s.key) for s in plan.stages()]
+    there = sum(artifact is not None for artifact in artifacts)
     console.print(
-        f"[bold]{config.name}[/]  {len(config.arm_labels)} {arms} × {len(config.seeds)} seeds × "
-        f"{config.generations} generations · {len(plan.stages())} stages, {there} found · store {prepared.store.url}"
+        f"[bold]{config.name}[/]  {len(config.arm_labels)} arms × {len(config.seeds)} seeds × "
+        f"{config.generations} generations · {len(artifacts)} stages, {there} found · store {prepared.store.url}"
     )
     command = resume.format(name=prepared.record_id)
-    if there < len(found):
+    if there < len(artifacts):
         # said now, since a process that is killed says nothing
         console.print(f"[dim]whenever it stops, go on with: {command}[/]", highlight=False)
-    if there == len(found) and not _may_stop(config) and configured_api() is None:
+    if there == len(artifacts) and not _may_stop(config) and configured_api() is None:
         # no server would keep a record of these runs, so there is no need to start one
-        outcome = _everything_found(prepared, found, TerminalReporter(plan, console))
+        outcome = _everything_found(prepared, artifacts, TerminalReporter(plan, console))
     else:
         outcome = _run(prepared, console, command=command)
-    record = load_experiment(prepared.store, prepared.record_id)
-    print_outcome(prepared.store, record, console)
-    wall = time.monotonic() - started
-    other = wall - outcome["computing_seconds"]
-    share = f", {other:.0f} s of them ({other / wall:.1%}) not computing: start, orchestration, storage"
-    console.print(
-        f"\n{outcome['built']} stages computed, {outcome['found']} found · {wall:.0f} s"
-        + (share if outcome["built"] else "")
+    return {**outcome, "seconds": round(time.monotonic() - started, 2)}
+
+
+def spent(outcomes: Sequence[dict[str, Any]]) -> str:
+    """How much was computed and found, and in what time, over these experiments."""
+    built, there, wall, computing = (
+        sum(outcome[name] for outcome in outcomes) for name in ("built", "found", "seconds", "computing_seconds")
     )
-    return {**outcome, "seconds": round(wall, 2)}
+    other = wall - computing
+    share = f", {other:.0f} s of them ({other / wall:.1%}) not computing: start, orchestration, storage"
+    return f"{built} stages computed, {there} found · {wall:.0f} s" + (share if built else "")
 
 
 def _may_stop(config: AnyExperiment) -> bool:
@@ -141,10 +148,15 @@ def print_outcome(store: ArtifactStore, record: Experiment, console: Console) ->
     """The experiment's table, its headline, and where its report lies."""
     import json
 
-    headers, rows, path = results_table(store, record)
-    summary = json.loads((path.parent / "table.json").read_text())
-    table = Table(*[escape(h) for h in headers], box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for row in rows:
+    path = results_table(store, record)[2]
+    print_results(json.loads((path.parent / "table.json").read_text(encoding="utf-8")), console)
+    console.print(f"\nreport: {path}", soft_wrap=True)
+
+
+def print_results(summary: dict[str, Any], console: Console) -> None:
+    """A report's table.json on the terminal: the table, then the headline and the notes."""
+    table = Table(*[escape(h) for h in summary["headers"]], box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for row in summary["rows"]:
         table.add_row(*[escape(cell) for cell in row])
     console.print(f"\n[bold]{escape(summary['title'])}[/]")
     console.print(table)
@@ -153,4 +165,3 @@ def print_outcome(store: ArtifactStore, record: Experiment, console: Console) ->
         console.print(f"\n{escape(line)}", highlight=False)
     for note in summary["notes"]:
         console.print(f"[dim]note: {escape(note)}[/]", highlight=False)
-    console.print(f"\nreport: {path}", soft_wrap=True)

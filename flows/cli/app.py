@@ -89,6 +89,16 @@ def _resume(store: str | None) -> str:
 
 
 @app.command()
+def demo(store: Store = None, as_json: Json = False) -> None:
+    """Two experiments and one page: a remedy that works (a Gaussian), and a question that is open (tiny)."""
+    from flows.demo import run_demo
+
+    outcome = run_demo(store=store, console=err if as_json else out)
+    if as_json:
+        show_json(outcome)
+
+
+@app.command()
 def resume(experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False) -> None:
     """Go on with an experiment that was stopped: finished stages are found, the rest is computed."""
     from flows.load import validate
