@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -249,11 +250,8 @@ def _forward(
         # the same rows as hidden, the last one without a target: no copy of hidden is needed
         shifted = nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
     value, handle.statistics = call(hidden.to(head.weight.device), head, shifted.to(head.weight.device), items)
-    result = CausalLMOutputWithPast(
-        loss=value,
-        past_key_values=getattr(outputs, "past_key_values", None),
-        hidden_states=getattr(outputs, "hidden_states", None),
-        attentions=getattr(outputs, "attentions", None),
-    )
+    # by the names that the class has: transformers 5.24 calls `past_key_values` `cache`
+    others = {field.name for field in fields(CausalLMOutputWithPast)} - {"loss", "logits"}
+    result = CausalLMOutputWithPast(loss=value, **{name: getattr(outputs, name, None) for name in others})
     wants_dict = getattr(model.config, "return_dict", True) if return_dict is None else return_dict
     return result if wants_dict else result.to_tuple()

@@ -278,14 +278,16 @@ def write_text(model: Any, size: Size, *, agreement: float, ragged: bool = False
     import torch
     from transformers import DynamicCache
 
+    from fortifai_core.language.rewriting.attention import cache_keyword
+
     random = np.random.default_rng(0)
     vocabulary = model.config.vocab_size
     head = 16 if ragged else size.context
     text = torch.tensor(random.integers(3, vocabulary, (size.documents, head)), device=model.device)
-    cache, fed = DynamicCache(), text
+    keyword, cache, fed = cache_keyword(model), DynamicCache(), text
     for _ in range(size.length - head):
         with torch.no_grad():
-            logits = model(input_ids=fed, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
+            logits = model(input_ids=fed, **{keyword: cache}, logits_to_keep=1).logits[:, -1].float()
         logits[:, SPECIAL] = -torch.inf
         other = torch.tensor(random.random(size.documents) >= agreement, device=model.device)
         drawn = torch.tensor(random.integers(3, vocabulary, size.documents), device=model.device)

@@ -197,14 +197,15 @@ def test_the_arms_loss_is_what_is_computed_in_training_and_evaluation() -> None:
 def test_positional_arguments_shifted_labels_and_tuples() -> None:
     model = make("llama")
     given = batch()
+    stock = model(**given, output_hidden_states=True, use_cache=True)
     install_loss_head(model)
     loss = model(**given).loss
     torch.testing.assert_close(model(given["input_ids"], given["attention_mask"], labels=given["labels"]).loss, loss)
     shifted = nn.functional.pad(given["labels"][:, 1:], (0, 1), value=-100)
     torch.testing.assert_close(model(**given, shift_labels=shifted).loss, loss)
     torch.testing.assert_close(model(**given, return_dict=False)[0], loss)
-    output = model(**given, output_hidden_states=True)
-    assert len(output.hidden_states) == 3
+    output = model(**given, output_hidden_states=True, use_cache=True)
+    assert set(output) == set(stock) - {"logits"} and len(output.hidden_states) == 3
     with pytest.raises(ValueError, match="logits_to_keep"):
         model(**given, logits_to_keep=1)
 

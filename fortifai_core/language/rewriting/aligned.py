@@ -28,7 +28,14 @@ import torch
 from fortifai_core.config.stages import Regeneration
 from fortifai_core.errors import ConfigError
 from fortifai_core.language.decoding import choose
-from fortifai_core.language.rewriting.attention import Decode, Prefill, Slots, attention_of, reference_instead
+from fortifai_core.language.rewriting.attention import (
+    Decode,
+    Prefill,
+    Slots,
+    attention_of,
+    cache_keyword,
+    reference_instead,
+)
 from fortifai_core.language.rewriting.regenerate import Block, Statistics, block_uniforms
 
 BUDGET = 32_768
@@ -88,7 +95,7 @@ class Model:
 
     def __init__(self, core: Any, config: Regeneration, *, suppress: Sequence[int], pad_id: int) -> None:
         self.core, self.config, self.pad_id = core, config, pad_id
-        self.device = core.device
+        self.device, self.cache_keyword = core.device, cache_keyword(core.base_model)
         self.suppress = torch.tensor(sorted({*suppress, pad_id}), device=self.device)
         text = core.config.get_text_config()
         self.cap = getattr(text, "final_logit_softcapping", None)
@@ -109,9 +116,8 @@ class Model:
 
     def hidden(self, ids: torch.Tensor, positions: torch.Tensor, store: Slots) -> torch.Tensor:
         """States [rows, length, width] after the tokens, whose keys and values go where the store's layout says."""
-        output: torch.Tensor = self.core.base_model(
-            input_ids=ids, position_ids=positions, past_key_values=store, use_cache=True, layout=store.layout
-        ).last_hidden_state
+        given = {"position_ids": positions, self.cache_keyword: store, "use_cache": True, "layout": store.layout}
+        output: torch.Tensor = self.core.base_model(input_ids=ids, **given).last_hidden_state
         return output
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ A layer with a sliding window sees of these what is nearer than its window, as i
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,11 @@ NAME = "fortifai-aligned"
 def reference_instead(what: str) -> ConfigError:
     """The error for a model that the aligned engine does not know how to run."""
     return ConfigError("regeneration.engine", "aligned", f"{what}; use the engine `reference` for this model")
+
+
+def cache_keyword(model: Any) -> str:
+    """The name under which the model's forward takes a `Cache`: transformers changed it in 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 @dataclass
