@@ -74,10 +74,11 @@ _PARQUET_VIEWS = {
         SELECT {_RUN}, r.benchmark, r.task, r.item, r.filter, r.metric, r.value, r.target, r.answer, f.key
         FROM {{source}} r JOIN files f ON f.path = r.filename
         LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
-    # One row a document of a split version, with its token ids: what `documents` and `tokens` are made of.
+    # One row a document of a split version, with its token ids: what `documents` and `tokens` are made of. DuckDB may
+    # compute a branch of CASE for rows that do not take it, here of files without a number: hence TRY_CAST.
     "split_text": f"""
         SELECT {_RUN},
-            CASE WHEN f.kind = 'corpus' THEN CAST(regexp_extract(f.name, '(\\d+)', 1) AS INTEGER)
+            CASE WHEN f.kind = 'corpus' THEN TRY_CAST(regexp_extract(f.name, '(\\d+)', 1) AS INTEGER)
                  ELSE s.split END AS split,
             CASE WHEN f.kind = 'corpus' THEN 0 ELSE s.version END AS version,
             r.document, r.position, r.text, r.tokens, r.kept, r.same, r.accepted, f.key

@@ -281,7 +281,7 @@ def test_an_address_cannot_leave_the_store(store: ArtifactStore, kind: str, key:
 BUILDER = """
 import os, sys, time
 from pathlib import Path
-from storage.store import ArtifactStore
+from storage.store.store import ArtifactStore
 store = ArtifactStore(sys.argv[1])
 def build(draft):
     (draft.path / "a.txt").write_text("from " + str(os.getpid()))
