@@ -33,6 +33,7 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a prox
 def quiet_environment() -> None:
     """Settings for a run without a server of its own; they must be set before Prefect is imported."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client announces its telemetry on a new user's terminal
     os.environ.setdefault("PREFECT_CLI_COLORS", "true")
     # many, because our server asks for quick ones (`_server`); against another one they take longer and longer
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "30")

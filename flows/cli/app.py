@@ -361,6 +361,8 @@ def _exit_code() -> int:
 def main() -> None:
     """The entry point: every expected error is one line, exit code 2 for bad input and 1 for a failed run."""
     warnings.formatwarning = lambda message, *_: f"fortifai: {message}\n"
+    # peft asks transformers 5.24 for this by its old name; nobody at a terminal can do anything about it
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     code = _exit_code()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
