@@ -75,6 +75,7 @@ bench-gpu:  ## on a GPU machine with torch and triton: the tests that use it, th
 	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m kernels.bench --device $(DEVICE) --json kernels-$(DEVICE).json $(BENCH)
 
 constraints: $(VENV)/.dev  ## write down the versions of this environment
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt --editable '.[dev,docs,s3]'
 	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//') > constraints.new
 	@mv constraints.new constraints.txt
 
