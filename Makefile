@@ -24,7 +24,7 @@ $(VENV)/.dev: $(VENV)/.run
 	@touch $@
 
 $(VENV)/.database: $(VENV)/.run
-	@$(BIN)/prefect server database upgrade --yes > /dev/null
+	@DO_NOT_TRACK=1 $(BIN)/prefect server database upgrade --yes > /dev/null
 	@touch $@
 
 demo: $(VENV)/.run $(VENV)/.database  ## a Gaussian and two tiny models on their own output: what collapses, and what holds (under 5 minutes)
