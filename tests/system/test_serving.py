@@ -80,6 +80,16 @@ def test_a_server_has_the_logging_of_its_user_and_not_the_quiet_one_of_a_run(mon
     assert kept["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
 
 
+def test_prefect_announces_nothing_on_the_terminal_of_a_new_user(tmp_path: Path) -> None:
+    reading, terminal = os.openpty()
+    code = "from flows.embedded import quiet_environment; quiet_environment(); import prefect; print('imported')"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(DEPLOYMENTS.parent), "PREFECT_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, stdout=terminal, stderr=terminal, check=True)
+    os.close(terminal)
+    assert os.read(reading, 10_000).decode().split() == ["imported"]
+    os.close(reading)
+
+
 # ---------------------------------------------------------------------------------------------- deployments
 
 
