@@ -6,7 +6,7 @@ from typing import Any
 
 from storage.tables import parquet
 from storage.tables.questions import read_questions
-from tasks.engine.context import Context, has_file
+from tasks.engine.context import Context
 from tasks.language.files import base_folder
 from tasks.language.specs import EvaluateSpec
 
@@ -24,7 +24,7 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
     tokenizer = load_tokenizer(artifact.path / "tokenizer")
     model = load_model(artifact.path, base=base_folder(context, spec.base)).to(context.device)
     metrics: list[dict[str, Any]] = []
-    if has_file(corpus, "questions.parquet"):
+    if corpus.has("questions.parquet"):
         questions = [
             question for question in read_questions(corpus.file("questions.parquet")) if question.split in spec.splits
         ]

@@ -8,7 +8,7 @@ from fortifai_core.config.corpus import AlmanacCorpus
 from fortifai_core.corpus.documents import Document
 from storage.tables import parquet
 from storage.tables.questions import read_questions, write_questions
-from tasks.engine.context import Context, has_file
+from tasks.engine.context import Context
 from tasks.language.files import split_file
 from tasks.language.specs import CorpusSpec, PretrainedTokenizerSpec, PretrainingSpec, SourceSpec, TokenizerSpec
 
@@ -98,7 +98,7 @@ def build_corpus(context: Context[CorpusSpec]) -> dict[str, Any]:
     ]
     parquet.write_table(context.directory / "validation.parquet", validation, schema="split-text")
     counts: dict[str, Any] = {"tokens": sum(len(t) for t in tokens), "documents": len(texts)}
-    if has_file(source, "questions.parquet"):
+    if source.has("questions.parquet"):
         document_split = {row["document"]: k for row, k in zip(texts, split_of, strict=True)}
         questions = assign_questions(read_questions(source.file("questions.parquet")), document_split)
         counts["questions"] = write_questions(context.directory / "questions.parquet", questions)
