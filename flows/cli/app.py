@@ -239,16 +239,15 @@ def trace(
 ) -> None:
     """How one document changed, from the real text to its newest version, and when its questions died."""
     from flows.prepare import open_store
-    from flows.tools.tracing import show as show_trace
-    from flows.tools.tracing import trace as find
+    from flows.tools import tracing
     from storage.store.experiments import load_experiment
 
     opened = open_store(store)
-    found = find(opened, load_experiment(opened, experiment), what, arm=arm, seed=seed)
+    traced = tracing.trace(opened, load_experiment(opened, experiment), what, arm=arm, seed=seed)
     if as_json:
-        show_json(found)
+        show_json(traced)
     else:
-        show_trace(found, out)
+        tracing.show(traced, out)
 
 
 @app.command()

@@ -69,8 +69,8 @@ def load_hub(corpus: HuggingFaceCorpus, *, splits: int) -> Source:
                 meaning=meaning,
             )
     validation = None
-    own = hub.dataset_splits(corpus.dataset, corpus.config, corpus.revision)
-    if corpus.split != "validation" and "validation" in own:
+    datasets_own = hub.dataset_splits(corpus.dataset, corpus.config, corpus.revision)
+    if corpus.split != "validation" and "validation" in datasets_own:
         validation, _, _ = _documents(corpus, "validation", notes, whole=True)
     with within("dataset"):
         return assemble(
@@ -95,7 +95,7 @@ def _documents(
     by_article = is_wikitext(corpus)
     source = _source_name(corpus) if split == corpus.split else f"{_source_name(corpus)}-{split}"
     limit = None if by_article or whole or corpus.fraction < 1 else corpus.max_documents
-    found = hub.load_dataset_rows(
+    part = hub.load_dataset_rows(
         corpus.dataset,
         corpus.config,
         split,
@@ -103,13 +103,13 @@ def _documents(
         limit=limit,
         allow_part=whole or (by_article and corpus.max_documents is not None and corpus.fraction == 1),
     )
-    if found.note:
-        notes.append(found.note)
+    if part.note:
+        notes.append(part.note)
     if by_article:
-        lines = [_text(row, "text", index, corpus) for index, row in enumerate(found.rows)]
+        lines = [_text(row, "text", index, corpus) for index, row in enumerate(part.rows)]
         read = articles(lines, source=source)
         documents = read.documents
-        if not found.complete and not whole:
+        if not part.complete and not whole:
             documents = documents[:-1]  # the last article may go on after the part that is there
             if len(documents) < (corpus.max_documents or 0):
                 remedy = f"the local mirror has only {len(documents)} whole articles of it: lower max_documents"
@@ -120,7 +120,7 @@ def _documents(
                 "`half-life,`)."
             )
         meaning = f"a 0-based line of the split, here {read.starts[0]} to {read.lines - 1}" if read.starts else ""
-        after = _beyond(found, source)
+        after = _beyond(part, source)
         return (
             _some(documents, corpus, split),
             lambda location: read.locate(location) or after(location),
@@ -128,7 +128,7 @@ def _documents(
         )
     documents = []
     blank = 0
-    for index, row in enumerate(found.rows):
+    for index, row in enumerate(part.rows):
         text = _row_text(row, index, corpus)
         if text.strip():
             documents.append(Document(f"{source}:{index}", text, source))
@@ -137,7 +137,7 @@ def _documents(
     if blank:
         notes.append(f"{blank:,} blank rows of {split} were left out.")
     ids = {d.id for d in documents}
-    beyond = _beyond(found, source)
+    beyond = _beyond(part, source)
 
     def locate(location: int | str) -> str | None:
         name = location if isinstance(location, str) else f"{source}:{location}"
@@ -146,15 +146,15 @@ def _documents(
     return (
         _some(documents, corpus, split),
         locate,
-        f"a 0-based row, here 0 to {len(found.rows) - 1}",
+        f"a 0-based row, here 0 to {len(part.rows) - 1}",
     )
 
 
-def _beyond(found: hub.Rows, source: str) -> Callable[[int | str], str | None]:
+def _beyond(part: hub.Rows, source: str) -> Callable[[int | str], str | None]:
     """Names the document of a location after the part that was read, which is there but not used."""
 
     def name(location: int | str) -> str | None:
-        after = isinstance(location, int) and location >= len(found.rows) and not found.complete
+        after = isinstance(location, int) and location >= len(part.rows) and not part.complete
         return f"{source}:{location}" if after else None
 
     return name

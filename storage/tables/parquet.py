@@ -264,7 +264,7 @@ def finished_parts(directory: str | Path, *, layout: Mapping[str, Any] | None = 
     import pyarrow.parquet as pq
 
     directory = Path(directory)
-    found = {
+    present = {
         int(match[1]): path
         for path in (sorted(directory.iterdir()) if directory.is_dir() else [])
         if (match := _PART.fullmatch(path.name))
@@ -273,12 +273,12 @@ def finished_parts(directory: str | Path, *, layout: Mapping[str, Any] | None = 
         wanted = canonical_json(dict(layout), path="layout")
         note = directory / _LAYOUT
         if not note.is_file() or note.read_text() != wanted:
-            for path in found.values():
+            for path in present.values():
                 path.unlink()
             durable.write_bytes(note, wanted.encode())
             return {}
     parts: dict[int, Path] = {}
-    for number, path in found.items():
+    for number, path in present.items():
         try:
             if pq.read_metadata(path).num_rows:
                 parts[number] = path
