@@ -11,7 +11,7 @@ from rich.console import Console
 from flows.load import load_experiment_config
 from flows.reporters import LogReporter, TerminalReporter
 from tasks.engine.progress import StageProgress
-from tasks.language.plan import plan_experiment
+from tasks.language.plan import Digests, plan_experiment
 
 
 def test_the_time_left_is_what_is_left_at_the_pace_so_far() -> None:
@@ -50,7 +50,7 @@ def test_without_a_terminal_a_long_stage_says_every_half_minute_how_far_it_is(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = [0.0]
-    plan = plan_experiment(load_experiment_config("smoke"), corpus_digests={})
+    plan = plan_experiment(load_experiment_config("smoke"), Digests({}))
     long, quick = [stage for stage in plan.stages() if stage.role == "regenerate"][:2]
     file = io.StringIO()
     console = Console(file=file, width=160)
@@ -81,7 +81,7 @@ def test_without_a_terminal_a_long_stage_says_every_half_minute_how_far_it_is(
 
 def test_the_terminal_shows_pace_acceptance_and_the_time_left() -> None:
     clock = [0.0]
-    plan = plan_experiment(load_experiment_config("smoke"), corpus_digests={})
+    plan = plan_experiment(load_experiment_config("smoke"), Digests({}))
     stage = next(one for one in plan.stages() if one.role == "regenerate")
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=160)
