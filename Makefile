@@ -36,11 +36,12 @@ test: $(VENV)/.dev lint  ## lint, types, import contracts, and all tests but the
 test-long: $(VENV)/.dev  ## the tests that start servers and browsers or kill processes
 	@$(BIN)/python -m pytest -q -m long
 
-lint: $(VENV)/.dev  ## ruff, mypy, import contracts
+lint: $(VENV)/.dev  ## ruff, mypy, import contracts, dead code
 	@$(BIN)/ruff check $(ROOMS) tests
 	@$(BIN)/ruff format --check --quiet $(ROOMS) tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/vulture
 
 format: $(VENV)/.dev  ## put every file into its canonical form
 	@$(BIN)/ruff check --quiet --fix $(ROOMS) tests || true

@@ -61,20 +61,14 @@ def configured_api() -> str | None:
     return PREFECT_API_URL.value() or None
 
 
-@contextlib.contextmanager
-def prefect_api(log: Path) -> Iterator[str]:
-    """The URL of the Prefect API: the configured server's, or that of one started for the length of the block."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    with _configured_or_started(log) as url, temporary_settings({PREFECT_API_URL: url}):
-        yield url
-
-
 @contextlib.asynccontextmanager
 async def prefect_api_beside(log: Path) -> AsyncIterator[str]:
-    """`prefect_api` in a coroutine: what else runs in this loop goes on while the server starts and stops."""
+    """`server_url` in a coroutine, with Prefect's client pointed at it.
+
+    What else runs in this loop goes on while the server starts and stops.
+    """
     stack = contextlib.ExitStack()
-    url = await asyncio.to_thread(stack.enter_context, _configured_or_started(log))
+    url = await asyncio.to_thread(stack.enter_context, server_url(log))
     try:
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -85,8 +79,8 @@ async def prefect_api_beside(log: Path) -> AsyncIterator[str]:
 
 
 @contextlib.contextmanager
-def _configured_or_started(log: Path) -> Iterator[str]:
-    """As `prefect_api`, but does not point Prefect's client at it.
+def server_url(log: Path) -> Iterator[str]:
+    """The URL of the Prefect API: the configured server's, or that of one started for the length of the block.
 
     Prefect's own temporary server prints the traces of its shutdown to the terminal; this one has a log.
     """

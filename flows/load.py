@@ -20,12 +20,12 @@ from fortifai_core.settings import Inconsistent
 def presets() -> dict[str, str]:
     """Every preset's name and the first line of its file, which says what it is for."""
     folder = resources.files("flows") / "presets"
-    found = {}
+    purposes = {}
     for entry in sorted(folder.iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".yaml"):
             first = entry.read_text(encoding="utf-8").splitlines()[0]
-            found[entry.name.removesuffix(".yaml")] = first.removeprefix("#").strip()
-    return found
+            purposes[entry.name.removesuffix(".yaml")] = first.removeprefix("#").strip()
+    return purposes
 
 
 def preset_text(name: str) -> str:
@@ -95,10 +95,10 @@ def benchmark_overrides(benchmarks: str | None, limit: int | None, fewshot: Sequ
         overrides.append(f"evaluation.benchmarks=[{', '.join(names)}]")
     if limit is not None:
         overrides.append(f"evaluation.benchmark_limit={limit}")
-    for one in fewshot:
-        name, equals, count = one.partition("=")
+    for setting in fewshot:
+        name, equals, count = setting.partition("=")
         if not equals or not name.strip() or not count.strip().isdigit():
-            raise ConfigError("--fewshot", one, "write it as benchmark=number, e.g. gsm8k=2")
+            raise ConfigError("--fewshot", setting, "write it as benchmark=number, e.g. gsm8k=2")
         overrides.append(f"evaluation.benchmark_fewshot.{name.strip()}={count.strip()}")
     return overrides
 

@@ -4,6 +4,7 @@ FortifaiError
 ├── InputError        bad configuration, file or argument: nothing was computed   (exit code 2)
 │   ├── ConfigError       a field of the experiment
 │   ├── DataError         a corpus, question file or mirror
+│   │   └── Unusable          a file, row or dataset, as its reader sees it
 │   └── StoreError        the artifact store cannot be used (not writable, full, unknown URL)
 ├── ArtifactDamaged   an artifact's files do not match its manifest               (exit code 1)
 ├── StageFailed       a stage of a run stopped                                    (exit code 1)
@@ -11,6 +12,9 @@ FortifaiError
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class FortifaiError(Exception):
@@ -46,12 +50,48 @@ class DataError(InputError):
     """A corpus, question file or local mirror cannot be used as it is."""
 
 
+class Unusable(DataError):
+    """A file, a row of one, or a dataset cannot be used as it is. Its reader knows the place, `within` the field.
+
+    Args:
+        place: the file with its line or row, or the dataset.
+        remedy: what is wrong with it, and what to do instead.
+        field: which field names it, as far as that is known.
+    """
+
+    def __init__(self, place: object, remedy: str, field: str = "") -> None:
+        super().__init__(field, place, remedy)
+        self.args = (place, remedy, field)
+
+    def __str__(self) -> str:
+        return super().__str__() if self.field else f"{self.value}: {self.remedy}"
+
+
+@contextmanager
+def within(field: str) -> Iterator[None]:
+    """Name the field in whatever is found `Unusable` in the block; blocks within blocks name it level by level."""
+    try:
+        yield
+    except Unusable as error:
+        path = f"{field}.{error.field}" if error.field else field
+        raise Unusable(error.value, error.remedy, path) from error
+
+
 class StoreError(InputError):
     """The artifact store cannot be used."""
 
 
 class ArtifactDamaged(FortifaiError):
-    """An artifact's files are missing or do not match its manifest."""
+    """An artifact's files are missing or do not match its manifest.
+
+    Args:
+        message: what is wrong, and where.
+        file: the artifact's file that is wrong, by its name inside the artifact, where it is one file.
+    """
+
+    def __init__(self, message: str, *, file: str | None = None) -> None:
+        self.file = file
+        super().__init__(message)
 
 
 class StageFailed(FortifaiError):

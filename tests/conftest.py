@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# the same examples every time, and however busy the machine is
+settings.register_profile("fortifai", derandomize=True, deadline=None)
+settings.load_profile("fortifai")
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
@@ -28,7 +33,7 @@ def store_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Prefect server, as `fortifai run` starts it, with a database of its own, for all tests that run flows."""
-    from flows.embedded import prefect_api
+    from flows.embedded import server_url
 
     home = tmp_path_factory.mktemp("prefect")
     with pytest.MonkeyPatch.context() as patch:
@@ -36,5 +41,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{home}/prefect.db")
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
-        with temporary_settings(restore_defaults={PREFECT_API_URL}), prefect_api(home / "server.log"):
+        with (
+            temporary_settings(restore_defaults={PREFECT_API_URL}),
+            server_url(home / "server.log") as url,
+            temporary_settings({PREFECT_API_URL: url}),
+        ):
             yield

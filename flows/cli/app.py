@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,6 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field:
 Store = Annotated[str | None, typer.Option("--store", help="Artifact store: a folder or URL. [FORTIFAI_STORE]")]
 Refresh = Annotated[list[str] | None, typer.Option("--refresh", help="Build this stage anew, and all after it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Which = Annotated[str, typer.Argument(help="An experiment's name or id.")]
 
 
 def show_json(value: Any) -> None:
@@ -208,19 +208,24 @@ def show(
 
 
 @app.command()
-def sql(query: Annotated[str, typer.Argument()], store: Store = None, as_json: Json = False) -> None:
-    """Ask the catalog: `fortifai sql "select * from metrics"`. Read-only."""
+def sql(
+    query: Annotated[str, typer.Argument()],
+    store: Store = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, in full.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask the catalog: `fortifai sql "select * from metrics"`. Read-only; a terminal's width cuts what it prints."""
     from flows.prepare import open_store
+    from flows.tools import result_table
     from storage.catalog.catalog import query as ask
 
     columns, rows = ask(open_store(store), query)
     if as_json:
         show_json([dict(zip(columns, row, strict=True)) for row in rows])
-        return
-    table = Table(*[escape(c) for c in columns], box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*[escape(f"{v:.6g}" if isinstance(v, float) else str(v)) for v in row])
-    out.print(table)
+    elif as_csv:
+        typer.echo(result_table.as_csv(columns, rows), nl=False)
+    else:
+        result_table.print_rows(columns, rows, out)
 
 
 @app.command()
@@ -234,16 +239,15 @@ def trace(
 ) -> None:
     """How one document changed, from the real text to its newest version, and when its questions died."""
     from flows.prepare import open_store
-    from flows.tools.tracing import show as show_trace
-    from flows.tools.tracing import trace as find
+    from flows.tools import tracing
     from storage.store.experiments import load_experiment
 
     opened = open_store(store)
-    found = find(opened, load_experiment(opened, experiment), what, arm=arm, seed=seed)
+    traced = tracing.trace(opened, load_experiment(opened, experiment), what, arm=arm, seed=seed)
     if as_json:
-        show_json(found)
+        show_json(traced)
     else:
-        show_trace(found, out)
+        tracing.show(traced, out)
 
 
 @app.command()
@@ -260,18 +264,21 @@ def path(
 
 @app.command()
 def verify(store: Store = None, as_json: Json = False) -> None:
-    """Check the digest of every file of every artifact; damaged ones are set aside."""
+    """Check the digest of every file; damaged artifacts are set aside, and built anew by the next run."""
     from flows.prepare import open_store
 
     opened = open_store(store)
-    findings = opened.verify()
+    verified = opened.verify()
     if as_json:
-        show_json(findings)
-    for finding in [] if as_json else findings:
-        err.print(f"[red]{escape(str(finding))}[/]")
-    if not as_json:
-        out.print(f"{len(opened.ls())} artifacts are sound, {len(findings)} were set aside in {opened.url}")
-    raise typer.Exit(1 if findings else 0)
+        show_json(asdict(verified))
+    else:
+        for damage in verified.damaged:
+            problem = f"{damage.kind} {damage.key[:12]}: {damage.problem}"
+            err.print(f"[red]{escape(problem)}[/]; moved to {escape(damage.moved_to)}", soft_wrap=True, highlight=False)
+        out.print(f"{verified.sound} artifacts are sound, {len(verified.damaged)} were set aside. Store: {opened.url}")
+        if verified.damaged:
+            out.print("`fortifai run` or `resume` of the same experiment builds them anew.")
+    raise typer.Exit(1 if verified.damaged else 0)
 
 
 @app.command()

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fortifai_core.corpus.documents import Document
+from fortifai_core.corpus.documents import Document, FileQuestion
 from fortifai_core.corpus.questions.build import KINDS, Baseline
-from fortifai_core.errors import ConfigError, DataError
+from fortifai_core.errors import ConfigError, DataError, within
 
 if TYPE_CHECKING:
     from flows.tools.kr_compare import Comparison
@@ -38,8 +38,9 @@ def documents_of(source: str, *, text_field: str = "text") -> list[Document]:
     if path.name.endswith((".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.gz", ".parquet.gz")):
         from storage.sources.textfiles import read_documents
 
-        found = read_documents(path, text_field=text_field, field="SOURCE")
-        return [Document(f"document-{i}" if d.id is None else d.id, d.text, "text") for i, d in enumerate(found)]
+        with within("SOURCE"):
+            raw = read_documents(path, text_field=text_field)
+        return [Document(f"document-{i}" if d.id is None else d.id, d.text, "text") for i, d in enumerate(raw)]
     from flows.load import load_experiment_config
     from storage.sources.sources import load_source
 
@@ -59,7 +60,7 @@ def build(
 ) -> None:
     """Make questions from raw text: two statements of one article exchange a date, number, name or key phrase."""
     from fortifai_core.corpus.questions.build import baselines, build_questions, common_words, word_counts
-    from storage.sources.question_files import write_questions
+    from storage.sources.questions import write_questions
 
     chosen: Any = [kind.strip() for kind in kinds.split(",") if kind.strip()]
     unknown = [kind for kind in chosen if kind not in KINDS]
@@ -89,29 +90,29 @@ def check(
 ) -> None:
     """Say what is wrong with a file of questions, line by line. Exit code 1 where there is something."""
     from fortifai_core.corpus.questions.build import word_counts
-    from fortifai_core.corpus.questions.check import AskedItem, item_problems, seen_words, set_problems
-    from storage.sources.question_files import read_with_problems
+    from fortifai_core.corpus.questions.check import question_problems, seen_words, set_problems
+    from storage.sources.questions import read_with_problems
 
-    items, problems = read_with_problems(file.expanduser(), field="FILE")
-    asked = [AskedItem(line, item.context, item.true_answer, item.false_answer) for line, item in items]
-    problems += item_problems(asked)
-    counts = seen_words(asked)
+    with within("FILE"):
+        questions, unusable = read_with_problems(file.expanduser())
+    problems = [(problem.line, problem.remedy) for problem in unusable] + question_problems(questions)
+    counts = seen_words(questions)
     if corpus is not None:
         documents = documents_of(corpus, text_field=text_field)
         counts = word_counts(document.text for document in documents)
-        problems += _nowhere([(line, item.location) for line, item in items], documents)
+        problems += _nowhere(questions, documents)
     for line, problem in sorted(problems)[:show]:
         typer.echo(f"{file}:{line}: {problem}")
     if len(problems) > show:
         out.print(f"… and {len(problems) - show:,} more (--show {len(problems)})")
     together: list[str] = []
-    if asked:
-        together, found = set_problems(asked, counts)
+    if questions:
+        together, guesses = set_problems(questions, counts)
         for problem in together:
             typer.echo(f"{file}: {problem}")
-        _show(found)
+        _show(guesses)
     wrong = len({line for line, _ in problems})
-    verdict = f"{len(items):,} questions are well-formed; {wrong:,} lines have a problem"
+    verdict = f"{len(questions):,} questions are well-formed; {wrong:,} lines have a problem"
     if together:
         verdict += f", and so has the set as a whole ({len(together)}, above)"
     out.print(verdict)
@@ -139,7 +140,7 @@ def compare(
     record = load_experiment(opened, experiment)
     files = [path.expanduser() for path in questions]
     with Console(stderr=True).status("…") as status:
-        found = ask(
+        comparison = ask(
             opened,
             record,
             files,
@@ -147,48 +148,49 @@ def compare(
             on_model=lambda done, total, name: status.update(f"{done + 1} of {total} models: {name}"),
         )
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2))
+        typer.echo(json.dumps(comparison.to_json(), indent=2))
     else:
-        _show_comparison(found)
+        _show_comparison(comparison)
 
 
-def _show_comparison(found: Comparison) -> None:
-    names = [one["name"] for one in found.sets]
+def _show_comparison(comparison: Comparison) -> None:
+    names = [questions["name"] for questions in comparison.sets]
     table = Table("run", "model", *[f"{n}: {k}" for n in names for k in ("split 0", "all")], box=None, pad_edge=False)
-    for pair in zip(found.rows[::2], found.rows[1::2], strict=True):
+    for pair in zip(comparison.rows[::2], comparison.rows[1::2], strict=True):
         first = pair[0]
         cells = [
-            "–" if one[name] is None else f"{one[name]:.1%} ({one[count]})"
-            for one in pair
+            "–" if row[name] is None else f"{row[name]:.1%} ({row[count]})"
+            for row in pair
             for name, count in (("split_0", "split_0_questions"), ("total", "questions"))
         ]
         table.add_row(f"{first['arm']} · seed {first['seed']}", f"M{first['generation']}", *map(escape, cells))
     out.print(table)
     agreed = Table("correlation over", "points", "Pearson", "Spearman", box=None, pad_edge=False)
-    for one in found.agreements:
+    for agreement in comparison.agreements:
         both = [
             "undefined" if math.isnan(c.estimate) else f"{c.estimate:+.2f} ({c.low:+.2f} to {c.high:+.2f})"
-            for c in (one.pearson, one.spearman)
+            for c in (agreement.pearson, agreement.spearman)
         ]
-        agreed.add_row(one.level, str(one.points), *both)
+        agreed.add_row(agreement.level, str(agreement.points), *both)
     out.print()
     out.print(agreed)
     out.print("[dim]in brackets: 95% intervals over documents; the models are the same in every draw[/]")
 
 
-def _nowhere(locations: list[tuple[int, int | str]], documents: list[Document]) -> list[tuple[int, str]]:
+def _nowhere(questions: list[FileQuestion], documents: list[Document]) -> list[tuple[int, str]]:
     ids = {document.id for document in documents}
     if not ids:
         raise DataError("--corpus", 0, "it holds no document")
     return [
-        (line, f"location {location!r} is no document of the corpus")
-        for line, location in locations
+        (question.line, f"location {location!r} is no document of the corpus")
+        for question in questions
+        for location in [question.location]
         if (location not in ids if isinstance(location, str) else not 0 <= location < len(documents))
     ]
 
 
-def _show(found: dict[str, Baseline]) -> None:
+def _show(guesses: dict[str, Baseline]) -> None:
     table = Table("knows no article, is right in", "", "95% interval", box=None, pad_edge=False)
-    for name, one in found.items():
-        table.add_row(name, f"{one.share:.1%}", f"{one.low:.1%} to {one.high:.1%}")
+    for name, guess in guesses.items():
+        table.add_row(name, f"{guess.share:.1%}", f"{guess.low:.1%} to {guess.high:.1%}")
     out.print(table)

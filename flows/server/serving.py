@@ -57,18 +57,20 @@ def serve_all(*, host: str, port: int, store: str | None, console: Console) -> N
     opened.writable()
     address = f"http://{_reachable(host)}:{port}"
     url = f"{address}/api"
-    found = server_at(host, port)
+    is_there = server_at(host, port)
     logs = opened.logs
     server_log, runs_log = logs / "serve-server.log", logs / "serve-runs.log"
-    console.print(f"{'using the Prefect server' if found else 'starting a Prefect server'} at {address} …")
+    console.print(f"{'using the Prefect server' if is_there else 'starting a Prefect server'} at {address} …")
     try:
         with sigterm_as_interrupt(), contextlib.ExitStack() as stack:
             server = None
-            if not found:
+            if not is_there:
                 server = stack.enter_context(_server(host, port, url, server_log))
             runner = stack.enter_context(_runner(opened.url, url, runs_log))
             names = _wait_for_deployments(runner, runs_log)
-            console.print(_welcome(address, names, opened.url, runs_log, None if found else server_log), soft_wrap=True)
+            console.print(
+                _welcome(address, names, opened.url, runs_log, None if is_there else server_log), soft_wrap=True
+            )
             _watch(server, server_log, runner, runs_log)
     except KeyboardInterrupt:
         console.print("stopped; what was finished is kept")
@@ -239,8 +241,8 @@ async def _run_deployments(served: list[RunnerDeployment], channel: TextIO) -> N
         await asyncio.sleep(0.05)
     # in place of the runner's own handler, which leaves the loop by an exception
     stop = asyncio.Event()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(one, stop.set)
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(ending, stop.set)
     if not running.done():
         print(json.dumps({"deployments": [f"{d.flow_name}/{d.name}" for d in served]}), file=channel, flush=True)
     stopping = asyncio.create_task(stop.wait())

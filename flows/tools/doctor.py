@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -74,18 +75,15 @@ def check_machine() -> Check:
     """Cores and memory, as this process may use them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = _memory()
-    found = f"{cores} cores, " + (f"{memory / 1e9:.0f} GB of memory" if memory else "memory unknown")
-    if memory and memory < LITTLE_MEMORY:
-        return Check("machine", "note", found, "with so little memory, run with --set runtime.workers=1")
-    return Check("machine", "fine", found)
+    machine = f"{cores} cores, {memory / 1e9:.0f} GB of memory"
+    if memory < LITTLE_MEMORY:
+        return Check("machine", "note", machine, "with so little memory, run with --set runtime.workers=1")
+    return Check("machine", "fine", machine)
 
 
-def _memory() -> int | None:
+def _memory() -> int:
     """Bytes of memory: the machine's, or the container's where it has less."""
-    try:
-        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    whole = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
     return min(whole, int(text)) if text.isdigit() else whole
@@ -112,8 +110,8 @@ def check_packages() -> Iterator[Check]:
             wrong.append(Check(requirement.name, "broken", version, f"pip install '{wanted}'"))
     yield from wrong
     bad = {check.name for check in wrong}
-    found = [f"{name} {version}" for name in SHOWN if name not in bad and (version := _version(name))]
-    yield Check("packages", "fine" if not wrong else "note", ", ".join(found))
+    versions = [f"{name} {version}" for name in SHOWN if name not in bad and (version := _version(name))]
+    yield Check("packages", "fine" if not wrong else "note", ", ".join(versions))
 
 
 def _version(distribution: str) -> str | None:
@@ -164,10 +162,10 @@ def check_store(url: str | None) -> Check:
         free = store.free_bytes()
     except FortifaiError as error:
         return Check("store", "broken", str(error), "choose another: --store, or FORTIFAI_STORE")
-    found = f"{store.url}, {free / 1e9:.0f} GB free"
+    place = f"{store.url}, {free / 1e9:.0f} GB free"
     if free < LITTLE_SPACE:
-        return Check("store", "note", found, f"little space: clean up, or choose another store than {default_store()}")
-    return Check("store", "fine", found)
+        return Check("store", "note", place, f"little space: clean up, or choose another store than {default_store()}")
+    return Check("store", "fine", place)
 
 
 def check_mirror() -> Check:

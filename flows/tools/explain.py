@@ -27,24 +27,26 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
     earlier: dict[_Place, Manifest] = {}
     for record in list_experiments(store):
         if record.name == plan.config.name:
-            for one in record.stages:
-                artifact = store.find(one.kind, one.key)
+            for stage in record.stages:
+                artifact = store.find(stage.kind, stage.key)
                 if artifact is not None:
-                    earlier[_place(one)] = artifact.manifest
+                    earlier[_place(stage)] = artifact.manifest
     rows = []
     missing: set[Reference] = set()
-    for stage in plan.uses():
-        found = store.find(stage.kind, stage.key) is not None
-        if not found:
-            missing.add(stage.reference)
+    for planned in plan.uses():
+        is_there = store.find(planned.kind, planned.key) is not None
+        if not is_there:
+            missing.add(planned.reference)
         rows.append(
             {
-                "run": stage.run,
-                "stage": stage.label,
-                "kind": stage.kind,
-                "key": stage.key,
-                "found": found,
-                "why": f"{stage.kind} {stage.key[:12]}" if found else _why(stage, earlier.get(_place(stage)), missing),
+                "run": planned.run,
+                "stage": planned.label,
+                "kind": planned.kind,
+                "key": planned.key,
+                "found": is_there,
+                "why": f"{planned.kind} {planned.key[:12]}"
+                if is_there
+                else _why(planned, earlier.get(_place(planned)), missing),
             }
         )
     return rows
@@ -73,9 +75,9 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*old, *(name for name in new if name not in old)]
         return [
-            one
+            leaf
             for name in names
-            for one in differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+            for leaf in differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
         ]
     # a manifest has been through JSON, where a tuple is a list
     return [] if json.dumps(old) == json.dumps(new) else [(path, old, new)]

@@ -84,7 +84,7 @@ def export_dataset(
     with _new_folder(target) as folder:
         (folder / "data").mkdir()
         held = export_text(folder / "data", parts)
-        rows = [f"| {one.split} | {one.version} | {one.documents} | {one.tokens} |" for one in held]
+        rows = [f"| {text.split} | {text.version} | {text.documents} | {text.tokens} |" for text in held]
         card = _dataset_card(record, stage, rows, subsampled=subsample_splits(regime) is not None and len(held) > 1)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return target
@@ -123,7 +123,7 @@ def model_stage(record: Experiment, *, arm: str, seed: int, generation: int) -> 
     ):
         there = list(dict.fromkeys(getattr(stage, field) for stage in models))
         if value not in there:
-            remedy = f"{record.label} has {', '.join(str(one) for one in there)}"
+            remedy = f"{record.label} has {', '.join(map(str, there))}"
             raise InputError(name, value, remedy + (" (and -1, the base model)" if field == "generation" else ""))
         models = [stage for stage in models if getattr(stage, field) == value]
     return models[0]
@@ -225,9 +225,9 @@ def _front_matter(**fields: Any) -> list[str]:
 def _measured(store: ArtifactStore, record: Experiment, stage: StageRecord) -> list[str]:
     """The evaluation of this model, where the store has one."""
     place = (stage.arm, stage.seed, stage.generation)
-    for one in record.stages:
-        if one.role == "evaluate" and (one.arm, one.seed, one.generation) == place:
-            artifact = store.find(one.kind, one.key)
+    for other in record.stages:
+        if other.role == "evaluate" and (other.arm, other.seed, other.generation) == place:
+            artifact = store.find(other.kind, other.key)
             if artifact is not None:
                 rows = [f"| {name} | {value} |" for name, value in artifact.manifest.metrics.items()]
                 return ["| measured | value |", "|---|---|", *rows, ""]

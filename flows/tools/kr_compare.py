@@ -13,11 +13,13 @@ from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
 from fortifai_core.config.stages import Regime
 from fortifai_core.corpus.documents import Question
 from fortifai_core.corpus.schedule import splits_seen
-from fortifai_core.errors import InputError
+from fortifai_core.corpus.splitting import assign_questions
+from fortifai_core.errors import InputError, within
 from fortifai_core.outcomes.agreement import LEVELS, Agreement, Answered, agreement
 from storage.store.experiments import Experiment, StageRecord
 from storage.store.store import Artifact, ArtifactStore
 from storage.tables import parquet
+from storage.tables.questions import read_questions as read_question_table
 
 _CORPUS: TypeAdapter[Corpus] = TypeAdapter(Corpus)
 OWN = "the experiment's own"
@@ -26,11 +28,10 @@ OnModel = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Questions with the split of each, in one corpus."""
+    """Questions about one corpus; each has the split of its document."""
 
     name: str
     questions: list[Question]
-    split: list[int]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ class Comparison:
     agreements: list[Agreement]
 
     def to_json(self) -> dict[str, Any]:
-        return {"sets": self.sets, "rows": self.rows, "agreements": [asdict(one) for one in self.agreements]}
+        return {
+            "sets": self.sets,
+            "rows": self.rows,
+            "agreements": [asdict(agreement) for agreement in self.agreements],
+        }
 
 
 def compare(
@@ -71,8 +76,8 @@ def compare(
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     models = [stage for stage in record.stages if stage.role == "train"]
-    found = [(stage, store.find(stage.kind, stage.key)) for stage in models]
-    trained = [(stage, artifact) for stage, artifact in found if artifact is not None]
+    artifacts = [(stage, store.find(stage.kind, stage.key)) for stage in models]
+    trained = [(stage, artifact) for stage, artifact in artifacts if artifact is not None]
     if not trained:
         raise InputError("experiment", record.label, "none of its models is in the store; run it first")
     regime = Regime(record.config["regime"])
@@ -89,13 +94,17 @@ def compare(
         model = load_model(artifact.path, base=adapted.path if adapted else None)
         tokenizer = load_tokenizer(artifact.path / "tokenizer")
         seen = set(splits_seen(regime, stage.generation or 0))
-        for of_set, one in zip(answers, sets[corpus], strict=True):
-            correct, asked = _ask(model, tokenizer, one, seen, record=record, batch=batch)
-            of_set.append((correct, asked))
-            in_first = [right for right, there, k in zip(correct, asked, one.split, strict=True) if there and k == 0]
+        for answers_of_set, question_set in zip(answers, sets[corpus], strict=True):
+            correct, asked = _ask(model, tokenizer, question_set, seen, record=record, batch=batch)
+            answers_of_set.append((correct, asked))
+            in_first = [
+                right
+                for right, was_asked, question in zip(correct, asked, question_set.questions, strict=True)
+                if was_asked and question.split == 0
+            ]
             rows.append(
                 {
-                    "set": one.name,
+                    "set": question_set.name,
                     "arm": stage.arm,
                     "seed": stage.seed,
                     "generation": stage.generation,
@@ -106,7 +115,7 @@ def compare(
                 }
             )
     first, second = _joined(trained, sets, answers)
-    names = [{"name": one.name, "questions": len(one.questions)} for one in next(iter(sets.values()))]
+    names = [{"name": s.name, "questions": len(s.questions)} for s in next(iter(sets.values()))]
     return Comparison(names, rows, [agreement(first, second, level=level, draws=draws) for level in LEVELS])
 
 
@@ -122,63 +131,60 @@ def question_sets(
         for path in corpus.files("split-*.parquet")
         for document in parquet.read_table_columns(path, ["document"])["document"]
     }
-    found = [_own(corpus)] if len(files) == 1 else []
-    found += [_from_file(path, record, stage, split_of) for path in files]
-    return found
+    experiments_own = [_of_corpus(corpus)] if len(files) == 1 else []
+    return experiments_own + [_from_file(path, record, stage, split_of) for path in files]
 
 
-def _own(corpus: Artifact) -> QuestionSet:
-    if not corpus.files("questions.parquet"):
+def _of_corpus(corpus: Artifact) -> QuestionSet:
+    if not corpus.has("questions.parquet"):
         raise InputError("--questions", "one file", "this experiment has no questions of its own: give two files")
-    rows = parquet.read_rows(corpus.file("questions.parquet"))
-    questions = [
-        Question(r["question"], r["document"], r["context"], r["true_answer"], r["false_answer"]) for r in rows
-    ]
-    return QuestionSet(OWN, questions, [row["split"] for row in rows])
+    return QuestionSet(OWN, read_question_table(corpus.file("questions.parquet")))
 
 
 def _from_file(path: Path, record: Experiment, stage: StageRecord, split_of: dict[str, int]) -> QuestionSet:
     """Questions of a file; those about documents that are in no split (held out, or not used) are left out."""
-    from storage.sources.questions import attach, read_items
+    from storage.sources.questions import attach, read_questions
     from storage.sources.sources import load_source
 
     corpus = _CORPUS.validate_python(record.config["corpus"])
-    field = "--questions"
     if isinstance(corpus, (AlmanacCorpus, MixtureCorpus)):
-        questions = attach(
-            read_items(path, field=field),
-            locate=lambda location: location if isinstance(location, str) else None,
-            prefix=path.stem,
-            meaning="a document's id",
-            field=field,
-        )
+        with within("--questions"):
+            questions = attach(
+                read_questions(path),
+                locate=lambda location: location if isinstance(location, str) else None,
+                prefix=path.stem,
+                meaning="a document's id",
+            )
     else:
         # the corpus's own reader knows what a location is: a line of WikiText, the number of a document
         asked = corpus.model_copy(update={"questions": str(path)})
         questions = load_source(asked, splits=record.config["splits"], seed=stage.seed or 0).questions
-    kept = [question for question in questions if question.document in split_of]
+    kept = assign_questions([question for question in questions if question.document in split_of], split_of)
     if not kept:
-        raise InputError(field, str(path), "none of its questions is about a document of this experiment's splits")
-    return QuestionSet(path.name, kept, [split_of[question.document] for question in kept])
+        raise InputError(
+            "--questions", str(path), "none of its questions is about a document of this experiment's splits"
+        )
+    return QuestionSet(path.name, kept)
 
 
 def _ask(
-    model: Any, tokenizer: Any, asked: QuestionSet, seen: set[int], *, record: Experiment, batch: int
+    model: Any, tokenizer: Any, question_set: QuestionSet, seen: set[int], *, record: Experiment, batch: int
 ) -> tuple[list[bool], list[bool]]:
+    """Whether each question was answered right, and whether it was asked: its split has been seen."""
     from fortifai_core.measures.retention import score_questions
     from tasks.language.evaluate import automatic_bos
 
-    there = [split in seen for split in asked.split]
+    was_asked = [question.split in seen for question in question_set.questions]
     scores = score_questions(
         model,
         lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-        [question for question, known in zip(asked.questions, there, strict=True) if known],
+        [question for question in question_set.questions if question.split in seen],
         variant=record.config["evaluation"]["kr_score"],
         batch=batch,
         bos_id=automatic_bos(tokenizer),
     )
     right = {score.question: score.correct for score in scores}
-    return [right.get(question.id, False) for question in asked.questions], there
+    return [right.get(question.id, False) for question in question_set.questions], was_asked
 
 
 def _joined(
@@ -197,7 +203,7 @@ def _joined(
         for corpus, pair in sets.items():
             start[corpus] = len(document)
             document += [f"{corpus}/{question.document}" for question in pair[index].questions]
-            split += pair[index].split
+            split += [question.split for question in pair[index].questions if question.split is not None]
         correct = np.zeros((len(trained), len(document)), bool)
         asked = np.zeros_like(correct)
         for row, ((stage, _), (right, there)) in enumerate(zip(trained, of_set, strict=True)):

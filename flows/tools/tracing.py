@@ -34,8 +34,8 @@ def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | Non
         raise InputError("--arm", f"{arm} · seed {seed}", f"{record.label} has {known}")
     here = f"experiment = {quote(record.label)} AND arm = {quote(arm)} AND seed = {seed}"
     of_question = f"SELECT document FROM question_fates WHERE {here} AND question = {quote(what)}"
-    found = query(store, of_question)[1]
-    document = found[0][0] if found else what
+    asked_about = query(store, of_question)[1]
+    document = asked_about[0][0] if asked_about else what
     # the newest version's chain: one query gives every version, the real text (0) first
     columns = "ancestor_version, ancestor_generation, split, text, kept, len(tokens), ancestor_key"
     chain = query(
@@ -48,7 +48,7 @@ def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | Non
         near = query(store, f"SELECT DISTINCT document FROM chains WHERE {here} ORDER BY 1 LIMIT 3")[1]
         hint = f"; there are {', '.join(name for (name,) in near)}, …" if near else "; nothing was rewritten yet"
         raise InputError("document", what, remedy + hint)
-    only = f"AND f.question = {quote(what)}" if found else ""
+    only = f"AND f.question = {quote(what)}" if asked_about else ""
     # of the run's own corpus: another seed's world has other questions under the same ids
     corpus = chain[0][-1]
     fates = query(
@@ -69,11 +69,11 @@ def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | Non
     }
 
 
-def show(found: dict[str, Any], console: Console) -> None:
+def show(traced: dict[str, Any], console: Console) -> None:
     """Print each version with what is new in it in red, then the questions."""
-    console.print(f"[bold]{found['document']}[/] · {found['arm']} · seed {found['seed']}\n", highlight=False)
+    console.print(f"[bold]{traced['document']}[/] · {traced['arm']} · seed {traced['seed']}\n", highlight=False)
     before = None
-    for version in found["versions"]:
+    for version in traced["versions"]:
         k, j = version["split"], version["version"]
         writer = "real text" if version["generation"] is None else f"written by M{version['generation']}"
         kept = "" if before is None else f", {version['kept']} of {version['tokens']} tokens kept"
@@ -84,9 +84,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         console.print(line, highlight=False)
         console.print()
         before = version["text"]
-    for one in found["questions"]:
-        when = f"died in M{one['died_in']}" if one["fate"] == "died" else one["fate"]
-        console.print(
-            Text(f"{one['question']}: {when}\n  {one['context']} … {one['true_answer']} / {one['false_answer']}"),
-            highlight=False,
-        )
+    for question in traced["questions"]:
+        when = f"died in M{question['died_in']}" if question["fate"] == "died" else question["fate"]
+        answers = f"{question['true_answer']} / {question['false_answer']}"
+        console.print(Text(f"{question['question']}: {when}\n  {question['context']} … {answers}"), highlight=False)

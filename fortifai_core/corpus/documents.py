@@ -16,13 +16,35 @@ class Document:
 
 @dataclass(frozen=True)
 class Question:
-    """One KR-test item: after `context`, the true answer should be more probable than the false one."""
+    """One KR-test item: after `context`, the true answer should be more probable than the false one.
+
+    `split` is that of its document, None as long as the corpus is not cut.
+    """
 
     id: str
     document: str
     context: str
     true_answer: str
     false_answer: str
+    split: int | None = None
+
+
+@dataclass(frozen=True)
+class FileQuestion:
+    """A KR-test item as a file states it, before the document it belongs to was looked up.
+
+    Attributes:
+        location: what the file says of the document: its id or number, or a line of the corpus.
+        line: where the question begins in the file, from 1.
+        place: file and line, or file and index, for messages.
+    """
+
+    context: str
+    true_answer: str
+    false_answer: str
+    location: int | str
+    line: int
+    place: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fortifai_core.corpus.documents import Document, Question, Source
 from fortifai_core.corpus.questions.build import baseline, unigram_score, word_counts
 from fortifai_core.corpus.questions.unseen import unseen_words
-from fortifai_core.errors import DataError
+from fortifai_core.errors import Unusable
 
 _FAR = 2.58  # standard errors, of guessing: one in a hundred by chance
 
@@ -22,8 +22,7 @@ def assemble(
     pretraining_fraction: float,
     validation_fraction: float,
     splits: int,
-    field: str,
-    value: object,
+    origin: str,
     notes: Sequence[str] = (),
 ) -> Source:
     """A Source from documents that were read, with a share of them kept apart.
@@ -39,10 +38,10 @@ def assemble(
         validation: the dataset's own validation text; None: `validation_fraction` of the documents is held
             out.
         splits: parts into which the rest will be cut.
-        field, value: what an error about too little text names.
+        origin: the files or the dataset that the documents were read from, named where there is too little text.
 
     Raises:
-        DataError: fewer documents are left than splits, or none to validate on or to pretrain with.
+        Unusable: fewer documents are left than splits, or none to validate on or to pretrain with.
     """
     asked = {q.document for q in questions}
     occurrences = Counter(d.text for d in documents)
@@ -62,9 +61,8 @@ def assemble(
         kept[purpose] = [documents[i] for i in sorted(chosen)]
         rest = [i for i in rest if i not in chosen]
     if len(rest) < splits:
-        raise DataError(
-            field,
-            value,
+        raise Unusable(
+            origin,
             f"of {len(documents)} documents {len(rest)} are left for {splits} splits, after "
             f"{len(kept['pretraining'])} for pretraining and {len(kept['validation'])} for validation: add "
             "documents (a blank line divides them in .txt files), or lower splits, pretraining_fraction "
@@ -84,7 +82,7 @@ def assemble(
         ("validation", held_out, True),
     ):
         if expected and not left:
-            raise DataError(field, value, f"no text is left for {purpose} that is not also elsewhere: add documents")
+            raise Unusable(origin, f"no text is left for {purpose} that is not also elsewhere: add documents")
     ids = {d.id for d in real}
     remaining = [q for q in questions if q.document in ids]
     found += _question_notes(questions, remaining, documents, kept=len(kept["pretraining"]) + len(kept["validation"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from fortifai_core.corpus.documents import Question
@@ -69,8 +70,8 @@ def _cut_one(lengths: Sequence[int], *, splits: int, name: str) -> list[int]:
     return [k for k in range(splits) for _ in range(borders[k + 1] - borders[k])]
 
 
-def assign_questions(questions: Sequence[Question], document_split: Mapping[str, int]) -> dict[str, int]:
-    """The split of every question, by the question's id: that of its document.
+def assign_questions(questions: Sequence[Question], document_split: Mapping[str, int]) -> list[Question]:
+    """Every question with its split, which is that of its document.
 
     Raises:
         DataError: a question's document is in no split.
@@ -82,4 +83,4 @@ def assign_questions(questions: Sequence[Question], document_split: Mapping[str,
                 question.id,
                 f"its document {question.document!r} is in no split: remove the question",
             )
-    return {question.id: document_split[question.document] for question in questions}
+    return [replace(question, split=document_split[question.document]) for question in questions]

@@ -82,8 +82,6 @@ class FamilyConfig(Frozen):
     type: str
     # Fields that the real data depend on; fit and sample depend on it through the data alone.
     data_fields: ClassVar[frozenset[str]] = frozenset()
-    # Fields that only the measures read.
-    measure_fields: ClassVar[frozenset[str]] = frozenset()
     # How the arm without a mask is called.
     plain_label: ClassVar[str] = "ce"
     # Every measure's name and what it is, as a report writes it; and the one that a summary speaks of.

@@ -63,30 +63,6 @@ class UnigramCounts:
         return float(np.sum(p[seen] * np.log(p[seen] / np.maximum(q[seen], floor))))
 
 
-def unigram_kl(
-    synthetic_tokens: Iterable[Sequence[int]],
-    real_tokens: Iterable[Sequence[int]],
-    *,
-    vocabulary: int,
-    floor: float = 1e-10,
-) -> float:
-    """D(synthetic ‖ real) over token frequencies, in nats; 0 for equal frequencies.
-
-    Args:
-        synthetic_tokens, real_tokens: documents as token ids; read once, one at a time.
-        vocabulary: entries of the tokenizer.
-        floor: the least frequency that a token is given in the real text.
-
-    Raises:
-        DataError: either side has no tokens, or an id outside the vocabulary.
-    """
-    synthetic, real = UnigramCounts(vocabulary), UnigramCounts(vocabulary)
-    for counts, documents in ((synthetic, synthetic_tokens), (real, real_tokens)):
-        for tokens in documents:
-            counts.add(tokens)
-    return synthetic.kl_from(real, floor=floor)
-
-
 def windows(token_sequences: Iterable[Sequence[int]], length: int) -> Iterator[Sequence[int]]:
     """Sequences cut into windows of at most `length` tokens; one token alone predicts nothing and is left out."""
     for tokens in token_sequences:

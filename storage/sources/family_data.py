@@ -10,9 +10,10 @@ import gzip
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fortifai_core.errors import DataError
+from fortifai_core.errors import DataError, Unusable, within
 from fortifai_core.families.base import FamilyConfig
 from fortifai_core.families.images.config import MnistData, VaeConfig
+from fortifai_core.families.images.idx import to_idx
 from fortifai_core.families.mixture.family import GmmConfig, Table
 from storage.sources import hub, mirror
 from storage.sources.textfiles import check_file, content_digest, file_format, open_content
@@ -20,9 +21,7 @@ from storage.store import durable
 from storage.store.remote import cache_directory
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
 
     from fortifai_core.families.base import Arrays
 
@@ -38,8 +37,8 @@ def data_digests(config: FamilyConfig) -> dict[str, str]:
         DataError: a file is missing, empty or of another format.
     """
     if isinstance(config, GmmConfig) and isinstance(config.data, Table):
-        path = _checked(config.data.file)
-        return {"file": content_digest(path, field=FIELD)}
+        with within(FIELD):
+            return {"file": content_digest(_checked(config.data.file))}
     if isinstance(config, VaeConfig) and isinstance(config.data, MnistData):
         return mnist_digests()
     return {}
@@ -71,7 +70,8 @@ def mnist_digests() -> dict[str, str]:
         if not path.is_file():
             remedy = f"add it to the folder that {mirror.VARIABLE} names, or unset {mirror.VARIABLE} to use the hub"
             raise DataError(mirror.VARIABLE, f"mnist/{path.name}", f"the local mirror lacks it: {remedy}")
-        digests[f"mirror.{path.name}"] = content_digest(path, field=mirror.VARIABLE)
+        with within(mirror.VARIABLE):
+            digests[f"mirror.{path.name}"] = content_digest(path)
     return digests
 
 
@@ -85,19 +85,13 @@ def mnist_folder() -> Path:
         paths = [folder / idx_name(part, kind) for _, kind in MNIST_FILES[:2]]
         if not all(path.is_file() for path in paths):
             for path, array in zip(paths, hub.load_mnist(split), strict=True):
-                durable.write_bytes(path, gzip.compress(_idx(array), mtime=0))
+                durable.write_bytes(path, gzip.compress(to_idx(array), mtime=0))
     return folder
 
 
 def idx_name(part: str, kind: str) -> str:
     """`train-images-idx3-ubyte.gz` and the like."""
     return f"{part}-{kind}-ubyte.gz"
-
-
-def _idx(array: NDArray[np.uint8]) -> bytes:
-    """An array of bytes in the IDX format: two zero bytes, type 8, dimensions, each length in four bytes."""
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(size).to_bytes(4, "big") for size in array.shape)
-    return header + array.tobytes()
 
 
 def load_data(config: FamilyConfig) -> Arrays | None:
@@ -120,19 +114,18 @@ def load_table(data: Table, *, fewest: int) -> Arrays:
     import numpy as np
     import pyarrow.compute as pc
 
-    path = _checked(data.file)
-    table = _read(path)[: data.max_rows]
+    with within(FIELD):
+        table = _read(_checked(data.file))[: data.max_rows]
     if data.label is not None and data.label not in table.column_names:
         raise DataError("family.data.label", data.label, f"no such column; there are {', '.join(table.column_names)}")
     columns = data.columns or [n for n in table.column_names if n != data.label and _is_number(table.column(n).type)]
     if not columns:
         raise DataError(FIELD, data.file, f"no column holds numbers; there are {', '.join(table.column_names)}")
     for name in columns:
-        where = "family.data.columns"
         if name not in table.column_names:
-            raise DataError(where, name, f"no such column; there are {', '.join(table.column_names)}")
+            raise DataError("family.data.columns", name, f"no such column; there are {', '.join(table.column_names)}")
         if not _is_number(table.column(name).type):
-            raise DataError(where, name, f"holds {table.column(name).type}, not numbers; leave it out")
+            raise DataError("family.data.columns", name, f"holds {table.column(name).type}, not numbers; leave it out")
     x = np.stack([table.column(name).cast("float64").to_numpy() for name in columns], axis=1)
     for index, name in enumerate(columns):
         if not np.isfinite(x[:, index]).all():
@@ -162,8 +155,8 @@ def load_table(data: Table, *, fewest: int) -> Arrays:
 def _checked(name: str) -> Path:
     path = Path(name).expanduser()
     if file_format(path) not in TABLE_FORMATS:
-        raise DataError(FIELD, name, f"is none of {', '.join(TABLE_FORMATS)} (also as .gz): convert it")
-    check_file(path, field=FIELD)
+        raise Unusable(name, f"is none of {', '.join(TABLE_FORMATS)} (also as .gz): convert it")
+    check_file(path)
     return path
 
 
@@ -173,12 +166,12 @@ def _read(path: Path) -> pa.Table:
     import pyarrow as pa
     from pyarrow import csv, parquet
 
-    with open_content(path, field=FIELD) as stream:
+    with open_content(path) as stream:
         content = io.BytesIO(stream.read())
     try:
         return csv.read_csv(content) if file_format(path) == ".csv" else parquet.read_table(content)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise DataError(FIELD, str(path), f"cannot be read as {file_format(path)[1:]}: {error}") from error
+        raise Unusable(str(path), f"cannot be read as {file_format(path)[1:]}: {error}") from error
 
 
 def _is_number(kind: Any) -> bool:

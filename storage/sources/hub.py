@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fortifai_core.errors import DataError
+from fortifai_core.errors import Unusable
 from storage.sources import mirror
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 
 MNIST = "ylecun/mnist"
@@ -44,7 +45,6 @@ def load_dataset_rows(
     *,
     limit: int | None = None,
     allow_part: bool = False,
-    where: str = "corpus",
 ) -> Rows:
     """The rows of one split of a dataset.
 
@@ -54,55 +54,46 @@ def load_dataset_rows(
         limit: no more than the first so many rows.
         allow_part: take what the mirror has where that is a part of the split; otherwise that is an error,
             unless `limit` rows are there.
-        where: what an error names, e.g. `corpus` or `corpus.parts.0`.
 
     Raises:
-        DataError: the mirror lacks the split or a part of it or is damaged; or the hub has no such dataset or
+        Unusable: the mirror lacks the split or a part of it or is damaged; or the hub has no such dataset or
             cannot be reached.
     """
     folder = mirror.root()
     if folder is None:
-        rows = _from_hub(dataset, config, split, revision, limit=limit, where=where)
+        rows = _from_hub(dataset, config, split, revision, limit=limit)
         return Rows(rows, complete=limit is None or len(rows) < limit)
-    file = mirror.find(folder, dataset, config, split, where=where)
+    file = mirror.find(folder, dataset, config, split)
     if not (allow_part or file.complete or (limit is not None and limit <= file.rows)):
-        raise part_only(dataset, split, file, where=where)
-    rows = mirror.read_rows(folder, file, where=where)[:limit]
+        raise part_only(dataset, split, file)
+    rows = mirror.read_rows(folder, file)[:limit]
     note = None if file.complete else f"{dataset}, {split}: the local mirror holds only {file.part}."
     return Rows(rows, complete=file.complete and len(rows) == file.rows, note=note)
 
 
-def part_only(dataset: str, split: str, file: mirror.MirrorFile, *, where: str) -> DataError:
+def part_only(dataset: str, split: str, file: mirror.MirrorFile) -> Unusable:
     """The error of asking for more of a split than the mirror holds."""
     other = ", take config wikitext-2-v1" if "wikitext-2-raw" in file.path else ""
-    return DataError(
-        f"{where}.dataset",
-        f"{dataset}, {split}",
-        f"the local mirror holds only {file.part}: lower max_documents{other}, "
-        f"or unset {mirror.VARIABLE} to load it from the hub",
-    )
+    remedy = f"lower max_documents{other}, or unset {mirror.VARIABLE} to load it from the hub"
+    return Unusable(f"{dataset}, {split}", f"the local mirror holds only {file.part}: {remedy}", "dataset")
 
 
-def dataset_splits(
-    dataset: str, config: str | None, revision: str | None = None, *, where: str = "corpus"
-) -> list[str]:
+def dataset_splits(dataset: str, config: str | None, revision: str | None = None) -> list[str]:
     """Names of a dataset's own splits.
 
     Raises:
-        DataError: as `load_dataset_rows`.
+        Unusable: as `load_dataset_rows`.
     """
     folder = mirror.root()
     if folder is not None:
-        return list(mirror.splits(folder, dataset, config, where=where))
+        return list(mirror.splits(folder, dataset, config))
     import datasets
 
-    with _hub_errors(f"{where}.dataset", dataset):
+    with _hub_errors(dataset):
         return [str(name) for name in datasets.get_dataset_split_names(dataset, config, revision=revision)]
 
 
-def dataset_digests(
-    dataset: str, config: str | None, splits: list[str], revision: str | None = None, *, where: str = "corpus"
-) -> dict[str, str]:
+def dataset_digests(dataset: str, config: str | None, splits: list[str], revision: str | None = None) -> dict[str, str]:
     """What stands for a dataset in a key: digests of the mirror's files, or its name and revision on the hub.
 
     Splits that the mirror does not have are left out.
@@ -110,46 +101,41 @@ def dataset_digests(
     folder = mirror.root()
     if folder is None:
         return {"hub": f"{dataset}/{config or 'default'}@{revision or 'main'}"}
-    present = mirror.splits(folder, dataset, config, where=where)
-    return {
-        f"mirror.{split}": mirror.digest(folder, present[split], where=where) for split in splits if split in present
-    }
+    present = mirror.splits(folder, dataset, config)
+    return {f"mirror.{split}": mirror.digest(folder, present[split]) for split in splits if split in present}
 
 
-def load_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """MNIST (`train` or `test`): images (n, 28, 28) and labels (n,), both uint8.
+def load_mnist(split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """MNIST (`train` or `test`) from the hub: images (n, 28, 28) and labels (n,), both uint8.
 
     Raises:
-        DataError: the mirror lacks a file or has a damaged one, or the hub cannot be reached.
+        Unusable: the hub cannot be reached.
     """
-    folder = mirror.root()
-    if folder is not None:
-        return mirror.load_mnist(folder, split)
     import numpy as np
 
-    rows = _from_hub(MNIST, None, split, None, limit=None, where="mnist")
+    rows = _from_hub(MNIST, None, split, None, limit=None)
     images = np.stack([np.asarray(row["image"], dtype=np.uint8) for row in rows])
     return images, np.asarray([row["label"] for row in rows], dtype=np.uint8)
 
 
 def _from_hub(
-    dataset: str, config: str | None, split: str, revision: str | None, *, limit: int | None, where: str
+    dataset: str, config: str | None, split: str, revision: str | None, *, limit: int | None
 ) -> list[dict[str, Any]]:
     import datasets
 
-    with _hub_errors(f"{where}.dataset", dataset):
-        found = datasets.load_dataset(dataset, config, split=split, revision=revision)
+    with _hub_errors(dataset):
+        loaded = datasets.load_dataset(dataset, config, split=split, revision=revision)
         if limit is not None:
-            found = found.select(range(min(limit, len(found))))
-        rows: list[dict[str, Any]] = found.to_list() if "image" not in found.column_names else list(found)
+            loaded = loaded.select(range(min(limit, len(loaded))))
+        rows: list[dict[str, Any]] = loaded.to_list() if "image" not in loaded.column_names else list(loaded)
     if not rows:
-        raise DataError(f"{where}.split", split, f"this split of {dataset} is empty: choose another")
+        raise Unusable(split, f"this split of {dataset} is empty: choose another", "split")
     return rows
 
 
 @contextmanager
-def _hub_errors(field: str, value: str) -> Iterator[None]:
-    """What goes wrong between here and the hub, as one DataError with a remedy."""
+def _hub_errors(dataset: str) -> Iterator[None]:
+    """What goes wrong between here and the hub, as one error with a remedy."""
     import datasets.exceptions
     import httpx
     import huggingface_hub.errors
@@ -165,4 +151,4 @@ def _hub_errors(field: str, value: str) -> Iterator[None]:
     ) as error:
         reason = " ".join(str(error).split())
         remedy = f"set {mirror.VARIABLE} to a local mirror that holds it, or correct name, config and split"
-        raise DataError(field, value, f"the hub did not give it ({reason[:300]}): {remedy}") from error
+        raise Unusable(dataset, f"the hub did not give it ({reason[:300]}): {remedy}", "dataset") from error

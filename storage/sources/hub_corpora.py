@@ -10,9 +10,9 @@ from fortifai_core.config.corpus import HuggingFaceCorpus
 from fortifai_core.corpus.documents import Document, Question, Source
 from fortifai_core.corpus.reserve import assemble
 from fortifai_core.corpus.wikitext import SPELLING_VERSION, articles
-from fortifai_core.errors import DataError
+from fortifai_core.errors import Unusable, within
 from storage.sources import hub, mirror
-from storage.sources.questions import attach, read_items
+from storage.sources.questions import attach, read_questions
 
 KR_TEST = "wikitext-2"
 
@@ -21,31 +21,28 @@ def is_wikitext(corpus: HuggingFaceCorpus) -> bool:
     return _base_name(corpus) == "wikitext"
 
 
-def question_file(questions: str, *, where: str) -> Path:
+def question_file(questions: str) -> Path:
     """The file behind `questions`: a path, or the mirror's copy of the authors' KR-test."""
-    field = f"{where}.questions"
-    return mirror.kr_questions(field=field) if questions == KR_TEST else Path(questions).expanduser()
+    return mirror.kr_questions() if questions == KR_TEST else Path(questions).expanduser()
 
 
-def check_hub_options(corpus: HuggingFaceCorpus, *, where: str) -> None:
+def check_hub_options(corpus: HuggingFaceCorpus) -> None:
     """That the options fit each other.
 
     Raises:
-        DataError: WikiText without a configuration, or the authors' questions with another text than theirs.
+        Unusable: WikiText without a configuration, or the authors' questions with another text than theirs.
     """
     if is_wikitext(corpus) and corpus.config is None:
-        raise DataError(f"{where}.config", None, "WikiText needs one: wikitext-2-v1 or wikitext-2-raw-v1")
+        raise Unusable(None, "WikiText needs one: wikitext-2-v1 or wikitext-2-raw-v1", "config")
     theirs = is_wikitext(corpus) and (corpus.config or "").startswith("wikitext-2-") and corpus.split == "train"
     if corpus.questions == KR_TEST and not theirs:
-        raise DataError(
-            f"{where}.questions",
-            corpus.questions,
-            "these are about WikiText-2's train split: use Salesforce/wikitext with config wikitext-2-v1 and "
-            "split train, or name a questions file of your own",
+        remedy = (
+            "use Salesforce/wikitext with config wikitext-2-v1 and split train, or name a questions file of your own"
         )
+        raise Unusable(corpus.questions, f"these are about WikiText-2's train split: {remedy}", "questions")
 
 
-def load_hub(corpus: HuggingFaceCorpus, *, splits: int, where: str) -> Source:
+def load_hub(corpus: HuggingFaceCorpus, *, splits: int) -> Source:
     """Read a dataset from the mirror or the hub.
 
     `fraction` and `max_documents` count documents: articles of WikiText, rows of all others (`fraction` 0.5
@@ -53,44 +50,43 @@ def load_hub(corpus: HuggingFaceCorpus, *, splits: int, where: str) -> Source:
     half of the lines).
 
     Raises:
-        DataError: as `storage.sources.hub.load_dataset_rows`; a row cannot be read; a question points nowhere.
+        Unusable: as `storage.sources.hub.load_dataset_rows`; a row cannot be read; a question points nowhere.
     """
-    check_hub_options(corpus, where=where)
+    check_hub_options(corpus)
     notes: list[str] = []
-    documents, locate, meaning = _documents(corpus, corpus.split, notes, whole=False, where=where)
+    documents, locate, meaning = _documents(corpus, corpus.split, notes, whole=False)
     total = len(documents)
     limit = min(corpus.max_documents or total, max(1, int(corpus.fraction * total)))
     if limit < total:
         notes.append(f"Only the first {limit:,} documents are used.")
     questions: list[Question] = []
     if corpus.questions is not None:
-        field = f"{where}.questions"
-        questions = attach(
-            read_items(question_file(corpus.questions, where=where), field=field),
-            locate=locate,
-            prefix=_source_name(corpus),
-            meaning=meaning,
-            field=field,
-        )
+        with within("questions"):
+            questions = attach(
+                read_questions(question_file(corpus.questions)),
+                locate=locate,
+                prefix=_source_name(corpus),
+                meaning=meaning,
+            )
     validation = None
-    own = hub.dataset_splits(corpus.dataset, corpus.config, corpus.revision, where=where)
-    if corpus.split != "validation" and "validation" in own:
-        validation, _, _ = _documents(corpus, "validation", notes, whole=True, where=where)
-    return assemble(
-        documents=documents[:limit],
-        questions=questions,
-        validation=validation,
-        pretraining_fraction=corpus.pretraining_fraction,
-        validation_fraction=corpus.validation_fraction,
-        splits=splits,
-        field=f"{where}.dataset",
-        value=corpus.dataset,
-        notes=notes,
-    )
+    datasets_own = hub.dataset_splits(corpus.dataset, corpus.config, corpus.revision)
+    if corpus.split != "validation" and "validation" in datasets_own:
+        validation, _, _ = _documents(corpus, "validation", notes, whole=True)
+    with within("dataset"):
+        return assemble(
+            documents=documents[:limit],
+            questions=questions,
+            validation=validation,
+            pretraining_fraction=corpus.pretraining_fraction,
+            validation_fraction=corpus.validation_fraction,
+            splits=splits,
+            origin=corpus.dataset,
+            notes=notes,
+        )
 
 
 def _documents(
-    corpus: HuggingFaceCorpus, split: str, notes: list[str], *, whole: bool, where: str
+    corpus: HuggingFaceCorpus, split: str, notes: list[str], *, whole: bool
 ) -> tuple[list[Document], Callable[[int | str], str | None], str]:
     """Documents of one of the dataset's splits, what finds one of them, and what a location is.
 
@@ -99,45 +95,41 @@ def _documents(
     by_article = is_wikitext(corpus)
     source = _source_name(corpus) if split == corpus.split else f"{_source_name(corpus)}-{split}"
     limit = None if by_article or whole or corpus.fraction < 1 else corpus.max_documents
-    found = hub.load_dataset_rows(
+    part = hub.load_dataset_rows(
         corpus.dataset,
         corpus.config,
         split,
         corpus.revision,
         limit=limit,
         allow_part=whole or (by_article and corpus.max_documents is not None and corpus.fraction == 1),
-        where=where,
     )
-    if found.note:
-        notes.append(found.note)
+    if part.note:
+        notes.append(part.note)
     if by_article:
-        lines = [_text(row, "text", index, corpus, where=where) for index, row in enumerate(found.rows)]
+        lines = [_text(row, "text", index, corpus) for index, row in enumerate(part.rows)]
         read = articles(lines, source=source)
         documents = read.documents
-        if not found.complete and not whole:
+        if not part.complete and not whole:
             documents = documents[:-1]  # the last article may go on after the part that is there
             if len(documents) < (corpus.max_documents or 0):
-                raise DataError(
-                    f"{where}.max_documents",
-                    corpus.max_documents,
-                    f"the local mirror has only {len(documents)} whole articles of it: lower max_documents",
-                )
+                remedy = f"the local mirror has only {len(documents)} whole articles of it: lower max_documents"
+                raise Unusable(corpus.max_documents, remedy, "max_documents")
         if not whole:
             notes.append(
                 f"WikiText is read in ordinary spelling, version {SPELLING_VERSION} (`half @-@ life ,` is "
                 "`half-life,`)."
             )
         meaning = f"a 0-based line of the split, here {read.starts[0]} to {read.lines - 1}" if read.starts else ""
-        after = _beyond(found, source)
+        after = _beyond(part, source)
         return (
-            _some(documents, corpus, split, where=where),
+            _some(documents, corpus, split),
             lambda location: read.locate(location) or after(location),
             meaning,
         )
     documents = []
     blank = 0
-    for index, row in enumerate(found.rows):
-        text = _row_text(row, index, corpus, where=where)
+    for index, row in enumerate(part.rows):
+        text = _row_text(row, index, corpus)
         if text.strip():
             documents.append(Document(f"{source}:{index}", text, source))
         else:
@@ -145,62 +137,56 @@ def _documents(
     if blank:
         notes.append(f"{blank:,} blank rows of {split} were left out.")
     ids = {d.id for d in documents}
-    beyond = _beyond(found, source)
+    beyond = _beyond(part, source)
 
     def locate(location: int | str) -> str | None:
         name = location if isinstance(location, str) else f"{source}:{location}"
         return name if name in ids else beyond(location)
 
     return (
-        _some(documents, corpus, split, where=where),
+        _some(documents, corpus, split),
         locate,
-        f"a 0-based row, here 0 to {len(found.rows) - 1}",
+        f"a 0-based row, here 0 to {len(part.rows) - 1}",
     )
 
 
-def _beyond(found: hub.Rows, source: str) -> Callable[[int | str], str | None]:
+def _beyond(part: hub.Rows, source: str) -> Callable[[int | str], str | None]:
     """Names the document of a location after the part that was read, which is there but not used."""
 
     def name(location: int | str) -> str | None:
-        after = isinstance(location, int) and location >= len(found.rows) and not found.complete
+        after = isinstance(location, int) and location >= len(part.rows) and not part.complete
         return f"{source}:{location}" if after else None
 
     return name
 
 
-def _some(documents: list[Document], corpus: HuggingFaceCorpus, split: str, *, where: str) -> list[Document]:
+def _some(documents: list[Document], corpus: HuggingFaceCorpus, split: str) -> list[Document]:
     if not documents:
-        raise DataError(f"{where}.dataset", corpus.dataset, f"no text was found in its split {split}: choose another")
+        raise Unusable(corpus.dataset, f"no text was found in its split {split}: choose another", "dataset")
     return documents
 
 
-def _row_text(row: dict[str, Any], index: int, corpus: HuggingFaceCorpus, *, where: str) -> str:
+def _row_text(row: dict[str, Any], index: int, corpus: HuggingFaceCorpus) -> str:
     """One row as a text: GSM8K's question and answer, HellaSwag's context and right ending, or its `text`."""
     if {"question", "answer"} <= row.keys():
-        return "\n".join(_text(row, name, index, corpus, where=where) for name in ("question", "answer"))
+        return "\n".join(_text(row, name, index, corpus) for name in ("question", "answer"))
     if {"ctx", "endings", "label"} <= row.keys():
         try:
             ending = row["endings"][int(row["label"])]
         except (ValueError, IndexError, TypeError) as error:
-            raise DataError(
-                f"{where}.split",
-                corpus.split,
-                f"row {index} has the label {row['label']!r}, which is none of its endings: take a labelled split",
-            ) from error
-        return f"{_text(row, 'ctx', index, corpus, where=where)} {ending}"
-    return _text(row, "text", index, corpus, where=where)
+            remedy = f"row {index} has the label {row['label']!r}, which is none of its endings: take a labelled split"
+            raise Unusable(corpus.split, remedy, "split") from error
+        return f"{_text(row, 'ctx', index, corpus)} {ending}"
+    return _text(row, "text", index, corpus)
 
 
-def _text(row: dict[str, Any], column: str, index: int, corpus: HuggingFaceCorpus, *, where: str) -> str:
+def _text(row: dict[str, Any], column: str, index: int, corpus: HuggingFaceCorpus) -> str:
     if column not in row:
-        raise DataError(
-            f"{where}.dataset",
-            corpus.dataset,
-            f"its rows have no {column!r}, only {', '.join(map(repr, row))}: save the texts as .jsonl or "
-            ".parquet and use a corpus of type text",
-        )
+        remedy = "save the texts as .jsonl or .parquet and use a corpus of type text"
+        problem = f"its rows have no {column!r}, only {', '.join(map(repr, row))}"
+        raise Unusable(corpus.dataset, f"{problem}: {remedy}", "dataset")
     if not isinstance(row[column], str):
-        raise DataError(f"{where}.dataset", corpus.dataset, f"row {index} has no text in {column!r}: {row[column]!r}")
+        raise Unusable(corpus.dataset, f"row {index} has no text in {column!r}: {row[column]!r}", "dataset")
     return str(row[column])
 
 

@@ -7,13 +7,10 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fortifai_core.errors import DataError
+from fortifai_core.errors import DataError, Unusable, within
 from storage.sources.textfiles import check_file, content_digest, json_lines, numbered_lines, open_content
-
-if TYPE_CHECKING:
-    import numpy as np
 
 VARIABLE = "FORTIFAI_DATA"
 
@@ -117,119 +114,88 @@ def root() -> Path | None:
     return folder
 
 
-def splits(folder: Path, dataset: str, config: str | None, *, where: str) -> dict[str, MirrorFile]:
+def splits(folder: Path, dataset: str, config: str | None) -> dict[str, MirrorFile]:
     """What the mirror has of a dataset, by the name of its own split; every file was found and is not empty.
 
     A mirror that lacks the dataset is an error: the network is not asked behind the user's back.
 
     Raises:
-        DataError: the mirror's layout does not know the dataset or this configuration of it, or holds
+        Unusable: the mirror's layout does not know the dataset or this configuration of it, or holds
             none of its files.
     """
     named = [d for d in _datasets(config) if dataset.casefold() in d.names]
     if not named:
-        raise DataError(f"{where}.dataset", dataset, f"the local mirror does not know it: {_remedy(dataset)}")
+        raise Unusable(dataset, f"the local mirror does not know it: {_remedy(dataset)}", "dataset")
     entry = next((d for d in named if config in d.configs), None)
     if entry is None:
         known = sorted(str(c) for d in named for c in d.configs if c)
-        raise DataError(
-            f"{where}.config",
-            config,
-            f"the local mirror has {dataset} as {', '.join(known)}: choose one of these",
-        )
+        raise Unusable(config, f"the local mirror has {dataset} as {', '.join(known)}: choose one of these", "config")
     present = {name: file for name, file in entry.splits.items() if (folder / file.path).exists()}
     if not present:
         names = ", ".join(file.path for file in entry.splits.values())
-        raise DataError(f"{where}.dataset", dataset, f"{VARIABLE} lacks {names}: {_remedy(dataset)}")
+        raise Unusable(dataset, f"{VARIABLE} lacks {names}: {_remedy(dataset)}", "dataset")
     return present
 
 
-def find(folder: Path, dataset: str, config: str | None, split: str, *, where: str) -> MirrorFile:
+def find(folder: Path, dataset: str, config: str | None, split: str) -> MirrorFile:
     """The mirror's file for one split.
 
     Raises:
-        DataError: it has none, or the file is empty.
+        Unusable: it has none, or the file is empty.
     """
-    present = splits(folder, dataset, config, where=where)
+    present = splits(folder, dataset, config)
     if split not in present:
-        raise DataError(
-            f"{where}.split",
-            split,
-            f"the local mirror has only {', '.join(present)} of {dataset}: choose one of these, "
-            f"or unset {VARIABLE} to load it from the hub",
-        )
-    check_file(folder / present[split].path, field=f"{where}.dataset")
+        remedy = f"choose one of these, or unset {VARIABLE} to load it from the hub"
+        raise Unusable(split, f"the local mirror has only {', '.join(present)} of {dataset}: {remedy}", "split")
+    with within("dataset"):
+        check_file(folder / present[split].path)
     return present[split]
 
 
-def read_rows(folder: Path, file: MirrorFile, *, where: str) -> list[dict[str, Any]]:
+def read_rows(folder: Path, file: MirrorFile) -> list[dict[str, Any]]:
     """All rows of a mirror's file; lines of text as {"text": line}, as `datasets` gives them.
 
     Raises:
-        DataError: the file is damaged, or does not hold the rows that it should.
+        Unusable: the file is damaged, or does not hold the rows that it should.
     """
     path = folder / file.path
-    if ".txt" in path.suffixes:
-        rows: list[dict[str, Any]] = [{"text": line} for _, line in numbered_lines(path, field=f"{where}.dataset")]
-    else:
-        rows = [row for _, row in json_lines(path, field=f"{where}.dataset")]
-    if len(rows) != file.rows:
-        raise _damaged(file, len(rows), field=f"{where}.dataset")
+    with within("dataset"):
+        if ".txt" in path.suffixes:
+            rows: list[dict[str, Any]] = [{"text": line} for _, line in numbered_lines(path)]
+        else:
+            rows = [row for _, row in json_lines(path)]
+        if len(rows) != file.rows:
+            raise _damaged(file, len(rows))
     return rows
 
 
-def kr_questions(*, field: str) -> Path:
+def kr_questions() -> Path:
     """The authors' KR-test for WikiText-2 in the mirror.
 
     Raises:
-        DataError: there is no mirror, it lacks the file, or the file does not hold 4,975 questions.
+        Unusable: there is no mirror, it lacks the file, or the file does not hold 4,975 questions.
     """
     folder = root()
     remedy = f"set {VARIABLE} to a mirror that holds {KR_QUESTIONS.path}, or give the path of the authors' file"
     if folder is None:
-        raise DataError(field, "wikitext-2", remedy)
+        raise Unusable("wikitext-2", remedy)
     path = folder / KR_QUESTIONS.path
     if not path.is_file():
-        raise DataError(field, "wikitext-2", f"the local mirror lacks it: {remedy}")
-    with open_content(path, field=field) as stream:
+        raise Unusable("wikitext-2", f"the local mirror lacks it: {remedy}")
+    with open_content(path) as stream:
         try:
             count = len(json.loads(stream.read()))
         except ValueError as error:
-            raise DataError(field, str(path), f"the file is damaged ({error}): copy it anew") from error
+            raise Unusable(str(path), f"the file is damaged ({error}): copy it anew") from error
     if count != KR_QUESTIONS.rows:
-        raise _damaged(KR_QUESTIONS, count, field=field)
+        raise _damaged(KR_QUESTIONS, count)
     return path
 
 
-def digest(folder: Path, file: MirrorFile, *, where: str) -> str:
+def digest(folder: Path, file: MirrorFile) -> str:
     """sha256 of the unpacked content of a mirror's file."""
-    return content_digest(folder / file.path, field=f"{where}.dataset")
-
-
-def load_mnist(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """MNIST from its original IDX files: images (n, 28, 28) uint8 and labels (n,) uint8.
-
-    Raises:
-        DataError: a file is missing or damaged, or the split is neither `train` nor `test`.
-    """
-    import numpy as np
-
-    counts = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
-    if split not in counts:
-        raise DataError("split", split, "MNIST has the splits train and test")
-    stem, count = counts[split]
-    arrays = []
-    for kind, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
-        path = folder / "mnist" / f"{stem}-{kind}-ubyte.gz"
-        if not path.is_file():
-            raise DataError(VARIABLE, f"mnist/{path.name}", f"the local mirror lacks it: {_remedy('MNIST')}")
-        with open_content(path, field=VARIABLE) as stream:
-            content = stream.read()
-        header = 4 * (1 + len(shape))  # a magic number and the length of each axis, 4 bytes each
-        if len(content) != header + int(np.prod(shape)):
-            raise DataError(VARIABLE, f"mnist/{path.name}", "the file is damaged: copy it anew")
-        arrays.append(np.frombuffer(content, np.uint8, offset=header).reshape(shape))
-    return arrays[0], arrays[1]
+    with within("dataset"):
+        return content_digest(folder / file.path)
 
 
 def _datasets(config: str | None) -> list[MirrorDataset]:
@@ -239,12 +205,9 @@ def _datasets(config: str | None) -> list[MirrorDataset]:
     return [*_DATASETS, blimp]
 
 
-def _damaged(file: MirrorFile, found: int, *, field: str) -> DataError:
-    return DataError(
-        field,
-        file.path,
-        f"the mirror's file holds {found:,} rows, not {file.rows:,}: it is damaged, copy it anew",
-    )
+def _damaged(file: MirrorFile, rows: int) -> Unusable:
+    problem = f"the mirror's file holds {rows:,} rows, not {file.rows:,}"
+    return Unusable(file.path, f"{problem}: it is damaged, copy it anew")
 
 
 def _remedy(dataset: str) -> str:

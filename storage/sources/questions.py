@@ -1,49 +1,84 @@
-"""Reads KR-test questions, checks every one of them, and finds the document each belongs to."""
+"""KR-test questions in files: written, read with everything that is wrong, and given the documents they ask about."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from fortifai_core.corpus.documents import Question
-from fortifai_core.errors import DataError
-from storage.sources.textfiles import check_file, file_format, json_lines, open_content
+from fortifai_core.corpus.documents import FileQuestion, Question
+from fortifai_core.errors import DataError, Unusable
+from storage.sources.textfiles import check_file, file_format, open_content
+from storage.store import durable
 
 KEYS = ("context", "sentence_true", "sentence_false", "location")
 
 
-@dataclass(frozen=True)
-class Item:
-    """A question as its file states it; `place` is where, for messages."""
+class Problem(NamedTuple):
+    """What is wrong with one question of a file: its line from 1, its place for messages, and the remedy."""
 
-    context: str
-    true_answer: str
-    false_answer: str
-    location: int | str
+    line: int
     place: str
+    remedy: str
 
 
-def read_items(path: Path, *, field: str) -> list[Item]:
+class _Element(NamedTuple):
+    """One element of a JSON list, or line of a JSONL file, that is JSON."""
+
+    line: int
+    place: str
+    value: Any
+
+
+def read_questions(path: Path) -> list[FileQuestion]:
     """All questions of a file: a JSON list (the authors' format) or JSONL, each also as .gz.
 
     Every question is an object {context, sentence_true, sentence_false, location}.
 
     Raises:
-        DataError: naming file and line (JSONL) or index (JSON) of the first question that is not valid.
+        Unusable: naming line (JSONL) or index (JSON) of the first question that is not valid.
     """
-    check_file(path, field=field)
-    rows = _from_lines(path, field=field) if file_format(path) == ".jsonl" else _from_list(path, field=field)
-    items = [_item(row, field=field, place=place) for place, row in rows]
-    if not items:
-        raise DataError(field, str(path), "the file holds no question: add some, or leave `questions` out")
-    return items
+    questions, problems = read_with_problems(path)
+    if problems:
+        raise Unusable(problems[0].place, problems[0].remedy)
+    if not questions:
+        raise Unusable(str(path), "the file holds no question: add some, or leave `questions` out")
+    return questions
+
+
+def read_with_problems(path: Path) -> tuple[list[FileQuestion], list[Problem]]:
+    """Every valid question of a file, and what is wrong with every other, both in the file's order.
+
+    Raises:
+        Unusable: the file is missing, empty, or not UTF-8.
+    """
+    check_file(path)
+    with open_content(path) as stream:
+        content = stream.read()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        remedy = f"not UTF-8 ({error.reason}): convert the file to UTF-8"
+        raise Unusable(f"{path}:{line}", remedy) from error
+    questions: list[FileQuestion] = []
+    problems: list[Problem] = []
+    for element in (_lines if file_format(path) == ".jsonl" else _elements)(path, text):
+        if isinstance(element, _Element):
+            remedy = _remedy(element.value)
+            if not remedy:
+                row = element.value
+                texts = (row["context"], row["sentence_true"], row["sentence_false"])
+                questions.append(FileQuestion(*texts, row["location"], element.line, element.place))
+                continue
+            element = Problem(element.line, element.place, remedy)
+        problems.append(element)
+    return questions, problems
 
 
 def attach(
-    items: Iterable[Item], *, locate: Callable[[int | str], str | None], prefix: str, meaning: str, field: str
+    questions: Iterable[FileQuestion], *, locate: Callable[[int | str], str | None], prefix: str, meaning: str
 ) -> list[Question]:
     """Give each question the document that its location names.
 
@@ -53,56 +88,104 @@ def attach(
         meaning: what a location is in this corpus, for the message.
 
     Raises:
-        DataError: a question points nowhere.
+        Unusable: a question points nowhere.
     """
-    questions = []
-    for index, item in enumerate(items):
-        document = locate(item.location)
+    attached = []
+    for index, question in enumerate(questions):
+        document = locate(question.location)
         if document is None:
-            raise DataError(
-                field,
-                item.place,
-                f"location {item.location!r} is nowhere in the corpus: it must be {meaning}",
-            )
-        questions.append(Question(f"{prefix}:{index}", document, item.context, item.true_answer, item.false_answer))
-    return questions
+            remedy = f"location {question.location!r} is nowhere in the corpus: it must be {meaning}"
+            raise Unusable(question.place, remedy)
+        answers = (question.true_answer, question.false_answer)
+        attached.append(Question(f"{prefix}:{index}", document, question.context, *answers))
+    return attached
 
 
-def _from_lines(path: Path, *, field: str) -> Iterator[tuple[str, object]]:
-    for number, row in json_lines(path, field=field):
-        yield f"{path}:{number}", row
+def write_questions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write questions as the authors' JSON list (.json) or one a line (.jsonl), atomically.
+
+    Raises:
+        DataError: another ending.
+    """
+    match path.suffix:
+        case ".json":
+            text = json.dumps([dict(row) for row in rows], indent=1, ensure_ascii=False) + "\n"
+        case ".jsonl":
+            text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+        case _:
+            raise DataError("--out", str(path), "the name must end in .json (one list) or .jsonl (one question a line)")
+    durable.write_bytes(path, text.encode())
 
 
-def _from_list(path: Path, *, field: str) -> Iterator[tuple[str, object]]:
-    with open_content(path, field=field) as stream:
-        content = stream.read()
-    try:
-        rows = json.loads(content.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            field, f"{path}:{error.lineno}", f"not JSON ({error.msg}): correct it, or name the file .jsonl"
-        ) from error
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(field, f"{path}:{line}", f"not UTF-8 ({error.reason}): convert the file to UTF-8") from error
-    if not isinstance(rows, list):
-        raise DataError(field, str(path), f"holds a JSON {type(rows).__name__}: it must be a list of questions")
-    for index, row in enumerate(rows):
-        yield f"{path}[{index}]", row
-
-
-def _item(row: Any, *, field: str, place: str) -> Item:
+def _remedy(row: Any) -> str:
+    """What is wrong with one question and what to do about it; nothing where it is valid."""
     if not isinstance(row, dict):
-        raise DataError(field, place, f"the question is {row!r}: it must be an object with {', '.join(KEYS)}")
+        return f"the question is {row!r}: it must be an object with {', '.join(KEYS)}"
     missing = [key for key in KEYS if key not in row]
     if missing:
-        raise DataError(field, place, f"the question has no {', '.join(missing)}: it needs {', '.join(KEYS)}")
+        return f"the question has no {', '.join(missing)}: it needs {', '.join(KEYS)}"
     for key in KEYS[:3]:
         if not isinstance(row[key], str) or not row[key].strip():
-            raise DataError(field, place, f"{key} is {row[key]!r}: it must be a text that is not blank")
+            return f"{key} is {row[key]!r}: it must be a text that is not blank"
     if row["sentence_true"].strip() == row["sentence_false"].strip():
-        raise DataError(field, place, "the true and the false answer are the same: change or remove the question")
+        return "the true and the false answer are the same: change or remove the question"
     location = row["location"]
     if isinstance(location, bool) or not isinstance(location, (int, str)):
-        raise DataError(field, place, f"location is {location!r}: it must be a whole number or a document's id")
-    return Item(row["context"], row["sentence_true"], row["sentence_false"], location, place)
+        return f"location is {location!r}: it must be a whole number or a document's id"
+    return ""
+
+
+def _lines(path: Path, text: str) -> Iterator[_Element | Problem]:
+    # only these end a line: the other separators of Unicode occur inside running text
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
+        place = f"{path}:{number}"
+        if line.strip():
+            try:
+                yield _Element(number, place, json.loads(line))
+            except json.JSONDecodeError as error:
+                yield Problem(number, place, f"not JSON, column {error.colno}: {error.msg}; correct or remove the line")
+
+
+def _elements(path: Path, text: str) -> Iterator[_Element | Problem]:
+    """Elements of a JSON list with the lines on which they begin, as far as it can be read."""
+    decoder = json.JSONDecoder()
+    position, line = 0, 1
+
+    def advance(to: int) -> None:
+        nonlocal position, line
+        line += text.count("\n", position, to)
+        position = to
+
+    def skip() -> str:
+        """Go to the next character that is no space; it, or nothing at the end."""
+        start = position
+        while start < len(text) and text[start].isspace():
+            start += 1
+        advance(start)
+        return text[position : position + 1]
+
+    def broken(remedy: str) -> Problem:
+        return Problem(line, f"{path}:{line}", remedy)
+
+    if skip() != "[":
+        yield broken("it must be one JSON list […] of questions, or be named .jsonl")
+        return
+    advance(position + 1)
+    index = 0
+    while skip() != "]":
+        try:
+            row, after = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            remedy = f"not JSON, column {error.colno}: {error.msg}; what follows was not read: correct it"
+            yield Problem(error.lineno, f"{path}:{error.lineno}", remedy)
+            return
+        yield _Element(line, f"{path}[{index}]", row)
+        index += 1
+        advance(after)
+        following = skip()
+        if following == ",":
+            advance(position + 1)
+        elif following != "]":
+            said = repr(following) if following else "the end of the file"
+            yield broken(f"{said} stands where a comma or ] belongs; what follows was not read: correct it")
+            return

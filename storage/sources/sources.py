@@ -13,11 +13,13 @@ from fortifai_core.config.corpus import AlmanacCorpus, Corpus, HuggingFaceCorpus
 from fortifai_core.corpus.documents import Document, Question, Source
 from fortifai_core.corpus.reserve import assemble
 from fortifai_core.corpus.wikitext import SPELLING_VERSION
-from fortifai_core.errors import DataError
+from fortifai_core.errors import Unusable, within
 from storage.sources import hub, mirror
 from storage.sources.hub_corpora import check_hub_options, is_wikitext, load_hub, question_file
-from storage.sources.questions import attach, read_items
+from storage.sources.questions import attach, read_questions
 from storage.sources.textfiles import check_file, check_format, content_digest, read_documents
+
+SingleCorpus = AlmanacCorpus | TextCorpus | HuggingFaceCorpus
 
 
 def load_source(corpus: Corpus, *, splits: int, seed: int) -> Source:
@@ -32,12 +34,13 @@ def load_source(corpus: Corpus, *, splits: int, seed: int) -> Source:
         DataError: naming the field, the file or row, and the remedy.
     """
     if not isinstance(corpus, MixtureCorpus):
-        return _load(corpus, splits=splits, seed=seed, where="corpus")
+        with within("corpus"):
+            return _load(corpus, splits=splits, seed=seed)
     sources: list[Source] = []
     names: set[str] = set()
     for index, part in enumerate(corpus.parts):
-        where = f"corpus.parts.{index}"
-        source = _load(part, splits=splits, seed=seed, where=where)
+        with within(f"corpus.parts.{index}"):
+            source = _load(part, splits=splits, seed=seed)
         stem = source.documents[0].source
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(corpus.parts) + 2))) if n not in names)
         names.add(name)
@@ -51,7 +54,7 @@ def load_source(corpus: Corpus, *, splits: int, seed: int) -> Source:
     )
 
 
-def source_digests(corpus: Corpus, *, where: str = "corpus") -> dict[str, str]:
+def source_digests(corpus: Corpus) -> dict[str, str]:
     """What stands for a corpus's content in a key, beside its configuration without paths.
 
     sha256 of the unpacked content of the user's own files and of the mirror's files; name and revision for a
@@ -60,64 +63,78 @@ def source_digests(corpus: Corpus, *, where: str = "corpus") -> dict[str, str]:
     Raises:
         DataError: a file is missing or cannot be read.
     """
+    if not isinstance(corpus, MixtureCorpus):
+        with within("corpus"):
+            return _digests(corpus)
+    digests: dict[str, str] = {}
+    for index, part in enumerate(corpus.parts):
+        with within(f"corpus.parts.{index}"):
+            digests |= {f"parts.{index}.{name}": value for name, value in _digests(part).items()}
+    return digests
+
+
+def _digests(corpus: SingleCorpus) -> dict[str, str]:
     match corpus:
         case AlmanacCorpus():
             return {}
-        case MixtureCorpus():
-            return {
-                f"parts.{index}.{name}": value
-                for index, part in enumerate(corpus.parts)
-                for name, value in source_digests(part, where=f"{where}.parts.{index}").items()
-            }
         case TextCorpus():
-            found = {
-                f"files.{i}": content_digest(Path(file).expanduser(), field=f"{where}.files.{i}")
-                for i, file in enumerate(corpus.files)
-            }
-            if corpus.questions is not None:
-                path = Path(corpus.questions).expanduser()
-                found["questions"] = content_digest(path, field=f"{where}.questions")
-            return found
-    wanted = list(dict.fromkeys([corpus.split, "validation"]))
-    found = hub.dataset_digests(corpus.dataset, corpus.config, wanted, corpus.revision, where=where)
-    if is_wikitext(corpus):
-        found["spelling"] = str(SPELLING_VERSION)
-    if corpus.questions is not None:
-        path = question_file(corpus.questions, where=where)
-        found["questions"] = content_digest(path, field=f"{where}.questions")
-    return found
+            digests = {}
+            for index, file in enumerate(corpus.files):
+                with within(f"files.{index}"):
+                    digests[f"files.{index}"] = content_digest(Path(file).expanduser())
+            questions = None if corpus.questions is None else Path(corpus.questions).expanduser()
+        case HuggingFaceCorpus():
+            wanted = list(dict.fromkeys([corpus.split, "validation"]))
+            digests = hub.dataset_digests(corpus.dataset, corpus.config, wanted, corpus.revision)
+            if is_wikitext(corpus):
+                digests["spelling"] = str(SPELLING_VERSION)
+            with within("questions"):
+                questions = None if corpus.questions is None else question_file(corpus.questions)
+    if questions is not None:
+        with within("questions"):
+            digests["questions"] = content_digest(questions)
+    return digests
 
 
-def check_corpus(corpus: Corpus, *, where: str = "corpus") -> None:
+def check_corpus(corpus: Corpus) -> None:
     """Cheap checks before any compute: files are there and not empty, the mirror has the dataset, and every
     question is valid. Whether questions point at documents is seen by `load_source`.
 
     Raises:
         DataError: naming the field (e.g. `corpus.files.0`), the value and the remedy.
     """
+    if not isinstance(corpus, MixtureCorpus):
+        with within("corpus"):
+            _check(corpus)
+        return
+    for index, part in enumerate(corpus.parts):
+        with within(f"corpus.parts.{index}"):
+            _check(part)
+
+
+def _check(corpus: SingleCorpus) -> None:
     match corpus:
-        case MixtureCorpus():
-            for index, part in enumerate(corpus.parts):
-                check_corpus(part, where=f"{where}.parts.{index}")
         case TextCorpus():
             for index, file in enumerate(corpus.files):
-                field = f"{where}.files.{index}"
-                check_format(Path(file), field=field)
-                check_file(Path(file).expanduser(), field=field)
+                with within(f"files.{index}"):
+                    check_format(Path(file))
+                    check_file(Path(file).expanduser())
             if corpus.questions is not None:
-                read_items(Path(corpus.questions).expanduser(), field=f"{where}.questions")
+                with within("questions"):
+                    read_questions(Path(corpus.questions).expanduser())
         case HuggingFaceCorpus():
-            check_hub_options(corpus, where=where)
+            check_hub_options(corpus)
             folder = mirror.root()
             if folder is not None:
-                found = mirror.find(folder, corpus.dataset, corpus.config, corpus.split, where=where)
-                if not found.complete and corpus.max_documents is None:
-                    raise hub.part_only(corpus.dataset, corpus.split, found, where=where)
+                mirrored = mirror.find(folder, corpus.dataset, corpus.config, corpus.split)
+                if not mirrored.complete and corpus.max_documents is None:
+                    raise hub.part_only(corpus.dataset, corpus.split, mirrored)
             if corpus.questions is not None:
-                read_items(question_file(corpus.questions, where=where), field=f"{where}.questions")
+                with within("questions"):
+                    read_questions(question_file(corpus.questions))
 
 
-def _load(corpus: AlmanacCorpus | TextCorpus | HuggingFaceCorpus, *, splits: int, seed: int, where: str) -> Source:
+def _load(corpus: SingleCorpus, *, splits: int, seed: int) -> Source:
     match corpus:
         case AlmanacCorpus():
             from fortifai_core.corpus.almanac.world import generate_almanac
@@ -125,22 +142,22 @@ def _load(corpus: AlmanacCorpus | TextCorpus | HuggingFaceCorpus, *, splits: int
             world: Source = generate_almanac(corpus, splits=splits, seed=seed)
             return world
         case TextCorpus():
-            return _load_text(corpus, splits=splits, where=where)
+            return _load_text(corpus, splits=splits)
         case HuggingFaceCorpus():
-            return load_hub(corpus, splits=splits, where=where)
+            return load_hub(corpus, splits=splits)
 
 
-def _load_text(corpus: TextCorpus, *, splits: int, where: str) -> Source:
+def _load_text(corpus: TextCorpus, *, splits: int) -> Source:
     documents: list[Document] = []
     indices: dict[str, int] = {}
     for index, file in enumerate(corpus.files):
-        field = f"{where}.files.{index}"
-        for raw in read_documents(Path(file).expanduser(), text_field=corpus.text_field, field=field):
-            name = raw.id if raw.id is not None else f"document-{len(documents)}"
-            if name in indices:
-                raise DataError(field, file, f"two documents have the id {name!r}: ids must differ in all files")
-            indices[name] = len(documents)
-            documents.append(Document(name, raw.text, "text"))
+        with within(f"files.{index}"):
+            for raw in read_documents(Path(file).expanduser(), text_field=corpus.text_field):
+                name = raw.id if raw.id is not None else f"document-{len(documents)}"
+                if name in indices:
+                    raise Unusable(file, f"two documents have the id {name!r}: ids must differ in all files")
+                indices[name] = len(documents)
+                documents.append(Document(name, raw.text, "text"))
 
     def locate(location: int | str) -> str | None:
         if isinstance(location, str):
@@ -149,24 +166,23 @@ def _load_text(corpus: TextCorpus, *, splits: int, where: str) -> Source:
 
     questions: list[Question] = []
     if corpus.questions is not None:
-        field = f"{where}.questions"
-        questions = attach(
-            read_items(Path(corpus.questions).expanduser(), field=field),
-            locate=locate,
-            prefix="question",
-            meaning=f"the 0-based number of a document, here 0 to {len(documents) - 1}, or a document's id",
-            field=field,
+        with within("questions"):
+            questions = attach(
+                read_questions(Path(corpus.questions).expanduser()),
+                locate=locate,
+                prefix="question",
+                meaning=f"the 0-based number of a document, here 0 to {len(documents) - 1}, or a document's id",
+            )
+    with within("files"):
+        return assemble(
+            documents=documents[: corpus.max_documents],
+            questions=questions,
+            validation=None,
+            pretraining_fraction=corpus.pretraining_fraction,
+            validation_fraction=corpus.validation_fraction,
+            splits=splits,
+            origin=", ".join(corpus.files),
         )
-    return assemble(
-        documents=documents[: corpus.max_documents],
-        questions=questions,
-        validation=None,
-        pretraining_fraction=corpus.pretraining_fraction,
-        validation_fraction=corpus.validation_fraction,
-        splits=splits,
-        field=f"{where}.files",
-        value=", ".join(corpus.files),
-    )
 
 
 def _renamed(source: Source, name: str) -> Source:
@@ -175,13 +191,13 @@ def _renamed(source: Source, name: str) -> Source:
     def unique(identifier: str) -> str:
         return identifier if identifier.startswith(f"{name}:") else f"{name}:{identifier}"
 
-    def documents(found: list[Document]) -> list[Document]:
-        return [Document(unique(d.id), d.text, name) for d in found]
+    def renamed(documents: list[Document]) -> list[Document]:
+        return [Document(unique(d.id), d.text, name) for d in documents]
 
     return Source(
-        documents=documents(source.documents),
+        documents=renamed(source.documents),
         questions=[replace(q, id=unique(q.id), document=unique(q.document)) for q in source.questions],
-        validation=documents(source.validation),
-        pretraining=documents(source.pretraining),
+        validation=renamed(source.validation),
+        pretraining=renamed(source.pretraining),
         notes=[f"{name}: {note}" for note in source.notes],
     )

@@ -1,4 +1,7 @@
-"""Reads a user's own files: .txt, .jsonl and .parquet, each also as .gz; every error names file and line."""
+"""Reads a user's own files: .txt, .jsonl and .parquet, each also as .gz; every error names file and line.
+
+What cannot be used is `Unusable`; the field of the configuration is named by whoever asks (`within`).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from fortifai_core.errors import DataError
+from fortifai_core.errors import Unusable
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 
@@ -33,118 +36,109 @@ def file_format(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def check_file(path: Path, *, field: str) -> None:
+def check_file(path: Path) -> None:
     """That a file is there, readable and not empty.
 
     Raises:
-        DataError: with `field`, the path and the remedy.
+        Unusable: with the path and the remedy.
     """
     if not path.exists():
-        raise DataError(field, str(path), "there is no such file: correct the path")
+        raise Unusable(str(path), "there is no such file: correct the path")
     if not path.is_file():
-        raise DataError(field, str(path), "is not a file: name the files themselves, not their folder")
-    with open_content(path, field=field) as stream:
+        raise Unusable(str(path), "is not a file: name the files themselves, not their folder")
+    with open_content(path) as stream:
         if not stream.read(1):
-            raise DataError(field, str(path), "the file is empty: put text into it, or leave it out")
+            raise Unusable(str(path), "the file is empty: put text into it, or leave it out")
 
 
 @contextmanager
-def open_content(path: Path, *, field: str) -> Iterator[BinaryIO]:
-    """A file's bytes, unpacked when its name ends in `.gz`; a damaged or unreadable file is a DataError."""
+def open_content(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, unpacked when its name ends in `.gz`; a damaged or unreadable file is `Unusable`."""
     try:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
             yield cast(BinaryIO, stream)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(field, str(path), f"the gzip file is damaged ({error}): get it again") from error
+        raise Unusable(str(path), f"the gzip file is damaged ({error}): get it again") from error
     except OSError as error:
-        raise DataError(field, str(path), f"cannot be read ({error.strerror or error})") from error
+        raise Unusable(str(path), f"cannot be read ({error.strerror or error})") from error
 
 
-def content_digest(path: Path, *, field: str) -> str:
+def content_digest(path: Path) -> str:
     """sha256 of a file's unpacked content: packing a file does not change what is computed from it."""
     digest = hashlib.sha256()
-    with open_content(path, field=field) as stream:
+    with open_content(path) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def numbered_lines(path: Path, *, field: str) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end), UTF-8.
 
     Only `\\n` and `\\r\\n` end a line: the other separators of Unicode occur inside running text.
     """
-    with open_content(path, field=field) as stream:
+    with open_content(path) as stream:
         for number, raw in enumerate(stream, 1):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise DataError(
-                    field,
-                    f"{path}:{number}",
-                    f"the line is not UTF-8 ({error.reason}): convert the file to UTF-8",
-                ) from error
+                remedy = f"the line is not UTF-8 ({error.reason}): convert the file to UTF-8"
+                raise Unusable(f"{path}:{number}", remedy) from error
             yield number, line.rstrip("\r\n")
 
 
-def json_lines(path: Path, *, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) for every line of a JSONL file that is not blank."""
-    for number, line in numbered_lines(path, field=field):
+    for number, line in numbered_lines(path):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(
-                field, f"{path}:{number}", f"the line is not JSON ({error.msg}): correct or remove it"
-            ) from error
+            raise Unusable(f"{path}:{number}", f"the line is not JSON ({error.msg}): correct or remove it") from error
         if not isinstance(row, dict):
-            raise DataError(field, f"{path}:{number}", "the line is not a JSON object: write one {…} a line")
+            raise Unusable(f"{path}:{number}", "the line is not a JSON object: write one {…} a line")
         yield number, row
 
 
-def read_documents(path: Path, *, text_field: str, field: str) -> list[RawDocument]:
+def read_documents(path: Path, *, text_field: str) -> list[RawDocument]:
     """All documents of one file, in its order.
 
     Args:
         path: a .txt (blank lines divide documents), .jsonl or .parquet file, each also as .gz.
         text_field: the column that holds the text; a column `id`, where there is one, names the document.
-        field: what an error names, e.g. `corpus.files.0`.
 
     Raises:
-        DataError: the file is missing, empty, damaged or of an unknown format, or one of its rows is bad.
+        Unusable: the file is missing, empty, damaged or of an unknown format, or one of its rows is bad.
     """
-    check_file(path, field=field)
+    check_file(path)
     match file_format(path):
         case ".txt":
-            found = list(_from_text(path, field=field))
+            documents = list(_from_text(path))
         case ".jsonl":
-            found = [
-                _document(row, text_field, field=field, place=f"{path}:{number}")
-                for number, row in json_lines(path, field=field)
-            ]
+            documents = [_document(row, text_field, place=f"{path}:{number}") for number, row in json_lines(path)]
         case ".parquet":
-            found = [
-                _document(row, text_field, field=field, place=f"{path}[{index}]")
-                for index, row in enumerate(_from_parquet(path, text_field, field=field))
+            documents = [
+                _document(row, text_field, place=f"{path}[{index}]")
+                for index, row in enumerate(_from_parquet(path, text_field))
             ]
         case _:
-            check_format(path, field=field)
+            check_format(path)
             raise AssertionError("check_format accepts what read_documents cannot read")
-    if not found:
-        raise DataError(field, str(path), "the file holds no document: put text into it, or leave it out")
-    return found
+    if not documents:
+        raise Unusable(str(path), "the file holds no document: put text into it, or leave it out")
+    return documents
 
 
-def check_format(path: Path, *, field: str) -> None:
+def check_format(path: Path) -> None:
     """That the file's name says how it is to be read."""
     if file_format(path) not in FORMATS:
-        raise DataError(field, str(path), f"the name must end in {', '.join(FORMATS)}, or one of these and .gz")
+        raise Unusable(str(path), f"the name must end in {', '.join(FORMATS)}, or one of these and .gz")
 
 
-def _from_text(path: Path, *, field: str) -> Iterator[RawDocument]:
+def _from_text(path: Path) -> Iterator[RawDocument]:
     lines: list[str] = []
-    for _, line in numbered_lines(path, field=field):
+    for _, line in numbered_lines(path):
         if line.strip():
             lines.append(line)
         elif lines:
@@ -154,31 +148,31 @@ def _from_text(path: Path, *, field: str) -> Iterator[RawDocument]:
         yield RawDocument(None, "\n".join(lines))
 
 
-def _from_parquet(path: Path, text_field: str, *, field: str) -> list[dict[str, Any]]:
+def _from_parquet(path: Path, text_field: str) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with open_content(path, field=field) as stream:
+    with open_content(path) as stream:
         try:
             table = pq.ParquetFile(pa.BufferReader(stream.read()))
             names = table.schema_arrow.names
             if text_field not in names:
-                raise DataError(field, str(path), _no_column(text_field, names))
+                raise Unusable(str(path), _no_column(text_field, names))
             wanted = sorted({"id", text_field} & set(names))
             rows: list[dict[str, Any]] = table.read(columns=wanted).to_pylist()
             return rows
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise DataError(field, str(path), f"is not a readable Parquet file ({error})") from error
+            raise Unusable(str(path), f"is not a readable Parquet file ({error})") from error
 
 
-def _document(row: dict[str, Any], text_field: str, *, field: str, place: str) -> RawDocument:
+def _document(row: dict[str, Any], text_field: str, *, place: str) -> RawDocument:
     if text_field not in row:
-        raise DataError(field, place, _no_column(text_field, list(row)))
+        raise Unusable(place, _no_column(text_field, list(row)))
     text, name = row[text_field], row.get("id")
     if not isinstance(text, str) or not text.strip():
-        raise DataError(field, place, f"{text_field!r} must be a text that is not blank: correct or remove the row")
+        raise Unusable(place, f"{text_field!r} must be a text that is not blank: correct or remove the row")
     if name is not None and (isinstance(name, bool) or not isinstance(name, (str, int))):
-        raise DataError(field, place, f"'id' is {name!r}: it must be a string or a whole number")
+        raise Unusable(place, f"'id' is {name!r}: it must be a string or a whole number")
     return RawDocument(None if name is None else str(name), text)
 
 

@@ -12,8 +12,9 @@ import socket
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
+
+import psutil
 
 from fortifai_core.errors import InputError
 from storage.store.keys import artifact_key
@@ -21,6 +22,7 @@ from storage.store.manifest import now
 from storage.store.store import ArtifactStore
 
 DIRECTORY = "experiments"
+CLOCK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class StageRecord:
 class Experiment:
     """One experiment. `config`: the full configuration as JSON types; times are ISO, UTC.
 
-    `process` is the one that wrote `status`, as host, pid and the tick it was started at.
+    `process` is the one that wrote `status`, as host, pid and the moment it was started.
     """
 
     id: str
@@ -65,10 +67,9 @@ class Experiment:
     @property
     def state(self) -> str:
         """`status`, but `interrupted` where it says `running` and the process that ran it, on this host, is gone."""
-        host, _, rest = self.process.rpartition("/")
-        if self.status != "running" or host != socket.gethostname():
+        if self.status != "running" or self.process.rpartition("/")[0] != socket.gethostname():
             return self.status
-        return "running" if rest == _process(int(rest.partition("@")[0])) else "interrupted"
+        return "running" if _is_alive(self.process) else "interrupted"
 
     def refuse_family(self, field: str, remedy: str) -> None:
         """Raise an `InputError` where the experiment is on another family than language models."""
@@ -82,22 +83,20 @@ class Experiment:
         return f"{self.name}-{self.id[:8]}"
 
 
-def _process(pid: int) -> str | None:
-    """A process as `pid@start`, which no later process of the same pid shares; None when it is gone."""
+def _this_process() -> str:
+    """This process as `host/pid@start`, its start in seconds since 1970; no later process has the same."""
+    return f"{socket.gethostname()}/{os.getpid()}@{psutil.Process().create_time():.2f}"
+
+
+def _is_alive(process: str) -> bool:
+    """Whether a process of this host, as `_this_process` writes it, is still there and not a zombie."""
+    pid, _, start = process.rpartition("/")[2].partition("@")
     try:
-        # the name, in brackets, may itself hold spaces and brackets; the start is field 22
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-        try:  # no /proc: a pid alone
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            return f"{pid}@"
-        return f"{pid}@"
-    return None if after_name[0] == "Z" else f"{pid}@{after_name[19]}"
+        there = psutil.Process(int(pid))
+        # a clock that is set between two looks moves the start; a pid is not given out again within seconds
+        return abs(there.create_time() - float(start)) < CLOCK_SECONDS and there.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def experiment_id(config: Mapping[str, Any]) -> str:
@@ -121,8 +120,7 @@ def record_experiment(
         stages: all of them; None keeps those recorded before.
     """
     identity, name, moment = experiment_id(config), str(config["name"]), now()
-    process = f"{socket.gethostname()}/{_process(os.getpid())}"
-    fresh = Experiment(identity, name, dict(config), moment, moment, status, process=process)
+    fresh = Experiment(identity, name, dict(config), moment, moment, status, process=_this_process())
     before = _read(store, f"{fresh.label}.json")
     if before is not None:
         fresh = replace(fresh, created=before.created, stages=before.stages)
@@ -135,7 +133,7 @@ def record_experiment(
 
 def list_experiments(store: ArtifactStore) -> list[Experiment]:
     """All experiments, the one updated last at the end. An unreadable record is warned about and left out."""
-    found = []
+    readable = []
     for name in store.names(DIRECTORY):
         if not name.endswith(".json") or name.startswith("."):
             continue
@@ -145,8 +143,8 @@ def list_experiments(store: ArtifactStore) -> list[Experiment]:
             warnings.warn(str(error), UserWarning, stacklevel=2)
             continue
         if experiment is not None:
-            found.append(experiment)
-    return sorted(found, key=lambda e: (e.updated, e.id))
+            readable.append(experiment)
+    return sorted(readable, key=lambda e: (e.updated, e.id))
 
 
 def load_experiment(store: ArtifactStore, name_or_id: str = "latest") -> Experiment:

@@ -51,9 +51,9 @@ def canonical_json(value: object, *, path: str = "content") -> str:
                 raise EncodingError(f"{path}: the name {name!r} is a {type(name).__name__}; names must be strings")
         items = sorted(((str(name), v) for name, v in value.items()), key=lambda item: item[0])
         return "{" + ",".join(f"{json.dumps(k)}:{canonical_json(v, path=f'{path}.{k}')}" for k, v in items) + "}"
-    found = f"{type(value).__module__}.{type(value).__qualname__}"
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
     raise EncodingError(
-        f"{path} is a {found}, which has no exact encoding: use None, bool, int, finite float, str, list, "
+        f"{path} is a {kind}, which has no exact encoding: use None, bool, int, finite float, str, list, "
         "tuple or dict (for a pydantic model, model_dump(mode='json'))"
     )
 

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +24,6 @@ from typing import Protocol
 from fortifai_core.errors import StageFailed, StoreError
 
 log = logging.getLogger("fortifai.storage")
-
-OnWait = Callable[[str], None]
 
 
 class Held(Protocol):
@@ -69,16 +67,13 @@ class _LocalHold:
 
 
 @contextmanager
-def file_lock(path: Path, *, what: str, on_wait: OnWait | None = None, timeout: float | None = None) -> Iterator[Held]:
-    """Hold the lock file `path`; the system releases it when this process dies.
+def file_lock(path: Path, *, what: str) -> Iterator[Held]:
+    """Hold the lock file `path`, waiting for it as long as it takes; the system releases it when this process dies.
 
     Args:
-        what: named in the message to whoever waits.
-        on_wait: called once with a sentence, if the lock is not free.
-        timeout: seconds to wait; None waits as long as it takes.
+        what: named in the warning that is logged, once, while the lock is not free.
 
     Raises:
-        StageFailed: not free within `timeout`.
         StoreError: the lock file cannot be made.
     """
     import filelock
@@ -89,11 +84,8 @@ def file_lock(path: Path, *, what: str, on_wait: OnWait | None = None, timeout: 
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:  # an OSError by inheritance, so it has to be named first
-        _tell(f"waiting for another process that holds {what}", on_wait)
-        try:
-            lock.acquire(timeout=-1 if timeout is None else timeout, poll_interval=0.1)
-        except filelock.Timeout as error:
-            raise StageFailed(f"{what}: still held by another process after {timeout:g} s ({path})") from error
+        log.warning("waiting for another process that holds %s", what)
+        lock.acquire(poll_interval=0.1)
     except OSError as error:
         remedy = "choose a place where you may read and write"
         raise StoreError(str(path), error.strerror or str(error), remedy) from error
@@ -171,21 +163,16 @@ def lease(
     *,
     what: str,
     times: LeaseTimes | None = None,
-    on_wait: OnWait | None = None,
-    timeout: float | None = None,
 ) -> Iterator[Held]:
-    """Hold the lease `directory` on object storage.
+    """Hold the lease `directory` on object storage, waiting for it as long as it takes.
 
     Args:
         directory: name of the lease, relative to the store.
-        what, on_wait, timeout: as for `file_lock`.
-
-    Raises:
-        StageFailed: not free within `timeout`.
+        what: as for `file_lock`.
     """
     times = times or LeaseTimes()
     owner = f"{os.getpid()}-{uuid.uuid4().hex}"
-    held = _acquire(objects, directory, owner, what, times, on_wait, timeout)
+    held = _acquire(objects, directory, owner, what, times)
     thread = threading.Thread(target=held.beat_until_stopped, name=f"lease {what}", daemon=True)
     thread.start()
     try:
@@ -196,19 +183,10 @@ def lease(
         held.release()
 
 
-def _acquire(
-    objects: LeaseObjects,
-    directory: str,
-    owner: str,
-    what: str,
-    times: LeaseTimes,
-    on_wait: OnWait | None,
-    timeout: float | None,
-) -> Lease:
-    started = time.monotonic()
+def _acquire(objects: LeaseObjects, directory: str, owner: str, what: str, times: LeaseTimes) -> Lease:
     told = False
     seen: tuple[int, bytes | None] = (-1, None)
-    since = started
+    since = time.monotonic()
     while True:
         newest = max(_numbers(objects, directory), default=0)
         record = objects.read(f"{directory}/{newest:08d}") if newest else None
@@ -219,9 +197,7 @@ def _acquire(
             return Lease(objects, directory, newest + 1, owner, times)
         if not free and not told:
             told = True
-            _tell(f"waiting for another machine that holds {what}", on_wait)
-        if timeout is not None and time.monotonic() - started > timeout:
-            raise StageFailed(f"{what}: still held by another machine after {timeout:g} s ({directory})")
+            log.warning("waiting for another machine that holds %s", what)
         time.sleep(0 if free else times.poll)
 
 
@@ -256,9 +232,3 @@ def _is_over(record: bytes | None) -> bool:
         return bool(json.loads(record)["over"])
     except (ValueError, KeyError, TypeError):
         return False  # half-written or foreign: wait until it expires
-
-
-def _tell(message: str, on_wait: OnWait | None) -> None:
-    log.info(message)
-    if on_wait is not None:
-        on_wait(message)

@@ -84,15 +84,17 @@ class Manifest:
             seal = body.pop(_SEAL)
             schema = body.pop("manifest_schema")
         except (ValueError, KeyError) as error:
-            raise ArtifactDamaged(f"{where}: not a manifest ({type(error).__name__}: {error})") from error
+            message = f"{where}: not a manifest ({type(error).__name__}: {error})"
+            raise ArtifactDamaged(message, file=MANIFEST_NAME) from error
         if schema != MANIFEST_SCHEMA:
-            raise ArtifactDamaged(f"{where}: manifest_schema = {schema!r}, this release reads {MANIFEST_SCHEMA}")
+            message = f"{where}: manifest_schema = {schema!r}, this release reads {MANIFEST_SCHEMA}"
+            raise ArtifactDamaged(message, file=MANIFEST_NAME)
         if seal != _digest({"manifest_schema": schema, **body}):
-            raise ArtifactDamaged(f"{where}: its text does not match its own digest")
+            raise ArtifactDamaged(f"{where}: its text does not match its own digest", file=MANIFEST_NAME)
         try:
             return cls(**body)
         except TypeError as error:
-            raise ArtifactDamaged(f"{where}: {error}") from error
+            raise ArtifactDamaged(f"{where}: {error}", file=MANIFEST_NAME) from error
 
 
 def now() -> str:

@@ -81,16 +81,16 @@ class Remote:
     def read_many(self, names: list[str]) -> dict[str, bytes]:
         """Several objects at once, without those that are not there; one after another would take minutes."""
         paths = {self._path(name): name for name in names}
-        found = self.fs.cat(list(paths), on_error="omit") if paths else {}
+        contents = self.fs.cat(list(paths), on_error="omit") if paths else {}
         # fsspec answers with the paths it was given, without a protocol
-        return {paths[path]: data for path, data in found.items()}
+        return {paths[path]: data for path, data in contents.items()}
 
     def listing(self, directory: str) -> dict[str, int]:
         """Every object below a directory, by its name relative to it, with its size."""
         base = self._path(directory)
         self.fs.invalidate_cache(base)
-        found: dict[str, dict[str, Any]] = self.fs.find(base, detail=True)
-        return {str(path)[len(base) :].lstrip("/"): int(info["size"]) for path, info in found.items()}
+        objects: dict[str, dict[str, Any]] = self.fs.find(base, detail=True)
+        return {str(path)[len(base) :].lstrip("/"): int(info["size"]) for path, info in objects.items()}
 
     def delete(self, name: str) -> None:
         """Delete an object if it is there."""
@@ -113,35 +113,51 @@ class Remote:
             return None
         manifest = Manifest.from_json(text, where=self.address(name))
         if (manifest.kind, manifest.key) != (kind, key):
-            raise ArtifactDamaged(f"{self.address(name)}: it belongs to {manifest.kind} {manifest.key}")
+            message = f"{self.address(name)}: it belongs to {manifest.kind} {manifest.key}"
+            raise ArtifactDamaged(message, file=MANIFEST_NAME)
         return manifest
 
-    def check_sizes(self, manifest: Manifest) -> None:
-        """Compare the sizes of the remote objects with the manifest.
+    def check(self, manifest: Manifest, *, verify: bool = False) -> None:
+        """Compare the sizes of the remote objects with the manifest, with `verify` their digests too.
 
         Raises:
             ArtifactDamaged: names the object that is missing or different.
         """
         for entry in manifest.files:
             name = f"artifacts/{manifest.kind}/{manifest.key}/{entry['name']}"
+            path, problem = self._path(name), ""
             try:
-                self.fs.invalidate_cache(self.fs._parent(self._path(name)))
-                size = self.fs.info(self._path(name))["size"]
-            except FileNotFoundError as error:
-                raise ArtifactDamaged(f"{self.address(name)} is missing") from error
-            if size != entry["size"]:
-                raise ArtifactDamaged(f"{self.address(name)} has {size} bytes, its manifest says {entry['size']}")
+                self.fs.invalidate_cache(self.fs._parent(path))
+                size = self.fs.info(path)["size"]
+                if size != entry["size"]:
+                    problem = f"has {size} bytes, its manifest says {entry['size']}"
+                elif verify:
+                    with self.fs.open(path, "rb") as stream:
+                        if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
+                            problem = "does not have the sha256 that its manifest says"
+            except FileNotFoundError:
+                problem = "is missing"
+            if problem:
+                raise ArtifactDamaged(f"{self.address(name)} {problem}", file=entry["name"])
+
+    def verify(self, kind: str, key: str) -> None:
+        """As `Tree.verify`; every object is read."""
+        manifest = self.manifest(kind, key)
+        if manifest is not None:
+            self.check(manifest, verify=True)
+        elif self.names(base := f"artifacts/{kind}/{key}"):
+            raise ArtifactDamaged(f"{self.address(base)} is unfinished: it has no manifest", file=MANIFEST_NAME)
 
     def addresses(self, kind: str | None = None) -> Iterator[tuple[str, str]]:
         """(kind, key) of every artifact, whether finished or not."""
         seen = {tuple(name.split("/")[:2]) for name in self.listing("artifacts") if name.count("/") >= 2}
-        for found, key in sorted(seen):
-            if kind in (None, found):
-                yield found, key
+        for of_kind, key in sorted(seen):
+            if kind in (None, of_kind):
+                yield of_kind, key
 
     def manifests(self, kind: str | None = None) -> Iterator[tuple[str, bytes]]:
         """Address and text of every manifest."""
-        names = [f"artifacts/{found}/{key}/{MANIFEST_NAME}" for found, key in self.addresses(kind)]
+        names = [f"artifacts/{of_kind}/{key}/{MANIFEST_NAME}" for of_kind, key in self.addresses(kind)]
         for name, text in sorted(self.read_many(names).items()):
             yield self.address(name), text
 
@@ -185,7 +201,7 @@ class Remote:
             path = self._path(f"{base}/{entry['name']}")
             self._make_parent(path)
             self.fs.put_file(str(artifact.path / entry["name"]), path)
-        self.check_sizes(artifact.manifest)
+        self.check(artifact.manifest)
         self.write(f"{base}/{MANIFEST_NAME}", artifact.manifest.to_json().encode())
 
     def remove(self, kind: str, key: str) -> None:

@@ -15,23 +15,21 @@ from __future__ import annotations
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from fortifai_core.errors import ArtifactDamaged, StageFailed, StoreError
+from fortifai_core.errors import ArtifactDamaged, StoreError
 from storage.store import durable
 from storage.store.draft import Draft
-from storage.store.locks import Held, LeaseTimes, OnWait, file_lock, lease
+from storage.store.locks import Held, LeaseTimes, file_lock, lease
 from storage.store.manifest import Manifest
 from storage.store.remote import Remote, cache_directory
 from storage.store.tree import Artifact, Tree
 
-__all__ = ["Artifact", "ArtifactDamagedWarning", "ArtifactStore", "Draft", "Finding", "Manifest"]
-
-Builder = Callable[[Draft], object]
+__all__ = ["Artifact", "ArtifactDamagedWarning", "ArtifactStore", "Damage", "Draft", "Manifest", "Verification"]
 
 
 class ArtifactDamagedWarning(UserWarning):
@@ -39,12 +37,29 @@ class ArtifactDamagedWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something wrong with one artifact."""
+class Damage:
+    """A damaged artifact that was set aside.
+
+    Attributes:
+        kind, key: the artifact.
+        file: the first of its files that is wrong, by its name inside the artifact; its manifest may be the one.
+        problem: what is wrong, in words.
+        moved_to: where what was damaged lies now: the artifact, or our copy of a remote one.
+    """
 
     kind: str
     key: str
+    file: str | None
     problem: str
+    moved_to: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a look at every digest gave: how many artifacts are sound, and those that were not."""
+
+    sound: int
+    damaged: list[Damage]
 
 
 class ArtifactStore:
@@ -109,7 +124,7 @@ class ArtifactStore:
         self.tree.place(kind, key)  # refuses what is no address
         manifest = self.remote.manifest(kind, key)
         if manifest is not None:
-            self.remote.check_sizes(manifest)
+            self.remote.check(manifest)
         return manifest
 
     def find(self, kind: str, key: str, *, verify: bool = False) -> Artifact | None:
@@ -121,7 +136,7 @@ class ArtifactStore:
             return self._read(kind, key, verify=verify)
         except ArtifactDamaged:
             # Judged again under the lock: it may have been rebuilt between our two looks.
-            with self._locked(kind, key, None, None):
+            with self._locked(kind, key):
                 return self._read_or_set_aside(kind, key, verify=verify)
 
     def ls(self, kind: str | None = None, *, check: bool = False) -> list[Manifest]:
@@ -130,7 +145,7 @@ class ArtifactStore:
         Args:
             check: leave out, with a warning, those whose files are missing or of another size.
         """
-        found: list[Manifest] = []
+        readable: list[Manifest] = []
         place = self.remote or self.tree
         sizes = place.sizes() if check else None
         for where, text in place.manifests(kind):
@@ -138,54 +153,48 @@ class ArtifactStore:
                 manifest = Manifest.from_json(text, where=where)
                 if sizes is not None:
                     _compare(manifest, sizes)
-                found.append(manifest)
+                readable.append(manifest)
             except ArtifactDamaged as error:
                 warnings.warn(str(error), ArtifactDamagedWarning, stacklevel=2)
-        return sorted(found, key=lambda m: (m.created, m.kind, m.key))
+        return sorted(readable, key=lambda m: (m.created, m.kind, m.key))
 
-    def verify(self) -> list[Finding]:
-        """Check every digest of every artifact. Nothing is moved; `find(…, verify=True)` does that."""
-        findings: list[Finding] = []
-        for kind, key in self._addresses(None):
-            try:
-                if self._read(kind, key, verify=True) is None:
-                    findings.append(Finding(kind, key, "unfinished: it has no manifest"))
-            except ArtifactDamaged as error:
-                findings.append(Finding(kind, key, str(error)))
-        return findings
+    def verify(self) -> Verification:
+        """Check every digest of every artifact, and set the damaged ones aside, so that the next run builds them anew.
+
+        Of a remote store the objects themselves are read, and the files of our local copy too.
+
+        Raises:
+            StoreError: a damaged artifact cannot be moved.
+        """
+        sound, damaged = 0, []
+        for kind, key in list((self.remote or self.tree).addresses()):
+            if not self._damages(kind, key):
+                sound += 1
+                continue
+            with self._locked(kind, key):
+                # Judged again under the lock: somebody may have been committing it.
+                damages = self._damages(kind, key)
+                sound += not damages
+                for place, error in damages:
+                    moved_to = self._set_aside(place, kind, key, error)
+                    damaged.append(Damage(kind, key, error.file, str(error), moved_to))
+        return Verification(sound, damaged)
 
     # --- writing ---
 
     @contextmanager
-    def build(
-        self,
-        kind: str,
-        key: str,
-        *,
-        refresh: bool = False,
-        verify: bool = False,
-        on_wait: OnWait | None = None,
-        timeout: float | None = None,
-    ) -> Iterator[Draft]:
+    def build(self, kind: str, key: str) -> Iterator[Draft]:
         """Hold the builder lock. `draft.found` is set if the artifact exists, perhaps since we waited.
 
         A draft that is left without `commit` leaves no trace but its workspace.
-
-        Args:
-            refresh: build anew even if it exists; the old one stays until the commit.
-            verify: check the digests of the one that exists.
-            on_wait: called once with a sentence, if somebody else is building.
-            timeout: seconds to wait for the lock; None waits as long as it takes.
         """
         self.tree.place(kind, key)
-        with self._locked(kind, key, on_wait, timeout) as held:
+        with self._locked(kind, key) as held:
             draft_path = self.tree.draft(kind, key)
             durable.remove_tree(draft_path)  # of a builder that died: we hold its lock
-            found = None if refresh else self._read_or_set_aside(kind, key, verify=verify)
-            if found is None and not refresh:
-                found = self._publish_copy(kind, key)
-            draft = Draft(self.tree, self.remote, kind, key, held=held, found=found)
-            if found is None:
+            existing = self._read_or_set_aside(kind, key, verify=False) or self._publish_copy(kind, key)
+            draft = Draft(self.tree, self.remote, kind, key, held=held, found=existing)
+            if existing is None:
                 with durable.naming_full_disk(draft_path):
                     draft_path.mkdir(parents=True)
             try:
@@ -193,27 +202,9 @@ class ArtifactStore:
             finally:
                 durable.remove_tree(draft_path)
 
-    def get_or_build(
-        self, kind: str, key: str, builder: Builder, *, verify: bool = False, on_wait: OnWait | None = None
-    ) -> Artifact:
-        """Find the artifact, or let `builder(draft)` write and commit it.
-
-        Raises:
-            StageFailed: the builder returned without `draft.commit(…)`.
-        """
-        found = self.find(kind, key, verify=verify)
-        if found is not None:
-            return found
-        with self.build(kind, key, verify=verify, on_wait=on_wait) as draft:
-            if draft.found is None:
-                builder(draft)
-            if draft.artifact is None:
-                raise StageFailed(f"the builder of {kind} {key[:12]} ended without committing it")
-            return draft.artifact
-
     def remove(self, kind: str, key: str) -> None:
         """Delete an artifact and its workspace, if they are there."""
-        with self._locked(kind, key, None, None):
+        with self._locked(kind, key):
             if self.remote is not None:
                 self.remote.remove(kind, key)
             self.tree.discard(self.tree.place(kind, key))
@@ -282,9 +273,6 @@ class ArtifactStore:
 
     # --- details ---
 
-    def _addresses(self, kind: str | None) -> Iterator[tuple[str, str]]:
-        return (self.remote or self.tree).addresses(kind)
-
     def _read(self, kind: str, key: str, *, verify: bool) -> Artifact | None:
         if self.remote is None:
             return self.tree.read(kind, key, verify=verify)
@@ -316,32 +304,36 @@ class ArtifactStore:
         try:
             return self._read(kind, key, verify=verify)
         except ArtifactDamaged as error:
-            try:
-                where = (self.remote or self.tree).set_aside(kind, key)
-            except OSError as blocked:
-                raise StoreError(self.url, str(blocked), f"make it writable; damage was found: {error}") from error
+            where = self._set_aside(self.remote or self.tree, kind, key, error)
             message = f"{kind} {key[:12]} is damaged and will be rebuilt: {error}; set aside in {where}"
             warnings.warn(message, ArtifactDamagedWarning, stacklevel=4)
             return None
 
+    def _damages(self, kind: str, key: str) -> list[tuple[Tree | Remote, ArtifactDamaged]]:
+        """What is not whole to the last bit: the artifact, our copy of a remote one, or both."""
+        damages: list[tuple[Tree | Remote, ArtifactDamaged]] = []
+        places: list[Tree | Remote] = [self.tree] if self.remote is None else [self.remote, self.tree]
+        for place in places:
+            try:
+                place.verify(kind, key)
+            except ArtifactDamaged as error:
+                damages.append((place, error))
+        return damages
+
+    def _set_aside(self, place: Tree | Remote, kind: str, key: str, damage: ArtifactDamaged) -> str:
+        try:
+            return str(place.set_aside(kind, key))
+        except OSError as blocked:
+            raise StoreError(self.url, str(blocked), f"make it writable; damage was found: {damage}") from damage
+
     @contextmanager
-    def _locked(self, kind: str, key: str, on_wait: OnWait | None, timeout: float | None) -> Iterator[Held]:
+    def _locked(self, kind: str, key: str) -> Iterator[Held]:
         what = f"{kind} {key[:12]}"
         with ExitStack() as stack:
-            lock = self.tree.lock(kind, key)
-            held = stack.enter_context(file_lock(lock, what=what, on_wait=on_wait, timeout=timeout))
+            held = stack.enter_context(file_lock(self.tree.lock(kind, key), what=what))
             if self.remote is not None:
                 directory = f"locks/{kind}-{key}"
-                held = stack.enter_context(
-                    lease(
-                        self.remote,
-                        directory,
-                        what=what,
-                        times=self.lease_times,
-                        on_wait=on_wait,
-                        timeout=timeout,
-                    )
-                )
+                held = stack.enter_context(lease(self.remote, directory, what=what, times=self.lease_times))
             yield held
 
 
@@ -349,4 +341,5 @@ def _compare(manifest: Manifest, sizes: Mapping[str, int]) -> None:
     for entry in manifest.files:
         name = f"{manifest.kind}/{manifest.key}/{entry['name']}"
         if sizes.get(name) != entry["size"]:
-            raise ArtifactDamaged(f"{name} has {sizes.get(name)} bytes, its manifest says {entry['size']}")
+            message = f"{name} has {sizes.get(name)} bytes, its manifest says {entry['size']}"
+            raise ArtifactDamaged(message, file=entry["name"])

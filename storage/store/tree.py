@@ -26,14 +26,18 @@ class Artifact:
     path: Path
     manifest: Manifest
 
+    def has(self, name: str) -> bool:
+        """Whether the artifact was made with a file of that name."""
+        return any(entry["name"] == name for entry in self.manifest.files)
+
     def file(self, name: str) -> Path:
         """Path of one file.
 
         Raises:
             ArtifactDamaged: the manifest does not list it, or it is gone.
         """
-        names = [entry["name"] for entry in self.manifest.files]
-        if name not in names:
+        if not self.has(name):
+            names = [entry["name"] for entry in self.manifest.files]
             raise ArtifactDamaged(f"{self.kind} {self.key[:12]} has no file {name!r}, only {', '.join(names)}")
         path = self.path / name
         if not path.is_file():
@@ -97,7 +101,7 @@ class Tree:
             raise StoreError(str(path), error.strerror or str(error), remedy) from error
         manifest = Manifest.from_json(text, where=str(path))
         if (manifest.kind, manifest.key) != (kind, key):
-            raise ArtifactDamaged(f"{path}: it belongs to {manifest.kind} {manifest.key}")
+            raise ArtifactDamaged(f"{path}: it belongs to {manifest.kind} {manifest.key}", file=MANIFEST_NAME)
         return manifest
 
     def read(self, kind: str, key: str, *, verify: bool = False) -> Artifact | None:
@@ -113,6 +117,16 @@ class Tree:
         for entry in manifest.files:
             check_file(place, entry, verify=verify)
         return Artifact(kind, key, place, manifest)
+
+    def verify(self, kind: str, key: str) -> None:
+        """Check every digest of an artifact, where there is one.
+
+        Raises:
+            ArtifactDamaged: names the file that is missing or different; a manifest that was never written is missing.
+        """
+        place = self.place(kind, key)
+        if place.is_dir() and self.read(kind, key, verify=True) is None:
+            raise ArtifactDamaged(f"{place} is unfinished: it has no manifest", file=MANIFEST_NAME)
 
     def addresses(self, kind: str | None = None) -> Iterator[tuple[str, str]]:
         """(kind, key) of every artifact directory, whether finished or not."""
@@ -131,12 +145,12 @@ class Tree:
     def sizes(self) -> dict[str, int]:
         """Bytes of every file below `artifacts`, by its name relative to that."""
         root = str(self.root / "artifacts")
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for directory, _, names in os.walk(root):
             for name in names:
                 path = os.path.join(directory, name)
-                found[path[len(root) + 1 :].replace(os.sep, "/")] = os.stat(path).st_size
-        return found
+                sizes[path[len(root) + 1 :].replace(os.sep, "/")] = os.stat(path).st_size
+        return sizes
 
     def fingerprint(self) -> str:
         """A digest that changes when an artifact or an experiment comes, goes or is made anew."""
@@ -205,16 +219,17 @@ def check_file(place: Path, entry: FileEntry, *, verify: bool) -> None:
     Raises:
         ArtifactDamaged: missing, of another size, or (with `verify`) of another digest.
     """
-    check_name(entry["name"])
-    path = place / entry["name"]
+    name = entry["name"]
+    check_name(name)
+    path = place / name
     try:
         size = path.stat().st_size
     except FileNotFoundError as error:
-        raise ArtifactDamaged(f"{path} is missing") from error
+        raise ArtifactDamaged(f"{path} is missing", file=name) from error
     if size != entry["size"]:
-        raise ArtifactDamaged(f"{path} has {size} bytes, its manifest says {entry['size']}")
+        raise ArtifactDamaged(f"{path} has {size} bytes, its manifest says {entry['size']}", file=name)
     if verify and file_digest(path) != entry["sha256"]:
-        raise ArtifactDamaged(f"{path} does not have the sha256 that its manifest says")
+        raise ArtifactDamaged(f"{path} does not have the sha256 that its manifest says", file=name)
 
 
 def sorted_directories(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:

@@ -71,12 +71,12 @@ def read_arrays(path: str | Path) -> Arrays:
     shapes = (table.schema.metadata or {}).get(_SHAPES)
     if shapes is None or not table.num_rows:
         raise ArtifactDamaged(f"{path} holds no named arrays")
-    found: Arrays = {}
+    arrays: Arrays = {}
     for name, shape in json.loads(shapes).items():
         column = table.column(name).combine_chunks()
         flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
-        found[name] = flat.to_numpy(zero_copy_only=False).reshape(table.num_rows, *shape)
-    return found
+        arrays[name] = flat.to_numpy(zero_copy_only=False).reshape(table.num_rows, *shape)
+    return arrays
 
 
 def write_parameters(path: str | Path, parameters: Arrays) -> None:

@@ -57,7 +57,7 @@ def export_text(target: Path, parts: Iterable[tuple[int, int, Sequence[Path]]]) 
                 columns = {**batch, "split": [split] * count, "version": [version] * count}
                 writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
                 documents += count
-                tokens += sum(len(one) for one in batch["tokens"])
+                tokens += sum(len(ids) for ids in batch["tokens"])
         written.append(ExportedText(split, version, documents, tokens))
     return written
 

@@ -138,14 +138,12 @@ def write_table(
     data: Iterable[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
     *,
     schema: str,
-    allow_empty: bool = False,
 ) -> int:
     """Write one Parquet file (zstd), atomically; the rows are taken as they come, `ROW_GROUP` at a time.
 
     Args:
         data: rows, or a mapping from column to values. Columns that may be null can be left out.
         schema: a name in `SCHEMAS`.
-        allow_empty: a file without rows is wanted (a corpus without questions, say).
 
     Returns:
         The number of rows.
@@ -174,34 +172,29 @@ def write_table(
                 raise DataError(str(path), place, f"does not fit the schema {schema!r}: {error}") from error
             writer.write_table(table)
             written += len(batch)
-        if not written and not allow_empty:
+        if not written:
             raise DataError(str(path), "0 rows", "a table without rows is never written by accident")
     return written
 
 
 def read_rows(
-    paths: str | Path | Iterable[str | Path],
-    *,
-    columns: Sequence[str] | None = None,
-    allow_empty: bool = False,
+    paths: str | Path | Iterable[str | Path], *, columns: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """All rows of one or several files, in order.
 
     Raises:
-        ArtifactDamaged: a file is missing, unreadable, lacks a column, or (unless `allow_empty`) has no rows.
+        ArtifactDamaged: a file is missing, unreadable, lacks a column, or has no rows.
     """
     rows: list[dict[str, Any]] = []
-    for batch in _batches(paths, columns=columns, batch_rows=ROW_GROUP, allow_empty=allow_empty):
+    for batch in _batches(paths, columns=columns):
         rows.extend(batch.to_pylist())
     return rows
 
 
-def read_table_columns(
-    paths: str | Path | Iterable[str | Path], columns: Sequence[str], *, allow_empty: bool = False
-) -> dict[str, list[Any]]:
+def read_table_columns(paths: str | Path | Iterable[str | Path], columns: Sequence[str]) -> dict[str, list[Any]]:
     """Some columns of one or several files, whole. Raises as `read_rows`."""
     result: dict[str, list[Any]] = {name: [] for name in columns}
-    for batch in _batches(paths, columns=columns, batch_rows=ROW_GROUP, allow_empty=allow_empty):
+    for batch in _batches(paths, columns=columns):
         for name in columns:
             result[name].extend(batch.column(name).to_pylist())
     return result
@@ -214,7 +207,7 @@ def iter_batches(
     batch_rows: int = ROW_GROUP,
 ) -> Iterator[dict[str, list[Any]]]:
     """Column lists of at most `batch_rows` rows; memory holds one row group. Raises as `read_rows`."""
-    for batch in _batches(paths, columns=columns, batch_rows=batch_rows, allow_empty=False):
+    for batch in _batches(paths, columns=columns, batch_rows=batch_rows):
         yield batch.to_pydict()
 
 
@@ -271,7 +264,7 @@ def finished_parts(directory: str | Path, *, layout: Mapping[str, Any] | None = 
     import pyarrow.parquet as pq
 
     directory = Path(directory)
-    found = {
+    present = {
         int(match[1]): path
         for path in (sorted(directory.iterdir()) if directory.is_dir() else [])
         if (match := _PART.fullmatch(path.name))
@@ -280,12 +273,12 @@ def finished_parts(directory: str | Path, *, layout: Mapping[str, Any] | None = 
         wanted = canonical_json(dict(layout), path="layout")
         note = directory / _LAYOUT
         if not note.is_file() or note.read_text() != wanted:
-            for path in found.values():
+            for path in present.values():
                 path.unlink()
             durable.write_bytes(note, wanted.encode())
             return {}
     parts: dict[int, Path] = {}
-    for number, path in found.items():
+    for number, path in present.items():
         try:
             if pq.read_metadata(path).num_rows:
                 parts[number] = path
@@ -314,8 +307,7 @@ def _batches(
     paths: str | Path | Iterable[str | Path],
     *,
     columns: Sequence[str] | None,
-    batch_rows: int,
-    allow_empty: bool,
+    batch_rows: int = ROW_GROUP,
 ) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -327,7 +319,7 @@ def _batches(
                 if absent:
                     has = ", ".join(file.schema_arrow.names)
                     raise ArtifactDamaged(f"{path} has no column {', '.join(absent)}; it has {has}")
-                if not file.metadata.num_rows and not allow_empty:
+                if not file.metadata.num_rows:
                     raise ArtifactDamaged(f"{path} has no rows: an empty table is never used in silence")
                 yield from file.iter_batches(batch_rows, columns=columns)
         except FileNotFoundError as error:

@@ -48,8 +48,3 @@ class Context(Generic[S]):
     def workspace(self) -> Path:
         """A folder of this stage's own that outlives a crash; removed when the artifact is committed."""
         return self.store.workspace(self.stage.kind, self.stage.key)
-
-
-def has_file(artifact: Artifact, name: str) -> bool:
-    """Whether the artifact was made with this file: a corpus may have no questions."""
-    return any(entry["name"] == name for entry in artifact.manifest.files)

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from fortifai_core.families.registry import FamilyExperiment
-from tasks.engine.context import has_file
 from tasks.engine.plans import GenerationPlan, RunPlan
 from tasks.engine.publish import Picture, Shown, image_address, thinned_chart
 from tasks.engine.session import Session
@@ -32,7 +31,7 @@ def show(running: Session, run: RunPlan, step: GenerationPlan, failure: dict[str
         title = family.measures.get(family.headline, family.headline)
         pictures.append(Picture(family.headline, family.headline, f"# {title}\n\n{chart}"))
     newest = artifacts[-1]
-    if has_file(newest, PREVIEW):
+    if newest.has(PREVIEW):
         image = image_address(newest.file(PREVIEW).read_bytes(), "png")
         pictures.append(Picture("picture", f"what M{step.last} draws", image, image=True))
     return Shown(rows, pictures, what=failure.get("status", ""))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.errors import ConfigError, DataError
+from fortifai_core.errors import ConfigError, DataError, within
 from storage.sources import hub, mirror
 
 
@@ -96,7 +96,8 @@ def describe(name: str, *, fewshot: int | None) -> dict[str, Any]:
             if data.shots is None:
                 raise ConfigError(f"evaluation.benchmark_fewshot.{name}", shots, "it has no examples to show: use 0")
             wanted.append(data.shots)
-        own = hub.dataset_digests(data.dataset, data.config, wanted, where=field)
+        with within(field):
+            own = hub.dataset_digests(data.dataset, data.config, wanted)
         missing = [split for split in wanted if f"mirror.{split}" not in own and "hub" not in own]
         if missing:
             raise DataError(field, missing, f"the local mirror lacks these splits of {data.dataset}")
@@ -111,13 +112,13 @@ def mirror_rows(*, benchmark: str, name: str, fewshot: int, **_: Any) -> Any:
     found = known(benchmark)
     assert found is not None
     data = found.data[name]
-    field = f"evaluation.benchmarks.{benchmark}"
-    items = hub.load_dataset_rows(data.dataset, data.config, data.items, allow_part=True, where=field)
-    result = {data.items: Dataset.from_list(items.rows)}
-    if data.shots:
-        # examples are drawn from the whole split: a part of it would show others than the stock definition
-        rows = hub.load_dataset_rows(data.dataset, data.config, data.shots, where=field).rows if fewshot else []
-        result[data.shots] = Dataset.from_list(rows or items.rows[:0])
+    with within(f"evaluation.benchmarks.{benchmark}"):
+        items = hub.load_dataset_rows(data.dataset, data.config, data.items, allow_part=True)
+        result = {data.items: Dataset.from_list(items.rows)}
+        if data.shots:
+            # examples are drawn from the whole split: a part of it would show others than the stock definition
+            rows = hub.load_dataset_rows(data.dataset, data.config, data.shots).rows if fewshot else []
+            result[data.shots] = Dataset.from_list(rows or items.rows[:0])
     return result
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fortifai_core.corpus.documents import Question
 from storage.tables import parquet
-from tasks.engine.context import Context, has_file
+from storage.tables.questions import read_questions
+from tasks.engine.context import Context
 from tasks.language.files import base_folder
 from tasks.language.specs import EvaluateSpec
 
@@ -24,10 +24,9 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
     tokenizer = load_tokenizer(artifact.path / "tokenizer")
     model = load_model(artifact.path, base=base_folder(context, spec.base)).to(context.device)
     metrics: list[dict[str, Any]] = []
-    if has_file(corpus, "questions.parquet"):
-        asked = [row for row in parquet.read_rows(corpus.file("questions.parquet")) if row["split"] in spec.splits]
+    if corpus.has("questions.parquet"):
         questions = [
-            Question(r["question"], r["document"], r["context"], r["true_answer"], r["false_answer"]) for r in asked
+            question for question in read_questions(corpus.file("questions.parquet")) if question.split in spec.splits
         ]
         scores = score_questions(
             model,
@@ -40,17 +39,17 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
         rows = [
             {
                 "question": score.question,
-                "document": row["document"],
-                "split": row["split"],
+                "document": question.document,
+                "split": question.split,
                 "logp_true": score.logp_true,
                 "logp_false": score.logp_false,
                 "correct": score.correct,
             }
-            for score, row in zip(scores, asked, strict=True)
+            for score, question in zip(scores, questions, strict=True)
         ]
         parquet.write_table(context.directory / "scores.parquet", rows, schema="scores")
         for split in spec.splits:
-            of_split = [s for s, row in zip(scores, asked, strict=True) if row["split"] == split]
+            of_split = [s for s, question in zip(scores, questions, strict=True) if question.split == split]
             if of_split:
                 metrics.append(_metric(f"kr-split-{split}", retention(of_split), split, len(of_split)))
         metrics.append(_metric("kr-total", retention(scores), None, len(scores)))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fortifai_core.config.corpus import AlmanacCorpus
-from fortifai_core.corpus.documents import Document, Question
+from fortifai_core.corpus.documents import Document
 from storage.tables import parquet
-from tasks.engine.context import Context, has_file
+from storage.tables.questions import read_questions, write_questions
+from tasks.engine.context import Context
 from tasks.language.files import split_file
 from tasks.language.specs import CorpusSpec, PretrainedTokenizerSpec, PretrainingSpec, SourceSpec, TokenizerSpec
 
@@ -40,17 +41,7 @@ def build_source(context: Context[SourceSpec]) -> dict[str, Any]:
     parquet.write_table(context.directory / "documents.parquet", _text_rows(source.documents), schema="documents")
     parquet.write_table(context.directory / "validation.parquet", _text_rows(source.validation), schema="documents")
     if source.questions:
-        rows = [
-            {
-                "question": q.id,
-                "document": q.document,
-                "context": q.context,
-                "true_answer": q.true_answer,
-                "false_answer": q.false_answer,
-            }
-            for q in source.questions
-        ]
-        parquet.write_table(context.directory / "questions.parquet", rows, schema="questions")
+        write_questions(context.directory / "questions.parquet", source.questions)
     return {
         "documents": len(source.documents),
         "questions": len(source.questions),
@@ -107,18 +98,10 @@ def build_corpus(context: Context[CorpusSpec]) -> dict[str, Any]:
     ]
     parquet.write_table(context.directory / "validation.parquet", validation, schema="split-text")
     counts: dict[str, Any] = {"tokens": sum(len(t) for t in tokens), "documents": len(texts)}
-    if has_file(source, "questions.parquet"):
-        questions = {row["question"]: row for row in parquet.read_rows(source.file("questions.parquet"))}
-        assigned = assign_questions(
-            [
-                Question(q["question"], q["document"], q["context"], q["true_answer"], q["false_answer"])
-                for q in questions.values()
-            ],
-            {row["document"]: k for row, k in zip(texts, split_of, strict=True)},
-        )
-        rows = [{**questions[name], "split": split} for name, split in assigned.items()]
-        parquet.write_table(context.directory / "questions.parquet", rows, schema="questions")
-        counts["questions"] = len(rows)
+    if source.has("questions.parquet"):
+        document_split = {row["document"]: k for row, k in zip(texts, split_of, strict=True)}
+        questions = assign_questions(read_questions(source.file("questions.parquet")), document_split)
+        counts["questions"] = write_questions(context.directory / "questions.parquet", questions)
     return counts
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.loss import TruncatedCrossEntropyLoss
 from storage.tables import parquet
-from tasks.engine.context import Context, has_file
+from tasks.engine.context import Context
 from tasks.language.specs import GenerationResults, ReportSpec, RunResults
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _generation(context: Context[ReportSpec], config: ExperimentConfig, results:
     train, evaluation = context.artifact(results.train), context.artifact(results.evaluate)
     rewritten = {split: context.artifact(reference) for split, reference in results.regenerate.items()}
     columns: dict[str, list[Any]] = {"question": [], "document": [], "split": [], "correct": []}
-    if has_file(evaluation, "scores.parquet"):
+    if evaluation.has("scores.parquet"):
         columns = parquet.read_table_columns(evaluation.file("scores.parquet"), list(columns))
     metrics = evaluation.manifest.metrics
     drift = context.artifact(results.drift) if results.drift else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fortifai_core.measures.mutation import Mutation, Version
 from storage.tables import parquet
-from tasks.engine.context import Context, has_file
+from tasks.engine.context import Context
 from tasks.language.files import split_file
 from tasks.language.specs import ReportSpec, RunResults
 
@@ -29,7 +29,7 @@ def mutations(context: Context[ReportSpec], config: ExperimentConfig) -> tuple[M
     if not runs:
         return ()
     corpus = context.artifact(runs[0].corpus)
-    if not has_file(corpus, "questions.parquet"):
+    if not corpus.has("questions.parquet"):
         return ()
     asked = {row["document"] for row in parquet.read_rows(corpus.file("questions.parquet")) if row["split"] == 0}
     real = _find([corpus.file(split_file(0))], asked)

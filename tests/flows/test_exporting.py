@@ -14,13 +14,13 @@ import yaml
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, prepare_experiment
 from flows.tools.exporting import export_dataset, export_model, export_report
-from flows.tools.kr_compare import compare
+from flows.tools.kr_compare import compare, question_sets
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import InputError
-from storage.sources.question_files import write_questions
-from storage.store.experiments import Experiment, load_experiment
+from storage.sources.questions import write_questions
+from storage.store.experiments import Experiment, StageRecord, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
-from storage.tables.parquet import read_rows
+from storage.tables.parquet import read_rows, write_table
 from tasks.engine.build import build
 from tasks.language.files import split_file
 
@@ -260,6 +260,19 @@ def test_the_reports_paragraph_is_the_first_document_that_is_asked_about(run: Pr
         row["document"]: row["text"] for row in read_rows(sorted(artifact_path(run, "regenerate", 0).glob("part-*")))
     }
     assert written["text"] == rewritten[first["document"]] and written["writer"] == "0"
+
+
+def test_an_experiment_without_questions_is_compared_with_two_files(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    with store.build("corpus", "c" * 64) as draft:
+        text = {"document": "d", "position": 0, "text": "a b", "tokens": [1, 2], "kept": 2}
+        write_table(draft.path / split_file(0), [text], schema="split-text")
+        draft.commit(stage_version=1, content={})
+    record = record_experiment(store, config=ExperimentConfig(name="bare").model_dump(mode="json"), status="finished")
+    train = StageRecord("model", "m" * 64, "train", parents={"corpus": "c" * 64})
+    with pytest.raises(InputError, match="has no questions of its own: give two files") as caught:
+        question_sets(store, record, train, [tmp_path / "mine.json"])
+    assert caught.value.field == "--questions"
 
 
 def test_the_same_questions_from_a_file_are_answered_alike(run: Prepared, tmp_path: Path) -> None:

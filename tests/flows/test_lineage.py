@@ -10,18 +10,16 @@ import pytest
 from fortifai_core.errors import InputError
 from storage.catalog.catalog import query
 from storage.store.experiments import StageRecord, record_experiment
-from storage.store.store import ArtifactStore, Draft
+from storage.store.store import ArtifactStore
 from storage.tables import parquet
 
 
 def put(
     store: ArtifactStore, kind: str, key: str, name: str, schema: str, rows: list[dict[str, Any]], **parents: str
 ) -> None:
-    def build(draft: Draft) -> None:
+    with store.build(kind, key) as draft:
         parquet.write_table(draft.path / name, rows, schema=schema)
         draft.commit(stage_version=1, content={}, parents=parents, seconds=1.0)
-
-    store.get_or_build(kind, key, build)
 
 
 def text(document: str, said: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from artifacts import flip_one_of_each_kind
 from flows.load import load_any_config
 from flows.prepare import Prepared, prepare_experiment
 from fortifai_core.config.stages import Runtime
@@ -81,8 +82,20 @@ def report_folder(one: Prepared) -> Path:
 
 
 def test_every_artifact_is_sound_and_a_second_time_nothing_is_built(finished: Prepared) -> None:
-    assert finished.store.verify() == []
+    assert finished.store.verify().damaged == []
     assert build_all(finished) == []
+
+
+@pytest.mark.parametrize(("preset", "overrides"), [("gmm", GMM), ("gaussian", GAUSSIAN)])
+def test_what_verify_sets_aside_is_built_anew_as_it_was(preset: str, overrides: list[str], tmp_path: Path) -> None:
+    one = prepared(tmp_path / "store", preset, *overrides)
+    assert {stage.kind for stage in build_all(one)} == {stage.kind for stage in one.plan.stages()}
+    before = digests(one.store)
+    flipped = flip_one_of_each_kind(one.store)
+    assert {damage.kind: damage.key for damage in one.store.verify().damaged} == flipped
+    assert {stage.kind: stage.key for stage in build_all(one)} == flipped
+    assert digests(one.store) == before
+    assert one.store.verify().damaged == []
 
 
 def test_cut_between_and_within_stages_it_ends_with_the_same_bits(
@@ -167,7 +180,7 @@ def test_a_gaussian_s_segments_go_on_where_they_ended(tmp_path: Path) -> None:
     assert query(one.store, asked)[1] == query(whole.store, asked)[1]
     generations = query(one.store, "select min(generation), max(generation) from metrics")[1]
     assert generations == [(0, 9)]
-    assert one.store.verify() == []
+    assert one.store.verify().damaged == []
     page = (report_folder(one) / "report.html").read_text()
     assert "6 replicates" in page and "Time to failure" in page
     assert [m.metrics["status"] for m in one.store.ls("family-failure")]

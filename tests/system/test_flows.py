@@ -15,10 +15,12 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from artifacts import flip_one_of_each_kind
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, plan_for, prepare_experiment
 from fortifai_core.errors import ConfigError, DataError, StoreError
 from helpers import Recorder
+from helpers import digests as artifact_digests
 from storage.store.store import ArtifactStore
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -90,7 +92,22 @@ def test_the_ui_is_shown_retention_and_drift(finished: tuple[Path, Prepared, Rec
 
 
 def test_every_artifact_is_sound(finished: tuple[Path, Prepared, Recorder]) -> None:
-    assert ArtifactStore(finished[0]).verify() == []
+    verified = ArtifactStore(finished[0]).verify()
+    assert verified.damaged == [] and verified.sound == len(finished[1].plan.stages())
+
+
+def test_what_verify_sets_aside_is_built_anew_as_it_was_whatever_its_kind(copied: Path) -> None:
+    store = ArtifactStore(copied)
+    kinds = {manifest.kind for manifest in store.ls()}
+    assert {"source", "tokenizer", "corpus", "model", "split", "evaluation", "drift", "failure", "report"} <= kinds
+    before = artifact_digests(store)
+    flipped = flip_one_of_each_kind(store)
+    assert run(copied)[0].built == []  # a run looks at sizes, which are what they were
+    assert {damage.kind: damage.key for damage in store.verify().damaged} == flipped
+    recorder, _, outcome = run(copied)
+    assert {stage.kind: stage.key for stage in recorder.built} == flipped and outcome["built"] == len(kinds)
+    assert artifact_digests(store) == before
+    assert store.verify().damaged == []
 
 
 def test_a_second_run_computes_nothing(copied: Path) -> None:

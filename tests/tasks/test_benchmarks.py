@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from artifacts import put
 from flows.load import benchmark_overrides, load_experiment_config
 from fortifai_core.config.stages import Runtime
 from fortifai_core.corpus.documents import Question
@@ -164,7 +165,7 @@ def commit(store: ArtifactStore, one: Stage, *parts: Any) -> None:
             part.save_pretrained(draft.path / "tokenizer" if is_tokenizer and len(parts) > 1 else draft.path)
         draft.commit(stage_version=1, content={}, parents={})
 
-    store.get_or_build(one.kind, one.key, builder)
+    put(store, one.kind, one.key, builder)
 
 
 def check_stage(store: ArtifactStore, fewshot: int | None, window: int) -> Stage:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from flows.load import load_experiment_config
-from flows.reporters import TerminalReporter
+from flows.reporters import LogReporter, TerminalReporter
 from tasks.engine.progress import StageProgress
-from tasks.language.plan import plan_experiment
+from tasks.language.plan import Digests, plan_experiment
 
 
 def test_the_time_left_is_what_is_left_at_the_pace_so_far() -> None:
@@ -47,14 +46,46 @@ def test_another_count_has_a_pace_of_its_own(done: int, total: int) -> None:
     assert progress.seconds_left == pytest.approx((total - done - 10) / 10)
 
 
-def test_the_terminal_shows_pace_acceptance_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_a_long_stage_says_every_half_minute_how_far_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = [0.0]
-    monkeypatch.setattr("tasks.engine.progress.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    plan = plan_experiment(load_experiment_config("smoke"), corpus_digests={})
+    plan = plan_experiment(load_experiment_config("smoke"), Digests({}))
+    long, quick = [stage for stage in plan.stages() if stage.role == "regenerate"][:2]
+    file = io.StringIO()
+    console = Console(file=file, width=160)
+    caplog.set_level("INFO", logger="fortifai")
+    log = LogReporter(clock=lambda: clock[0])
+    with TerminalReporter(plan, console, clock=lambda: clock[0]) as terminal:
+        for reporter in (terminal, log):
+            clock[0] = 0.0
+            reporter.started(long)
+            reporter.started(quick)
+            for second in range(1000, 1100):  # begun after a long wait, which is no reason for a line
+                clock[0] = second
+                reporter.progressed(long, second - 1000, 400, "tokens")
+                if second < 1020:
+                    reporter.progressed(quick, second - 1000, 20, "tokens")
+            reporter.finished(quick, found=False, seconds=20.0)
+    printed = [" ".join(line.split()) for line in file.getvalue().splitlines() if "…" in line]
+    logged = [record.getMessage() for record in caplog.records if " of 400 " in record.getMessage()]
+    label = f"{long.arm} · seed {long.seed} · {long.label}"
+    said = [
+        "30 of 400 tokens, 6 min 10 s left",
+        "60 of 400 tokens, 5 min 40 s left",
+        "90 of 400 tokens, 5 min 10 s left",
+    ]
+    assert printed == [f"… {label} {words}" for words in said]
+    assert logged == [f"{label}: {words}" for words in said]
+
+
+def test_the_terminal_shows_pace_acceptance_and_the_time_left() -> None:
+    clock = [0.0]
+    plan = plan_experiment(load_experiment_config("smoke"), Digests({}))
     stage = next(one for one in plan.stages() if one.role == "regenerate")
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=160)
-    with TerminalReporter(plan, console) as reporter:
+    with TerminalReporter(plan, console, clock=lambda: clock[0]) as reporter:
         reporter.started(stage)
         clock[0] = 500.0  # waited for a worker
         reporter.progressed(stage, 0, 4000, "tokens")

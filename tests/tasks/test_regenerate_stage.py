@@ -19,6 +19,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterTaskRunId
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from artifacts import put
 from flows.load import load_experiment_config
 from fortifai_core.config.stages import Regeneration, Runtime
 from fortifai_core.corpus.tokenization import train_tokenizer
@@ -60,8 +61,8 @@ def parents(tmp_path: Path) -> tuple[ArtifactStore, dict[str, Stage]]:
         parquet.write_table(draft.path / "split-00000.parquet", rows, schema="split-text")
         draft.commit(stage_version=1, content={}, parents={})
 
-    store.get_or_build(model.kind, model.key, put_model)
-    store.get_or_build(corpus.kind, corpus.key, put_corpus)
+    put(store, model.kind, model.key, put_model)
+    put(store, corpus.kind, corpus.key, put_corpus)
     return store, {"model": model, "corpus": corpus}
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fortifai_core.families.base import FamilyConfig, Mask, NoMask, ThresholdMask
+from fortifai_core.families.base import FamilyConfig, Mask
 from fortifai_core.families.gaussian.adaptive import BalanceSettings
 from fortifai_core.settings import Frozen, Inconsistent
 
@@ -81,11 +81,6 @@ class NoisyEstimator(Mask):
         if self.noise.type == "none":
             raise Inconsistent("arms.noise.type", "none", "a noisy estimator needs additive or multiplicative noise")
         return self
-
-
-GaussianMask = Annotated[
-    NoMask | ThresholdMask | PredictedOptimumMask | AdaptiveMask | NoisyEstimator, Field(discriminator="type")
-]
 
 
 class GaussianConfig(FamilyConfig):

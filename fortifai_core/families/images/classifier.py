@@ -56,10 +56,6 @@ class DigitsClassifier(nn.Module):
                 probabilities.append(functional.softmax(self.head(own).double(), dim=1))
         return Reading(torch.cat(probabilities).numpy(), torch.cat(features).numpy())
 
-    def accuracy(self, images: Tensor, labels: NDArray[Any]) -> float:
-        """Share of the images whose label it reads."""
-        return float((self.read(images).labels == labels).mean())
-
 
 def train_classifier(images: Tensor, labels: NDArray[Any], *, epochs: int, seed: int) -> DigitsClassifier:
     """A classifier trained with Adam (1e-3, batches of 64); the same bits for the same seed and thread count.

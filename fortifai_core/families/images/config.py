@@ -92,9 +92,6 @@ class ImageFamilyConfig(FamilyConfig):
     """What families of images have in common: how many are sampled, when a threshold is set, how they are measured."""
 
     data_fields: ClassVar[frozenset[str]] = frozenset({"data"})
-    measure_fields: ClassVar[frozenset[str]] = frozenset(
-        {"coverage_floor", "neighbours", "measured_images", "classifier_epochs"}
-    )
     headline: ClassVar[str] = "frechet"
 
     segment: int = Field(

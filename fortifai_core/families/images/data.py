@@ -54,9 +54,9 @@ def _digits(data: DigitsData) -> RealImages:
     import numpy as np
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    pixels = np.round(found.images * (255 / 16)).astype("uint8")
-    labels = found.target.astype("int64")
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype("uint8")
+    labels = digits.target.astype("int64")
     order = np.random.default_rng(derive_seed("digits", data.seed)).permutation(len(labels))
     held_out = np.zeros(len(labels), bool)
     for label in range(10):
@@ -95,8 +95,8 @@ def to_images(data: Arrays, *, side: int | None = None) -> Tensor:
     pixels = data.get("pixels")
     wanted = (side, side) if side else pixels.shape[1:] if pixels is not None else ()
     if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[1:] != wanted or not len(pixels):
-        found = sorted(data) if pixels is None else f"{pixels.dtype}, {pixels.shape}"
-        raise DataError("pixels", found, f"must be uint8 images of shape (n, {side}, {side}), at least one")
+        given = sorted(data) if pixels is None else f"{pixels.dtype}, {pixels.shape}"
+        raise DataError("pixels", given, f"must be uint8 images of shape (n, {side}, {side}), at least one")
     images = torch.from_numpy(pixels.astype(np.float32) / 255).unsqueeze(1)
     return images.contiguous(memory_format=torch.channels_last)
 

@@ -1,4 +1,4 @@
-"""Reads the IDX files in which MNIST is published: a pure function on bytes, and one on a path."""
+"""Reads and writes the IDX files in which MNIST is published."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fortifai_core.errors import DataError
 
@@ -27,8 +29,6 @@ def parse_idx(raw: bytes, *, name: str) -> NDArray[Any]:
     Raises:
         DataError: no IDX file, cut short, or longer than its header says.
     """
-    import numpy as np
-
     if raw[:2] == b"\x1f\x8b":
         try:
             raw = gzip.decompress(raw)
@@ -45,6 +45,11 @@ def parse_idx(raw: bytes, *, name: str) -> NDArray[Any]:
     if len(raw) != expected:
         raise DataError(name, f"{len(raw)} bytes", f"its header says {shape}, that is {expected} bytes; fetch it again")
     return np.frombuffer(raw, kind, offset=start).reshape(shape).astype(kind.newbyteorder("="))
+
+
+def to_idx(array: NDArray[np.uint8]) -> bytes:
+    """An array of bytes as an IDX file: two zero bytes, type 8, dimensions, each length in four bytes."""
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
 
 
 def read_idx(path: Path) -> NDArray[Any]:
@@ -66,7 +71,7 @@ def read_mnist(folder: Path, part: str) -> tuple[NDArray[Any], NDArray[Any]]:
     Raises:
         DataError: a file is missing or damaged, or the two do not belong together.
     """
-    found = []
+    arrays = []
     for kind, dimensions in (("images", 3), ("labels", 1)):
         stem = f"{part}-{kind}-idx{dimensions}-ubyte"
         path = next((p for p in (folder / f"{stem}.gz", folder / stem) if p.is_file()), None)
@@ -76,8 +81,8 @@ def read_mnist(folder: Path, part: str) -> tuple[NDArray[Any], NDArray[Any]]:
         if array.ndim != dimensions or array.dtype != "u1":
             remedy = f"must hold bytes in {dimensions} dimensions, as MNIST's {kind} do"
             raise DataError(str(path), f"{array.dtype}, {array.shape}", remedy)
-        found.append(array)
-    images, labels = found
+        arrays.append(array)
+    images, labels = arrays
     if len(images) != len(labels):
         raise DataError(str(folder), f"{len(images)} images, {len(labels)} labels", f"{part}: files do not match")
     return images, labels

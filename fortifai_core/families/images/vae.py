@@ -50,10 +50,6 @@ class VaeFamily(Fitted[VaeConfig]):
         """The training images, {"pixels": (n, side, side) uint8, "label": (n,)}; the same for every seed."""
         return data.load(self.config.data, self.folder).train
 
-    def test(self) -> Arrays:
-        """Real images, in the same form, on which nothing is ever trained."""
-        return data.load(self.config.data, self.folder).test
-
     def fit(
         self, data: Arrays, *, mask: Mask, generation: int, seed: int, previous: Arrays | None, progress: Progress
     ) -> tuple[Arrays, dict[str, float]]:

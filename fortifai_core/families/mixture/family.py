@@ -72,7 +72,6 @@ class GmmConfig(FamilyConfig):
     """A Gaussian mixture for each class, fitted by EM to the samples of the mixture before it."""
 
     data_fields: ClassVar[frozenset[str]] = frozenset({"data"})
-    measure_fields: ClassVar[frozenset[str]] = frozenset({"projections", "survival_radius"})
     measures: ClassVar[dict[str, str]] = {**MEASURES, **FIT_MEASURES}
     headline: ClassVar[str] = "sliced-wasserstein"
     path_fields: ClassVar[frozenset[str]] = frozenset({"file"})

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.app import app
-from fortifai_core.corpus.documents import Document
+from fortifai_core.corpus.documents import Document, FileQuestion
 from fortifai_core.corpus.questions.build import (
     KINDS,
     Swap,
@@ -26,10 +26,9 @@ from fortifai_core.corpus.questions.build import (
     unigram_score,
     word_counts,
 )
-from fortifai_core.corpus.questions.check import AskedItem, item_problems, seen_words, set_problems
-from fortifai_core.errors import ConfigError, DataError
-from storage.sources.question_files import read_with_problems, write_questions
-from storage.sources.questions import read_items
+from fortifai_core.corpus.questions.check import question_problems, seen_words, set_problems
+from fortifai_core.errors import ConfigError, DataError, Unusable
+from storage.sources.questions import read_questions, read_with_problems, write_questions
 
 TOWNS = "Alden Bewick Corran Dunmore Elsford Farley Gorsey Hexham Ilford Jarrow Keswick Lorton Malton Norham".split()
 PEOPLE = "Ada Birt Carl Dora Edna Fritz Gerda Hugo Irma Jonas Karin Lars Mona Nils".split()
@@ -185,8 +184,8 @@ def test_wikitext_gives_a_usable_test() -> None:
     assert len(made) >= 60
     found = baselines(answers(made), word_counts(d.text for d in documents))
     assert all(one.share == pytest.approx(0.5, abs=1e-12) for one in found.values())
-    items = [AskedItem(i, q.context, q.sentence_true, q.sentence_false) for i, q in enumerate(made)]
-    assert item_problems(items) == []
+    questions = [item(i, q.context, q.sentence_true, q.sentence_false) for i, q in enumerate(made)]
+    assert question_problems(questions) == []
 
 
 # ------------------------------------------------------------------------------------------------- files
@@ -205,13 +204,12 @@ def good(number: int = 0) -> dict[str, object]:
 def test_what_is_built_is_read_by_the_experiments_reader(name: str, tmp_path: Path, questions: list[Swap]) -> None:
     from dataclasses import asdict
 
-    assert write_questions(tmp_path / name, [asdict(q) for q in questions]) == len(questions)
-    items = read_items(tmp_path / name, field="questions")
-    assert [(i.context, i.true_answer, i.false_answer, i.location) for i in items] == [
+    write_questions(tmp_path / name, [asdict(q) for q in questions])
+    read = read_questions(tmp_path / name)
+    assert [(q.context, q.true_answer, q.false_answer, q.location) for q in read] == [
         (q.context, q.sentence_true, q.sentence_false, q.location) for q in questions
     ]
-    checked, problems = read_with_problems(tmp_path / name, field="f")
-    assert [item for _, item in checked] and not problems and len(checked) == len(items)
+    assert read_with_problems(tmp_path / name) == (read, [])
     with pytest.raises(DataError, match=r"\.json"):
         write_questions(tmp_path / "q.csv", [])
 
@@ -228,29 +226,31 @@ def test_a_jsonl_file_is_checked_line_by_line(tmp_path: Path) -> None:
     ]
     path = tmp_path / "q.jsonl"
     path.write_text("\n".join(broken))
-    items, problems = read_with_problems(path, field="f")
-    assert [line for line, _ in items] == [1, 7]
-    assert [line for line, _ in problems] == [2, 3, 5, 6]
-    for (_, said), expected in zip(problems, ["not JSON", "are the same", "no location", "not blank"], strict=True):
-        assert expected in said
+    questions, problems = read_with_problems(path)
+    assert [question.line for question in questions] == [1, 7]
+    assert [(problem.line, problem.place) for problem in problems] == [(n, f"{path}:{n}") for n in (2, 3, 5, 6)]
+    for problem, expected in zip(problems, ["not JSON", "are the same", "no location", "not blank"], strict=True):
+        assert expected in problem.remedy
 
 
 def test_a_json_list_is_checked_line_by_line_too(tmp_path: Path) -> None:
     path = tmp_path / "q.json"
     path.write_text(json.dumps([good(0), {**good(1), "sentence_true": 7}, good(2)], indent=1))
-    items, problems = read_with_problems(path, field="f")
-    assert [line for line, _ in items] == [2, 14]
-    [(line, said)] = problems
-    assert line == 8 and "sentence_true" in said
+    questions, problems = read_with_problems(path)
+    assert [question.line for question in questions] == [2, 14]
+    [(line, place, remedy)] = problems
+    assert (line, place) == (8, f"{path}[1]") and "sentence_true" in remedy
+    with pytest.raises(Unusable, match=r"q\.json\[1\]: sentence_true is 7"):  # nobody has named a field
+        read_questions(path)
     path.write_text(json.dumps([good(0), good(1)], indent=1).replace("},", "}"))
-    [(line, said)] = read_with_problems(path, field="f")[1]
-    assert line == 8 and "comma" in said
+    [(line, _, remedy)] = read_with_problems(path)[1]
+    assert line == 8 and "comma" in remedy
     path.write_text('{"questions": []}')
-    assert "JSON list" in read_with_problems(path, field="f")[1][0][1]
+    assert "JSON list" in read_with_problems(path)[1][0].remedy
 
 
-def item(line: int, context: str, true: str, false: str) -> AskedItem:
-    return AskedItem(line, context, true, false)
+def item(line: int, context: str, true: str, false: str) -> FileQuestion:
+    return FileQuestion(context, true, false, location=0, line=line, place="")
 
 
 def test_questions_that_test_nothing_are_named() -> None:
@@ -261,7 +261,7 @@ def test_questions_that_test_nothing_are_named() -> None:
         item(4, "It began in 1803 with a flood.", "It was rebuilt in 1803.", "It was rebuilt in 1907."),
         item(5, "All say: It was sold. And so on.", "It was sold.", "It was kept."),
     ]
-    problems = item_problems(items)
+    problems = question_problems(items)
     assert {line for line, _ in problems} == {2, 3, 4, 5}
     said = dict(problems)
     assert "same question as in line 1" in said[2] and "calls true" in said[3] and "1803" in said[4]
@@ -283,7 +283,7 @@ def test_the_command_line_builds_and_checks(tmp_path: Path) -> None:
     target, run = tmp_path / "kr.json", CliRunner()
     built = run.invoke(app, ["kr", "build", str(text), "--out", str(target), "--per-document", "4"])
     assert built.exit_code == 0 and "50.0%" in built.output
-    assert len(read_items(target, field="q")) > 80
+    assert len(read_questions(target)) > 80
     sound = run.invoke(app, ["kr", "check", str(target), "--corpus", str(text)])
     assert sound.exit_code == 0, sound.output
     rows = json.loads(target.read_text())

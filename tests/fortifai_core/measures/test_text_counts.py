@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fortifai_core.errors import DataError, StageFailed
-from fortifai_core.measures.text_counts import UnigramCounts, distinct_n, perplexity, unigram_kl
+from fortifai_core.measures.text_counts import UnigramCounts, distinct_n, perplexity
 
 VOCABULARY = 50
 
@@ -33,28 +33,35 @@ def frequencies(text: list[list[int]]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------- unigram KL
 
 
+def counted(documents: Iterable[Sequence[int]], vocabulary: int = VOCABULARY) -> UnigramCounts:
+    counts = UnigramCounts(vocabulary)
+    for tokens in documents:
+        counts.add(tokens)
+    return counts
+
+
 def test_kl_is_scipys_relative_entropy_of_synthetic_from_real() -> None:
     synthetic, real = make_text([3000, 0, 1], seed=0, skew=1.5), make_text([9000, 400], seed=1, skew=0.5)
     p, q = frequencies(synthetic), frequencies(real)
     assert (q > 0).all(), "otherwise scipy says infinity, and we the floor"
-    forwards = unigram_kl(iter(synthetic), iter(real), vocabulary=VOCABULARY)
+    forwards = counted(synthetic).kl_from(counted(real))
     assert forwards == pytest.approx(stats.entropy(p, q), rel=1e-12)
     assert forwards != pytest.approx(stats.entropy(q, p), rel=0.01), "the direction could not be told"
 
 
 def test_kl_of_equal_frequencies_is_zero_and_does_not_see_order_or_size() -> None:
     text = make_text([500, 20], seed=0)
-    assert unigram_kl(text, text, vocabulary=VOCABULARY) == 0
-    assert unigram_kl([t[::-1] for t in text] * 3, text, vocabulary=VOCABULARY) == pytest.approx(0, abs=1e-12)
+    assert counted(text).kl_from(counted(text)) == 0
+    assert counted([t[::-1] for t in text] * 3).kl_from(counted(text)) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_token_the_real_text_lacks_costs_the_floor() -> None:
     # half of the synthetic text is new
-    value = unigram_kl([[1, 2]], [[1, 1]], vocabulary=4)
+    value = counted([[1, 2]], 4).kl_from(counted([[1, 1]], 4))
     assert value == pytest.approx(0.5 * math.log(0.5) + 0.5 * math.log(0.5 / 1e-10))
-    assert unigram_kl([[1, 2]], [[1, 1]], vocabulary=4, floor=0.5) == pytest.approx(0.5 * math.log(0.5))
+    assert counted([[1, 2]], 4).kl_from(counted([[1, 1]], 4), floor=0.5) == pytest.approx(0.5 * math.log(0.5))
     # what was forgotten costs only through the rest
-    assert unigram_kl([[1]], [[1, 2]], vocabulary=4) == pytest.approx(math.log(2))
+    assert counted([[1]], 4).kl_from(counted([[1, 2]], 4)) == pytest.approx(math.log(2))
 
 
 def test_counts_add_up_and_strange_tokens_or_no_text_are_refused() -> None:

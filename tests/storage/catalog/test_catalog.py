@@ -18,7 +18,7 @@ from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import ArtifactDamaged, InputError
 from storage.catalog.catalog import VIEWS, query, rebuild_catalog
 from storage.store.experiments import StageRecord, record_experiment
-from storage.store.store import ArtifactDamagedWarning, ArtifactStore, Draft
+from storage.store.store import ArtifactDamagedWarning, ArtifactStore
 from storage.tables import parquet
 
 COLUMNS = {
@@ -46,15 +46,13 @@ COLUMNS = {
 def put(
     store: ArtifactStore, kind: str, key: str, tables: dict[str, tuple[str, list[dict[str, Any]]]], **parents: str
 ) -> None:
-    def build(draft: Draft) -> None:
+    with store.build(kind, key) as draft:
         for name, (schema, rows) in tables.items():
             if schema == "text":
                 (draft.path / name).write_text(json.dumps(rows))
             else:
                 parquet.write_table(draft.path / name, rows, schema=schema)
         draft.commit(stage_version=1, content={"kind": kind}, parents=parents, seconds=2.0)
-
-    store.get_or_build(kind, key, build)
 
 
 def text_row(document: str, *tokens: int, kept: int = 0) -> dict[str, Any]:

@@ -1,0 +1,168 @@
+"""A store on object storage: uploads, downloads, leases."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from artifacts import KEY, QUICK, build, put, remote_store
+from fortifai_core.errors import StageFailed
+from storage.store.locks import Lease, lease
+from storage.store.remote import Remote
+from storage.store.store import ArtifactDamagedWarning, Draft, Verification
+
+
+def test_remote_round_trip_and_a_second_machine(tmp_path: Path) -> None:
+    name = uuid.uuid4().hex
+    one, two = remote_store(tmp_path, name, "one"), remote_store(tmp_path, name, "two")
+    one.writable()
+    made = put(one, "model", KEY)
+    assert two.peek("model", KEY) == made.manifest
+    assert not (two.root / "artifacts").exists()  # peeking downloads nothing
+    found = two.find("model", KEY, verify=True)
+    assert found is not None
+    assert found.path != made.path
+    assert found.file("inner/b.txt").read_text() == "b"
+    assert two.ls() == [made.manifest]
+    assert two.verify() == Verification(sound=1, damaged=[])
+    two.remove("model", KEY)
+    assert one.find("model", KEY) is None
+
+
+def test_remote_damage_is_set_aside_and_local_damage_fetched_again(tmp_path: Path) -> None:
+    store = remote_store(tmp_path, uuid.uuid4().hex)
+    artifact = put(store, "model", KEY)
+    (artifact.path / "a.txt").write_text("hell")
+    assert store.find("model", KEY).file("a.txt").read_text() == "hello"
+    assert store.remote is not None
+    store.remote.write(f"artifacts/model/{KEY}/a.txt", b"hell")
+    with pytest.warns(ArtifactDamagedWarning, match="set aside"):
+        assert store.find("model", KEY) is None
+    assert any(name.endswith("/a.txt") for name in store.remote.listing("damaged"))
+    # Our copy was whole all along: the next builder publishes it instead of building.
+    with store.build("model", KEY) as draft:
+        assert draft.found is not None
+    assert store.find("model", KEY, verify=True) is not None
+
+
+def test_verify_reads_the_objects_of_a_remote_store_and_our_copies(tmp_path: Path) -> None:
+    store = remote_store(tmp_path, uuid.uuid4().hex)
+    copy = put(store, "model", KEY)
+    put(store, "split", KEY)
+    assert store.remote is not None
+    store.remote.write(f"artifacts/split/{KEY}/a.txt", b"jello")
+    (copy.path / "a.txt").write_text("jello")
+    verified = store.verify()
+    assert verified.sound == 0
+    assert [(d.kind, d.file) for d in verified.damaged] == [("model", "a.txt"), ("split", "a.txt")]
+    assert (Path(verified.damaged[0].moved_to) / "a.txt").read_text() == "jello"
+    assert verified.damaged[1].moved_to.startswith(store.remote.address("damaged"))
+    # One is downloaded again, the other uploaded again: each had been whole at one end.
+    assert store.find("model", KEY).file("a.txt").read_text() == "hello"
+    assert store.find("split", KEY) is None
+    with store.build("split", KEY) as draft:
+        assert draft.found is not None
+    assert store.verify() == Verification(sound=2, damaged=[])
+
+
+def test_remote_bytes_are_checked_on_their_way(tmp_path: Path) -> None:
+    name = uuid.uuid4().hex
+    one, two = remote_store(tmp_path, name, "one"), remote_store(tmp_path, name, "two")
+    put(one, "model", KEY)
+    assert one.remote is not None
+    one.remote.write(f"artifacts/model/{KEY}/a.txt", b"jello")
+    with pytest.warns(ArtifactDamagedWarning, match="sha256"):
+        assert two.find("model", KEY) is None
+
+
+def test_an_upload_that_breaks_off_is_no_artifact_and_is_finished_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = remote_store(tmp_path, uuid.uuid4().hex)
+    assert store.remote is not None
+    with monkeypatch.context() as patched:
+
+        def cut(local: str, path: str) -> None:
+            raise OSError("connection lost")
+
+        patched.setattr(store.remote.fs, "put_file", cut)
+        with pytest.raises(OSError, match="connection lost"):
+            put(store, "model", KEY)
+    assert store.find("model", KEY) is None
+
+    def never(draft: Draft) -> None:
+        raise AssertionError("built again though the copy was whole")
+
+    assert put(store, "model", KEY, never).file("a.txt").read_text() == "hello"
+    assert store.find("model", KEY) is not None
+
+
+def test_remote_builders_exclude_each_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name, built = uuid.uuid4().hex, []
+
+    def slow(draft: Draft) -> None:
+        built.append(draft.path)
+        time.sleep(3 * QUICK.expiry)  # longer than the expiry: only the heartbeat keeps the lease
+        build(draft)
+
+    def work(machine: str) -> None:
+        put(remote_store(tmp_path, name, machine), "model", KEY, slow)
+
+    threads = [threading.Thread(target=work, args=(f"machine-{i}",)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(built) == 1
+    assert [r.getMessage() for r in caplog.records] == [f"waiting for another machine that holds model {KEY[:12]}"] * 2
+
+
+def test_an_expired_lease_is_taken_over_and_its_owner_cannot_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = uuid.uuid4().hex
+    one, two = remote_store(tmp_path, name, "one"), remote_store(tmp_path, name, "two")
+    asleep = threading.Event()
+    beat = Lease.beat
+
+    def sleeping_beat(self: Lease, *, over: bool = False) -> None:
+        if not (asleep.is_set() and self.number == 1):
+            beat(self, over=over)
+
+    monkeypatch.setattr(Lease, "beat", sleeping_beat)
+    with pytest.raises(StageFailed, match="lost"), one.build("model", KEY) as draft:
+        (draft.path / "a.txt").write_text("late")
+        asleep.set()
+        started = time.monotonic()
+        put(two, "model", KEY)
+        assert time.monotonic() - started > QUICK.expiry
+        draft.commit(stage_version=1, content={})
+    assert two.find("model", KEY, verify=True).file("a.txt").read_text() == "hello"
+
+
+def test_a_lease_is_free_again_at_once_after_release() -> None:
+    objects = Remote(f"memory://{uuid.uuid4().hex}")
+    started = time.monotonic()
+    for _ in range(3):
+        with lease(objects, "locks/x", what="x", times=QUICK) as held:
+            held.check()
+    assert time.monotonic() - started < QUICK.expiry
+    assert objects.names("locks/x") == ["00000003"]
+
+
+def test_an_old_number_cannot_be_revived() -> None:
+    """A contender that slept while others came and went finds its number taken, or not the newest."""
+    from storage.store.locks import _claim
+
+    objects = Remote(f"memory://{uuid.uuid4().hex}")
+    for _ in range(2):
+        with lease(objects, "locks/x", what="x", times=QUICK):
+            pass
+    assert not _claim(objects, "locks/x", 1, "late")
+    assert not _claim(objects, "locks/x", 2, "late")
+    assert objects.names("locks/x") == ["00000002"]
+    assert _claim(objects, "locks/x", 3, "next")
