@@ -48,7 +48,7 @@ class PaperArm:
         total: over all splits seen so far (KR-total), as shares.
         absolute: time to failure at 75%.
         relative: at half way between chance and cross entropy's M_0 in the same table.
-        absolute_ratios, relative_ratios: to cross entropy of the same table; empty for cross entropy itself.
+        absolute_ratios: to cross entropy of the same table; empty for cross entropy itself.
     """
 
     table: str
@@ -60,7 +60,6 @@ class PaperArm:
     absolute: TimeToFailure
     relative: TimeToFailure
     absolute_ratios: dict[Unit, Ratio]
-    relative_ratios: dict[Unit, Ratio]
 
 
 def read_results(path: str | Path) -> list[PaperResult]:
@@ -102,11 +101,9 @@ def paper_time_to_failure(rows: Iterable[PaperResult], *, threshold: float = 0.7
         baseline = _shares(methods[BASELINE]["kr-split-0"], table)
         half_way = relative_threshold(CHANCE, baseline[0])
         ce_absolute = time_to_failure(baseline, threshold=threshold)
-        ce_relative = time_to_failure(baseline, threshold=half_way)
         for method in sorted(methods, key=lambda name: (name != BASELINE, name)):
             retention = _shares(methods[method]["kr-split-0"], table)
             absolute = time_to_failure(retention, threshold=threshold)
-            relative = time_to_failure(retention, threshold=half_way)
             units = () if method == BASELINE else SPLIT_UNITS
             arms.append(
                 PaperArm(
@@ -117,9 +114,8 @@ def paper_time_to_failure(rows: Iterable[PaperResult], *, threshold: float = 0.7
                     retention=retention,
                     total=_shares(methods[method]["kr-total"], table),
                     absolute=absolute,
-                    relative=relative,
+                    relative=time_to_failure(retention, threshold=half_way),
                     absolute_ratios={unit: ratio(absolute, ce_absolute, unit=unit) for unit in units},
-                    relative_ratios={unit: ratio(relative, ce_relative, unit=unit) for unit in units},
                 )
             )
     return arms
