@@ -98,7 +98,7 @@ def test_it_learns_to_denoise_measures_what_it_makes_and_shows_it(tmp_path: Path
     assert 0 < measured["denoising-loss"] < 0.8
     run = Run("ddpm", 0, (Generation(0, measured, images[0], parameters),))
     figures = draw(Results(config, ("ddpm",), family.real(seed=0), (run,)), tmp_path)
-    assert [figure.name for figure in figures] == ["diffusion-samples", "diffusion-measures"]
+    assert [figure.name for figure in figures] == ["diffusion-samples"]
 
 
 def test_images_of_another_size_are_refused() -> None:
