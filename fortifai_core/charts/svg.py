@@ -1,120 +1,41 @@
-"""The report's charts: SVG written by hand, so that it follows the page's theme; and PNG, for slides.
-
-Colours are CSS variables (`--ink`, `--soft`, `--line`, `--s0` …), defined by the page or by `STYLE`, which
-the stand-alone file carries. Arms differ by marker shape too: for print, and for eyes that see colours
-otherwise.
-"""
+"""A chart as SVG, written by hand so that it follows the page's theme and shows exact numbers on hovering."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
 from html import escape
-from pathlib import Path
-from typing import Any, Literal
 
-COLOURS_LIGHT = ("#b5482a", "#2458a6", "#3b7d4f", "#8a5a9e", "#a67c1a", "#3a7c8c")
-COLOURS_DARK = ("#f0916e", "#8ab4f8", "#86cc9a", "#cfa5e0", "#e0bd62", "#7cc7d6")
-_VARIABLES = "".join(f"--s{i}:{colour};" for i, colour in enumerate(COLOURS_LIGHT))
-_DARK = "".join(f"--s{i}:{colour};" for i, colour in enumerate(COLOURS_DARK))
-PALETTE = (
-    f":root{{--paper:#fdfcfa;--ink:#22201d;--soft:#6a655d;--line:#e4dfd6;--band:.13;--mark:#f6e7b8;--wrong:#c22017;{_VARIABLES}}}"
-    f"@media screen and (prefers-color-scheme:dark){{"
-    f":root{{--paper:#191817;--ink:#eceae5;--soft:#a29c92;--line:#383531;--band:.2;--mark:#4a421f;--wrong:#ff8f85;{_DARK}}}}}"
-)
-CHART_CSS = "".join(f".c{i}{{--c:var(--s{i})}}" for i in range(len(COLOURS_LIGHT))) + (
-    ".chart{display:block;width:100%;height:auto;font:12px system-ui,-apple-system,'Segoe UI',Roboto,"
-    "'Helvetica Neue',Arial,sans-serif;font-variant-numeric:tabular-nums}"
-    ".chart text{fill:var(--soft)}.chart .name{fill:var(--c);font-weight:600}"
-    ".chart .grid{stroke:var(--line);stroke-width:1}"
-    ".chart .rule{stroke:var(--ink);stroke-width:1;stroke-dasharray:5 4;opacity:.7}"
-    ".chart .zero{stroke:var(--ink);stroke-width:1}"
-    ".chart .band{fill:var(--c);opacity:var(--band)}"
-    ".chart .curve{fill:none;stroke:var(--c);stroke-width:2.25;stroke-linejoin:round}"
-    ".chart .whisker{stroke:var(--c);stroke-width:2}"
-    ".chart .mark{fill:var(--c);stroke:var(--paper);stroke-width:1.5}"
-    ".chart .drop{stroke:var(--c);stroke-width:1.25;stroke-dasharray:1.5 3}"
-    ".chart .ring{fill:var(--paper);stroke:var(--c);stroke-width:2}"
-    ".chart .when{fill:var(--c);font-weight:600;paint-order:stroke;stroke:var(--paper);stroke-width:4px}"
-)
+from fortifai_core.charts.chart import Chart, Point, Series
+from fortifai_core.charts.palette import CHART_CSS, PALETTE, arm_class
+
 MARKED = 40  # points of a curve, above which it is drawn without marks
-STYLE = PALETTE + CHART_CSS + ".paper{fill:var(--paper)}"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One generation of one series; `low` and `high` are None or NaN where there is no interval."""
-
-    x: float
-    y: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        if self.low is None or self.high is None or math.isnan(self.low) or math.isnan(self.high):
-            return None
-        return self.low, self.high
-
-
-@dataclass(frozen=True)
-class Series:
-    """One arm. `colour` is its place among all arms; `crossing` where it meets the threshold."""
-
-    title: str
-    colour: int
-    points: tuple[Point, ...]
-    crossing: float | None = None
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart over generations.
-
-    Attributes:
-        title: says what is shown, for screen readers.
-        style: `curve` with a band, or `dots` with whiskers, side by side.
-        unit: follows the number on the axis (`%`).
-        rule: a dashed line with its label; a threshold.
-        floor, ceiling: at least this much of the axis is shown.
-        marks: every point has its arm's mark; staircases have none.
-    """
-
-    title: str
-    series: tuple[Series, ...]
-    style: Literal["curve", "dots"] = "curve"
-    unit: str = ""
-    signed: bool = False
-    rule: tuple[float, str] | None = None
-    floor: float | None = None
-    ceiling: float | None = None
-    marks: bool = True
-
-    @property
-    def last(self) -> int:
-        """The last generation on the axis."""
-        return max(1, math.ceil(max(p.x for s in self.series for p in s.points) - 1e-9))
 
 
 def svg(chart: Chart, *, width: int, height: int, standalone: bool = False) -> str:
     """The chart as an SVG element; `standalone` makes it a file that follows the viewer's theme."""
-    if not any(series.points for series in chart.series):
+    if chart.empty:
         return ""
     plot = _Plot(chart, width, height)
-    space = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
-    size = f' width="{width}" height="{height}"' if standalone else ""
-    parts = [
-        f'<svg class="chart"{space}{size} viewBox="0 0 {width} {height}" role="img" aria-label="{escape(chart.title)}">'
-    ]
-    if standalone:
-        parts.append(f'<style>{STYLE}</style><rect class="paper" width="{width}" height="{height}"/>')
-    parts += plot.axes()
+    parts = plot.axes()
     # All bands lie beneath all curves, or the last arm's band would dull the others.
     for draw in (plot.band, plot.curve) if chart.style == "curve" else (plot.dots,):
         for series in chart.series:
             parts += draw(series)
     parts += plot.crossings() + plot.names()
-    return "".join(parts) + "</svg>"
+    return element("chart", parts, title=chart.title, width=width, height=height, standalone=standalone)
+
+
+def element(
+    kind: str, parts: Iterable[str], *, title: str, width: float, height: float, standalone: bool = False
+) -> str:
+    """An SVG element of these parts. `standalone`: a file of its own, with its styles and its ground."""
+    size, ground = "", ""
+    if standalone:
+        size = f' xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}"'
+        ground = f'<style>{PALETTE}{CHART_CSS}</style><rect class="paper" width="{width:g}" height="{height:g}"/>'
+    head = f'<svg class="{kind}"{size} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
+    return head + ground + "".join(parts) + "</svg>"
 
 
 class _Plot:
@@ -144,25 +65,25 @@ class _Plot:
 
     def number(self, value: float) -> str:
         digits = max(0, -math.floor(math.log10(self.step) + 1e-9))
-        text = f"{abs(value):,.{digits}f}"
-        zero = not text.strip("0.,")
+        written = f"{abs(value):,.{digits}f}"
+        zero = not written.strip("0.,")
         sign = "−" if value < 0 and not zero else "+" if self.chart.signed and not zero else ""
-        return f"{sign}{text}{self.chart.unit}"
+        return f"{sign}{written}{self.chart.unit}"
 
     def axes(self) -> list[str]:
         parts = []
         for i in range(round((self.high - self.low) / self.step) + 1):
             value = self.low + i * self.step
             kind = "zero" if self.chart.signed and abs(value) < self.step / 2 else "grid"
-            parts.append(_line(kind, self.left, self.y(value), self.right, self.y(value)))
-            parts.append(_text(self.number(value), self.left - 8, self.y(value) + 4, "end"))
+            parts.append(line(kind, self.left, self.y(value), self.right, self.y(value)))
+            parts.append(text(self.number(value), self.left - 8, self.y(value) + 4, "end"))
         every = max(1, round(_step(self.last, most=max(1, int((self.right - self.left) / 34)))))
         for generation in range(0, self.last + 1, every):
-            parts.append(_text(f"M{generation}", self.x(generation), self.bottom + 20, "middle"))
+            parts.append(text(f"M{generation}", self.x(generation), self.bottom + 20, "middle"))
         if self.chart.rule:
             at, label = self.chart.rule
-            parts.append(_line("rule", self.left, self.y(at), self.right, self.y(at)))
-            parts.append(_text(label, self.right - 4, self.y(at) - 6, "end"))
+            parts.append(line("rule", self.left, self.y(at), self.right, self.y(at)))
+            parts.append(text(label, self.right - 4, self.y(at) - 6, "end"))
         return parts
 
     def band(self, series: Series) -> list[str]:
@@ -171,23 +92,23 @@ class _Plot:
             return []
         edge = [f"{self.x(x)},{self.y(high)}" for x, _, high in bands]
         edge += [f"{self.x(x)},{self.y(low)}" for x, low, _ in reversed(bands)]
-        return [f'<polygon class="band c{series.colour % 6}" points="{" ".join(edge)}"/>']
+        return [f'<polygon class="band {arm_class(series.colour)}" points="{" ".join(edge)}"/>']
 
     def curve(self, series: Series) -> list[str]:
-        line = " ".join(f"{self.x(p.x)},{self.y(p.y)}" for p in series.points)
-        path = f'<polyline class="curve c{series.colour % 6}" points="{line}"/>'
+        corners = " ".join(f"{self.x(p.x)},{self.y(p.y)}" for p in series.points)
+        path = f'<polyline class="curve {arm_class(series.colour)}" points="{corners}"/>'
         if not self.chart.marks or len(series.points) > MARKED:
             return [path]
         return [path] + [self.mark(series, p, self.x(p.x)) for p in series.points]
 
     def dots(self, series: Series) -> list[str]:
-        order = [own.colour for own in self.chart.series].index(series.colour)
+        order = [drawn.colour for drawn in self.chart.series].index(series.colour)
         shift = (order - (len(self.chart.series) - 1) / 2) * min(12, 36 / len(self.chart.series))
         parts = []
         for p in series.points:
             if p.interval:
                 at, (low, high) = self.x(p.x) + shift, p.interval
-                parts.append(_line(f"whisker c{series.colour % 6}", at, self.y(low), at, self.y(high)))
+                parts.append(line(f"whisker {arm_class(series.colour)}", at, self.y(low), at, self.y(high)))
             parts.append(self.mark(series, p, self.x(p.x) + shift))
         return parts
 
@@ -197,7 +118,7 @@ class _Plot:
         if p.interval:
             tip += f" ({p.interval[0]:.4g} to {p.interval[1]:.4g})"
         shape = _shape(series.colour, x, self.y(p.y))
-        return f'<g class="mark c{series.colour % 6}"><title>{escape(tip)}</title>{shape}</g>'
+        return f'<g class="mark {arm_class(series.colour)}"><title>{escape(tip)}</title>{shape}</g>'
 
     def crossings(self) -> list[str]:
         """A ring where a curve falls below the rule, and a line down to the time to failure."""
@@ -214,10 +135,10 @@ class _Plot:
             while any(abs(x - other) < 34 and label_y == height for other, height in taken):
                 label_y -= 16
             taken.append((x, label_y))
-            colour = f"c{series.colour % 6}"
-            drops.append(_line(f"drop {colour}", x, at, x, self.bottom))
+            colour = f"{arm_class(series.colour)}"
+            drops.append(line(f"drop {colour}", x, at, x, self.bottom))
             drops.append(f'<circle class="ring {colour}" cx="{x}" cy="{at}" r="4.5"/>')
-            labels.append(_text(f"{series.crossing:.2f}", x, label_y, "middle", f"when {colour}"))
+            labels.append(text(f"{series.crossing:.2f}", x, label_y, "middle", f"when {colour}"))
         return drops + labels
 
     def names(self) -> list[str]:
@@ -229,54 +150,9 @@ class _Plot:
             places.append((previous, series))
         overflow = max(0.0, previous - self.bottom)
         return [
-            _text(series.title, self.right + 6, y - overflow + 4, "start", f"name c{series.colour % 6}")
+            text(series.title, self.right + 6, y - overflow + 4, "start", f"name {arm_class(series.colour)}")
             for y, series in places
         ]
-
-
-def png(chart: Chart, path: Path, *, title: str, wide: bool = False) -> None:
-    """The same chart for slides, on white: 16 by 9, `wide` 1920 pixels, otherwise 1200."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # the same proportions, so that small charts have larger letters
-    size, dots = ((9.6, 5.4), 200) if wide else ((6.4, 3.6), 187.5)
-    figure = Figure(figsize=size, dpi=dots, layout="constrained")
-    axes = figure.add_subplot()
-    for order, series in enumerate(chart.series):
-        colour = COLOURS_LIGHT[series.colour % 6]
-        marker = "os^DvP"[series.colour % 6] if chart.marks else ""
-        dodge = (order - (len(chart.series) - 1) / 2) * 0.08 if chart.style == "dots" else 0.0
-        x, y = [p.x + dodge for p in series.points], [p.y for p in series.points]
-        line = "none" if chart.style == "dots" else "-"
-        axes.plot(x, y, line, color=colour, marker=marker, linewidth=2.25, label=series.title, markeredgecolor="white")
-        bands = [(p.x + dodge, *p.interval) for p in series.points if p.interval]
-        if bands:
-            at, low, high = ([band[i] for band in bands] for i in range(3))
-            if chart.style == "dots":
-                axes.vlines(at, low, high, color=colour, linewidth=2)
-            else:
-                axes.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
-        if series.crossing is not None and chart.rule:
-            axes.plot([series.crossing], [chart.rule[0]], "o", color="white", markeredgecolor=colour, zorder=5)
-    if chart.rule:
-        axes.axhline(chart.rule[0], color="#22201d", linestyle=(0, (5, 4)), linewidth=1)
-        place: dict[str, Any] = {"xy": (1, chart.rule[0]), "xycoords": ("axes fraction", "data"), "xytext": (-4, 5)}
-        axes.annotate(chart.rule[1], **place, textcoords="offset points", fontsize=9, ha="right")
-    if chart.signed:
-        axes.axhline(0, color="#22201d", linewidth=1)
-    frame = _Plot(chart, 760, 400)
-    axes.set_ylim(frame.low, frame.high)
-    axes.set_title(title, loc="left", fontsize=13 if wide else 11, pad=12)
-    axes.set_xticks(range(0, chart.last + 1, max(1, chart.last // 12)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"M{value:.0f}")
-    axes.yaxis.set_major_formatter(lambda value, _: frame.number(value))
-    axes.grid(axis="y", color="#e4dfd6")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)
-    if len(chart.series) > 1:
-        axes.legend(frameon=False)
-    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
 
 
 def _step(span: float, *, most: int) -> float:
@@ -299,9 +175,9 @@ def _shape(index: int, x: float, y: float) -> str:
     return f'<polygon points="{" ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)}"/>'
 
 
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _text(text: str, x: float, y: float, anchor: str, kind: str = "label") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def text(words: str, x: float, y: float, anchor: str = "start", kind: str = "label") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from fortifai_core import wording
+
 DEFAULT = "kr-split-0"
 
 
@@ -35,7 +37,7 @@ class FailureMetric:
 
     def level(self, threshold: float) -> str:
         """The threshold as people read it: `75%` or `300`."""
-        return f"{100 * threshold:g}%" if self.share else f"{threshold:g}"
+        return wording.threshold(threshold, of_shares=self.share)
 
 
 _KNOWN = (

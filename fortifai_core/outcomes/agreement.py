@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from fortifai_core.errors import InputError
+from fortifai_core.interval import Interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,22 +35,16 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Correlation:
-    """A correlation with its percentile bootstrap interval; NaN where it has none: a score never changes."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Agreement:
-    """How two sets of questions agree over `points` pairs of scores."""
+    """How two sets of questions agree over `points` pairs of scores.
+
+    A correlation has a percentile bootstrap interval; all of it is NaN where a score never changes.
+    """
 
     level: Level
     points: int
-    pearson: Correlation
-    spearman: Correlation
+    pearson: Interval
+    spearman: Interval
 
 
 def agreement(
@@ -73,32 +68,29 @@ def agreement(
     if len(first.correct) != len(second.correct):
         raise InputError("second", len(second.correct), f"give the answers of the same {len(first.correct)} models")
     names = sorted({*zip(first.split, first.document, strict=True), *zip(second.split, second.document, strict=True)})
-    tables = [_by_document(one, names) for one in (first, second)]
+    tables = [_by_document(answered, names) for answered in (first, second)]
     split = np.array([k for k, _ in names])
     groups = _groups(level, split)
     weights = np.ones(len(names))
     there = np.isfinite(_shares(tables, groups, weights)).all(axis=0)
     points = int(there.sum())
+    undefined = Interval(math.nan, math.nan, math.nan, confidence)
     if points < 3:
-        return Agreement(level, points, _UNDEFINED, _UNDEFINED)
+        return Agreement(level, points, undefined, undefined)
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(split == k) for k in np.unique(split)]
     drawn = []
     for _ in range(draws):
         weights = np.zeros(len(names))
-        for own in members:
-            weights += np.bincount(rng.choice(own, len(own)), minlength=len(names))
+        for documents in members:
+            weights += np.bincount(rng.choice(documents, len(documents)), minlength=len(names))
         drawn.append(_correlations(_shares(tables, groups, weights)[:, there]))
     estimate = _correlations(_shares(tables, groups, np.ones(len(names)))[:, there])
-    tail = (1 - confidence) / 2
-    found = [
-        _with_interval(value, [one[i] for one in drawn], tail) if math.isfinite(value) else _UNDEFINED
+    correlations = [
+        _with_interval(value, [world[i] for world in drawn], confidence) if math.isfinite(value) else undefined
         for i, value in enumerate(estimate)
     ]
-    return Agreement(level, points, *found)
-
-
-_UNDEFINED = Correlation(math.nan, math.nan, math.nan)
+    return Agreement(level, points, *correlations)
 
 
 def _by_document(answered: Answered, names: list[tuple[int, str]]) -> tuple[Any, Any]:
@@ -151,12 +143,13 @@ def _correlations(shares: Any) -> tuple[float, float]:
     return float(pearsonr(*kept).statistic), float(spearmanr(*kept).statistic)
 
 
-def _with_interval(value: float, drawn: list[float], tail: float) -> Correlation:
+def _with_interval(value: float, drawn: list[float], level: float) -> Interval:
     """Percentiles of the draws, widened to the estimate: a draw's noise pulls a correlation towards zero."""
     import numpy as np
 
-    known = [one for one in drawn if math.isfinite(one)]
+    known = [correlation for correlation in drawn if math.isfinite(correlation)]
     if len(known) < len(drawn) / 2:
-        return Correlation(value, math.nan, math.nan)
+        return Interval(value, math.nan, math.nan, level)
+    tail = (1 - level) / 2
     low, high = (float(end) for end in np.quantile(known, [tail, 1 - tail]))
-    return Correlation(value, min(low, value), max(high, value))
+    return Interval(value, min(low, value), max(high, value), level)

@@ -2,7 +2,7 @@
 
 Questions about one document stand and fall together, so documents are resampled, not questions; with
 several runs (seeds), runs are resampled too, for training and rewriting are noisy. With one run an interval
-covers the choice of questions only, and its `scope` says so.
+covers the choice of questions only, and `scope_of` says so.
 
 Scores come in either of two forms:
 
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from fortifai_core.config.stages import Regime
 from fortifai_core.errors import InputError
-from fortifai_core.outcomes.time_to_failure import Effort, Unit, effort
+from fortifai_core.interval import Interval, Measured
+from fortifai_core.outcomes.time_to_failure import Unit, crossings, effort
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,86 +35,51 @@ _CHUNK = 8_000_000
 
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate with its percentile bootstrap interval. For one share or one difference of shares.
-
-    Attributes:
-        estimate: mean over runs of the share of questions.
-        runs, questions, clusters: what it rests on; questions and clusters (documents) over all runs.
-        scope: in words, what the interval covers.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    level: float
-    runs: int
-    questions: int
-    clusters: int
-    scope: str
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-    @property
-    def margin(self) -> float:
-        """The longer of its two arms: for `84.2 ± 3.1`, where there is no room for both ends."""
-        return max(self.estimate - self.low, self.high - self.estimate)
-
-
-@dataclass(frozen=True)
 class FailureInterval:
     """Interval of a time to failure, in generations: -inf stands for `never learned`, inf for `censored`.
 
     Attributes:
+        interval: around the time to failure of the mean curve.
         failed, censored, never_learned: shares of the resampled worlds with that outcome.
     """
 
-    low: float
-    high: float
-    level: float
+    interval: Interval
     failed: float
     censored: float
     never_learned: float
     last_generation: int
     regime: Regime
-    scope: str
 
     def describe(self, unit: Unit = "generations") -> str:
         """`1.41 to 2.20`, `2.10 to > 5` or `never learned to 0.80`."""
-        ends = [self._end(end, unit) for end in (self.low, self.high)]
+        ends = [self._end(end, unit) for end in (self.interval.low, self.interval.high)]
         return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
     def _end(self, moment: float, unit: Unit) -> str:
         if moment == -math.inf:
             return "never learned"
-        at = self.last_generation if moment == math.inf else moment
-        spent: Effort = effort(at, last_generation=self.last_generation, regime=self.regime)
-        value = spent.value(unit)
-        if value is None:
-            return "unknown"
-        return f"> {value:g}" if moment == math.inf else f"{value:.2f}"
+        censored = moment == math.inf
+        at = self.last_generation if censored else moment
+        spent = effort(at, last_generation=self.last_generation, regime=self.regime)
+        return spent.describe(unit, bound=censored)
 
 
 @dataclass(frozen=True)
 class RatioInterval:
-    """Interval of one time to failure over another, in generations; `high` may be infinite.
+    """Interval of one time to failure over another, in generations; its ends may be 0 and infinite.
 
     Attributes:
         defined: share of the resampled worlds in which the ratio is a number or a bound: both learned, one failed.
     """
 
-    low: float
-    high: float
-    level: float
+    interval: Interval
     defined: float
 
     def describe(self) -> str:
         """`0.62 to 2.93×`, or `0.62× and more`."""
-        if math.isinf(self.high):
-            return f"{self.low:.2f}× and more"
-        return f"{self.low:.2f} to {self.high:.2f}×"
+        if math.isinf(self.interval.high):
+            return f"{self.interval.low:.2f}× and more"
+        return f"{self.interval.low:.2f} to {self.interval.high:.2f}×"
 
 
 @dataclass(frozen=True)
@@ -135,7 +101,7 @@ def scope_of(runs: int) -> str:
 
 def bootstrap_retention(
     scores: Any, *, clusters: Any, draws: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
+) -> Measured:
     """The share of questions answered right, with its interval.
 
     Args:
@@ -155,7 +121,7 @@ def bootstrap_retention(
 
 def paired_difference(
     scores_a: Any, scores_b: Any, *, clusters: Any, draws: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
+) -> Measured:
     """Arm a's retention minus arm b's on the same questions of the same runs, with its interval.
 
     Pairing removes what the two share: how hard the questions are, and the run's data and base model.
@@ -193,14 +159,11 @@ def bootstrap_time_to_failure(
     last = generations.pop() - 1
     drawn = np.concatenate(list(_resample(runs, draws, seed)))
     moments = crossings(drawn, threshold)
-    tail = _tail(level)
-    # Taken from the drawn values themselves: between a number and infinity nothing can be interpolated.
-    low = np.quantile(moments, tail, method="inverted_cdf")
-    high = np.quantile(moments, 1 - tail, method="inverted_cdf")
-    never, censored = float(np.mean(moments == -np.inf)), float(np.mean(moments == np.inf))
-    failed = float(np.mean(np.isfinite(moments)))
-    outcome = (failed, censored, never)
-    return FailureInterval(float(low), float(high), level, *outcome, last, regime, scope_of(len(runs)))
+    interval = _drawn_ends(moments, float(crossings(_seen(runs)[None], threshold)[0]), level)
+    failed, censored, never = (
+        float(np.mean(world)) for world in (np.isfinite(moments), moments == np.inf, moments == -np.inf)
+    )
+    return FailureInterval(interval, failed, censored, never, last, regime)
 
 
 def bootstrap_failure_ratio(
@@ -228,48 +191,30 @@ def bootstrap_failure_ratio(
         shapes = [b.shape for b in second]
         raise InputError("curves_b", shapes, "give the same runs, generations and questions for both arms")
     tables = [np.concatenate([a, b]).T for a, b in zip(first, second, strict=True)]
-    drawn = np.concatenate(list(_resample(_runs(tables, clusters), draws, seed)))
-    generations = first[0].shape[0]
+    runs, generations = _runs(tables, clusters), first[0].shape[0]
+    drawn = np.concatenate([_seen(runs)[None], *_resample(runs, draws, seed)])
     top, bottom = (crossings(half, threshold) for half in (drawn[:, :generations], drawn[:, generations:]))
     known = (top > -np.inf) & (bottom > 0) & (np.isfinite(top) | np.isfinite(bottom))
-    if known.mean() < 0.5:
+    defined = float(known[1:].mean())
+    if defined < 0.5:
         return None
-    ratios = np.where(np.isinf(bottom[known]), 0.0, top[known] / np.where(np.isinf(bottom[known]), 1.0, bottom[known]))
-    low = np.quantile(ratios, _tail(level), method="inverted_cdf")
-    high = np.quantile(ratios, 1 - _tail(level), method="inverted_cdf")
-    return RatioInterval(float(low), float(high), level, float(known.mean()))
-
-
-def crossings(curves: Floats, threshold: float) -> Floats:
-    """`time_to_failure` of many curves: [draw, generation] -> [draw]; -inf never learned, inf censored."""
-    import numpy as np
-
-    below = curves < threshold
-    first = below.argmax(axis=1)
-    rows = np.arange(len(curves))
-    before, after = curves[rows, np.maximum(first - 1, 0)], curves[rows, first]
-    drop = np.where(before > after, before - after, 1.0)
-    moments = first - 1 + (before - threshold) / drop
-    moments = np.where(below.any(axis=1), moments, np.inf)
-    return np.where(below[:, 0], -np.inf, moments)
+    lasting = np.isinf(bottom)
+    ratios = np.where(known, np.where(lasting, 0.0, top / np.where(lasting | ~known, 1.0, bottom)), np.nan)
+    return RatioInterval(_drawn_ends(ratios[1:][known[1:]], float(ratios[0]), level), defined)
 
 
 def mcnemar(scores_a: Any, scores_b: Any) -> McNemar:
     """Two-sided exact McNemar test of two arms on the same questions (all runs together)."""
     import numpy as np
+    from scipy.stats import binomtest
 
     a = np.concatenate([np.asarray(run, bool) for run in _as_runs(scores_a)])
     b = np.concatenate([np.asarray(run, bool) for run in _as_runs(scores_b)])
     if a.shape != b.shape:
         raise InputError("scores_b", b.size, f"give the same {a.size} questions for both arms")
     only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
-    n = only_a + only_b
-    # Integers all the way: 2**n does not fit a float once a thousand questions differ.
-    ways, tail = 1, 0
-    for k in range(min(only_a, only_b) + 1):
-        tail += ways
-        ways = ways * (n - k) // (k + 1)
-    return McNemar(only_a, only_b, min(1.0, 2 * tail / 2**n))
+    differ = only_a + only_b
+    return McNemar(only_a, only_b, float(binomtest(only_a, differ).pvalue) if differ else 1.0)
 
 
 # ------------------------------------------------------------------------------------------------ inside
@@ -336,11 +281,18 @@ def _runs(tables: list[Any], clusters: Any) -> list[_Run]:
     return runs
 
 
-def _interval(runs: list[_Run], draws: int, seed: int, level: float, bounds: tuple[float, float]) -> Interval:
+def _seen(runs: list[_Run]) -> Floats:
+    """The mean over runs of every statistic, as it was seen."""
+    import numpy as np
+
+    return np.mean([run.sums.sum(axis=0) / run.counts.sum() for run in runs], axis=0)
+
+
+def _interval(runs: list[_Run], draws: int, seed: int, level: float, bounds: tuple[float, float]) -> Measured:
     import numpy as np
 
     drawn = np.concatenate(list(_resample(runs, draws, seed)))[:, 0]
-    estimate = float(np.mean([run.sums.sum() / run.counts.sum() for run in runs]))
+    estimate = float(_seen(runs)[0])
     low, high = (float(q) for q in np.quantile(drawn, [_tail(level), 1 - _tail(level)]))
     clusters = sum(len(run.names) for run in runs)
     if low == high:
@@ -350,7 +302,16 @@ def _interval(runs: list[_Run], draws: int, seed: int, level: float, bounds: tup
         low, high = max(bounds[0], low - room), min(bounds[1], high + room)
     low, high = max(bounds[0], min(low, estimate)), min(bounds[1], max(high, estimate))
     questions = sum(run.questions for run in runs)
-    return Interval(estimate, low, high, level, len(runs), questions, clusters, scope_of(len(runs)))
+    return Measured(estimate, low, high, level, runs=len(runs), questions=questions, clusters=clusters)
+
+
+def _drawn_ends(drawn: Floats, estimate: float, level: float) -> Interval:
+    """Ends taken from the drawn values themselves: between a number and infinity nothing can be interpolated."""
+    import numpy as np
+
+    tail = _tail(level)
+    low, high = (float(np.quantile(drawn, q, method="inverted_cdf")) for q in (tail, 1 - tail))
+    return Interval(estimate, low, high, level)
 
 
 def _resample(runs: list[_Run], draws: int, seed: int) -> Iterator[Floats]:

@@ -104,7 +104,6 @@ def paper_time_to_failure(rows: Iterable[PaperResult], *, threshold: float = 0.7
         for method in sorted(methods, key=lambda name: (name != BASELINE, name)):
             retention = _shares(methods[method]["kr-split-0"], table)
             absolute = time_to_failure(retention, threshold=threshold)
-            relative = time_to_failure(retention, threshold=half_way)
             units = () if method == BASELINE else SPLIT_UNITS
             arms.append(
                 PaperArm(
@@ -115,7 +114,7 @@ def paper_time_to_failure(rows: Iterable[PaperResult], *, threshold: float = 0.7
                     retention=retention,
                     total=_shares(methods[method]["kr-total"], table),
                     absolute=absolute,
-                    relative=relative,
+                    relative=time_to_failure(retention, threshold=half_way),
                     absolute_ratios={unit: ratio(absolute, ce_absolute, unit=unit) for unit in units},
                 )
             )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fortifai_core.errors import InputError
+from fortifai_core.interval import Interval
 from fortifai_core.outcomes.time_to_failure import TimeToFailure
 
 # With two runs a curve has two steps, and its interval spans everything.
@@ -20,12 +21,10 @@ FEWEST_RUNS = 3
 
 @dataclass(frozen=True)
 class Step:
-    """The curve from `time` on: the share still above the threshold, with its pointwise interval."""
+    """The curve from `time` on: the share that has not failed, with its pointwise interval."""
 
     time: float
-    survival: float
-    low: float
-    high: float
+    share: Interval
     at_risk: int
     failed: int
 
@@ -37,8 +36,8 @@ class Survival:
     Attributes:
         steps: one for each time at which a run failed; before the first, all survive.
         runs, failed, censored, never_learned: counts; `runs` are those that learned the split.
-        median: where the curve first is at or below one half, inf if it never is; with its interval.
-        restricted_mean: mean time without failure up to `horizon`, with its interval.
+        median: where the curve first is at or below one half, inf if it never is.
+        restricted_mean: mean time without failure up to `horizon`.
     """
 
     steps: tuple[Step, ...]
@@ -46,14 +45,9 @@ class Survival:
     failed: int
     censored: int
     never_learned: int
-    median: float
-    median_low: float
-    median_high: float
+    median: Interval
     horizon: float
-    restricted_mean: float
-    mean_low: float
-    mean_high: float
-    level: float
+    restricted_mean: Interval
 
 
 def survival(outcomes: Sequence[TimeToFailure], *, horizon: float | None = None, level: float = 0.95) -> Survival:
@@ -73,12 +67,12 @@ def survival(outcomes: Sequence[TimeToFailure], *, horizon: float | None = None,
     import numpy as np
     from scipy.stats import CensoredData, ecdf, norm
 
-    learned = [one for one in outcomes if one.status != "never-learned"]
+    learned = [outcome for outcome in outcomes if outcome.status != "never-learned"]
     if not learned:
         raise InputError("outcomes", len(outcomes), "none of the runs learned the split: there is nothing to fail")
-    times = [one.generations for one in learned if one.generations is not None]
-    ends = [float(one.observed.generations) for one in learned if one.status == "censored"]
-    limit = float(min(one.last_generation for one in learned)) if horizon is None else horizon
+    times = [run.generations for run in learned if run.generations is not None]
+    ends = [float(run.observed.generations) for run in learned if run.status == "censored"]
+    limit = float(min(run.last_generation for run in learned)) if horizon is None else horizon
     steps: list[Step] = []
     if times:
         function = ecdf(CensoredData(uncensored=times, right=ends)).sf
@@ -93,8 +87,9 @@ def survival(outcomes: Sequence[TimeToFailure], *, horizon: float | None = None,
             value = float(function.probabilities[at])
             # at 0: nobody is left; an upper bound would be that of the step before
             low = 0.0 if math.isnan(low) else low
-            high = (steps[-1].high if steps else 1.0) if math.isnan(high) else high
-            steps.append(Step(time, value, low, high, int((everybody >= time).sum()), times.count(time)))
+            high = (steps[-1].share.high if steps else 1.0) if math.isnan(high) else high
+            share = Interval(value, low, high, level)
+            steps.append(Step(time, share, int((everybody >= time).sum()), times.count(time)))
     mean, variance = _restricted_mean(steps, limit)
     margin = float(norm.ppf((1 + level) / 2)) * math.sqrt(variance)
     return Survival(
@@ -103,27 +98,22 @@ def survival(outcomes: Sequence[TimeToFailure], *, horizon: float | None = None,
         failed=len(times),
         censored=len(ends),
         never_learned=len(outcomes) - len(learned),
-        median=_first(steps, [step.survival for step in steps]),
-        median_low=_first(steps, [step.low for step in steps]),
-        median_high=_first(steps, [step.high for step in steps]),
+        median=Interval(_half(steps, "estimate"), _half(steps, "low"), _half(steps, "high"), level),
         horizon=limit,
-        restricted_mean=mean,
-        mean_low=max(0.0, mean - margin),
-        mean_high=min(limit, mean + margin),
-        level=level,
+        restricted_mean=Interval(mean, max(0.0, mean - margin), min(limit, mean + margin), level),
     )
 
 
-def _first(steps: Sequence[Step], values: Sequence[float]) -> float:
-    """Where the curve of these values first is at or below one half."""
-    return next((step.time for step, value in zip(steps, values, strict=True) if value <= 0.5 + 1e-12), math.inf)
+def _half(steps: Sequence[Step], end: str) -> float:
+    """Where the curve, or one end of its interval, first is at or below one half."""
+    return next((step.time for step in steps if getattr(step.share, end) <= 0.5 + 1e-12), math.inf)
 
 
 def _restricted_mean(steps: Sequence[Step], limit: float) -> tuple[float, float]:
     """(area under the curve up to `limit`, its variance)."""
     within = [step for step in steps if step.time < limit]
     borders = [0.0, *(step.time for step in within), limit]
-    heights = [1.0, *(step.survival for step in within)]
+    heights = [1.0, *(step.share.estimate for step in within)]
     pieces = [(b - a) * h for a, b, h in zip(borders[:-1], borders[1:], heights, strict=True)]
     variance = 0.0
     for place, step in enumerate(within, start=1):

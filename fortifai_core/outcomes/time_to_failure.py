@@ -9,20 +9,29 @@ retraining_splits   text read after M_0
 synthetic_splits    the model-written part of it
 
 A run that never crosses is censored ("> 5", never a number); one that starts below the threshold has never
-learned the split and has no time to failure at all.
+learned the split and has no time to failure at all. Any other measure of any model class fails the same way, below
+its threshold or above it; where text is not counted in splits, generations are the only unit.
+
+numpy is imported when a function is called, not with the module.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fortifai_core.config.stages import Regime
 from fortifai_core.corpus.schedule import training_splits
-from fortifai_core.errors import InputError
+from fortifai_core.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 Status = Literal["failed", "censored", "never-learned"]
 Unit = Literal[
@@ -41,18 +50,29 @@ UNIT_TITLES: dict[Unit, str] = {unit: unit.replace("_", " ").replace("retraining
 
 @dataclass(frozen=True)
 class Effort:
-    """How far a run had come at one moment, in every unit; token units are None where tokens are unknown."""
+    """How far a run had come at one moment, in every unit; None where text is not counted in that unit."""
 
     generations: float
-    training_splits: float
-    retraining_splits: float
-    synthetic_splits: float
+    training_splits: float | None = None
+    retraining_splits: float | None = None
+    synthetic_splits: float | None = None
     training_tokens: float | None = None
     retraining_tokens: float | None = None
     synthetic_tokens: float | None = None
 
     def value(self, unit: Unit) -> float | None:
         return getattr(self, unit)
+
+    def describe(self, unit: Unit, *, bound: bool = False) -> str:
+        """`1.69`, or as a bound `> 5`; `unknown` where text is not counted in that unit."""
+        value = self.value(unit)
+        if value is None:
+            return "unknown"
+        if unit.endswith("_tokens"):
+            text = f"{value:,.0f}"
+        else:
+            text = f"{value:g}" if bound else f"{value:.2f}"
+        return f"> {text}" if bound else text
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,7 @@ class TimeToFailure:
         failure: when it failed; None unless `status` is `failed`.
         observed: how far the run was followed; the bound of a censored run.
         falls: failure is falling below the threshold; otherwise rising above it.
+        failed_in: the first generation beyond the threshold; −1 where there is none.
     """
 
     status: Status
@@ -74,6 +95,7 @@ class TimeToFailure:
     failure: Effort | None
     observed: Effort
     falls: bool = True
+    failed_in: int = -1
 
     def value(self, unit: Unit = "generations") -> float | None:
         """The time to failure in `unit`; None unless it failed and the unit is known."""
@@ -83,27 +105,11 @@ class TimeToFailure:
     def generations(self) -> float | None:
         return self.value("generations")
 
-    @property
-    def training_splits(self) -> float | None:
-        return self.value("training_splits")
-
-    @property
-    def retraining_splits(self) -> float | None:
-        return self.value("retraining_splits")
-
-    @property
-    def synthetic_splits(self) -> float | None:
-        return self.value("synthetic_splits")
-
     def describe(self, unit: Unit = "generations") -> str:
-        """`1.69`, `> 5`, `never learned` (or `from the start`); `unknown` for a token unit without token counts."""
+        """`1.69`, `> 5`, `never learned` (or `from the start`); `unknown` for a unit in which nothing was counted."""
         if self.status == "never-learned":
             return "never learned" if self.falls else "from the start"
-        if self.status == "censored":
-            bound = self.observed.value(unit)
-            return "unknown" if bound is None else f"> {_number(bound, unit, exact=False)}"
-        value = self.value(unit)
-        return "unknown" if value is None else _number(value, unit, exact=True)
+        return self.observed.describe(unit, bound=True) if self.failure is None else self.failure.describe(unit)
 
 
 @dataclass(frozen=True)
@@ -148,60 +154,97 @@ def time_to_failure(
             raise InputError("retention", share, "give shares between 0 and 1, not percent")
     if not 0 < threshold < 1:
         raise InputError("threshold", threshold, "give a share between 0 and 1")
-    return time_to_crossing(retention, threshold=threshold, falls=True, regime=regime, tokens=tokens)
+    by_generation = dict(enumerate(retention))
+    return time_to_crossing(by_generation, threshold=threshold, falls=True, regime=regime, tokens=tokens)
+
+
+def crossings(curves: Floats, threshold: float, *, falls: bool = True, at: Sequence[int] | None = None) -> Floats:
+    """Where each curve first lies beyond a threshold, interpolated linearly: the one place that computes it.
+
+    Being exactly at the threshold is not beyond it; NaN is, for what cannot be measured any more has collapsed, and
+    from a finite value to none at all there is no line to be drawn: it had crossed by that generation.
+
+    Args:
+        curves: [curve, generation].
+        falls: beyond is below the threshold; otherwise above it.
+        at: the generation of each column, rising; by default 0, 1, …
+
+    Returns:
+        [curve]: generations; −inf where a curve starts beyond the threshold, inf where it never is.
+    """
+    import numpy as np
+
+    moments = np.arange(curves.shape[1]) if at is None else np.asarray(at)
+    beyond = _beyond(curves, threshold, falls)
+    first, rows = beyond.argmax(axis=1), np.arange(len(curves))
+    before = np.maximum(first - 1, 0)
+    old, new = curves[rows, before], curves[rows, first]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        part = (old - threshold) / (old - new)
+    crossed = moments[before] + np.where(np.isfinite(part) & np.isfinite(new), part, 1.0) * (
+        moments[first] - moments[before]
+    )
+    return np.where(beyond[:, 0], -np.inf, np.where(beyond.any(axis=1), crossed, np.inf))
+
+
+def _beyond(curves: Floats, threshold: float, falls: bool) -> NDArray[np.bool_]:
+    import numpy as np
+
+    return np.isnan(curves) | (curves < threshold if falls else curves > threshold)
 
 
 def time_to_crossing(
-    values: Sequence[float],
+    values: Mapping[int, float],
     *,
     threshold: float,
     falls: bool,
-    first: int = 0,
-    regime: Regime = Regime.PAPER,
+    relative: bool = False,
+    regime: Regime | None = None,
     tokens: Sequence[tuple[float, float]] | None = None,
 ) -> TimeToFailure:
-    """`time_to_failure` of any measure: where it first falls below the threshold, or (`falls` false) rises above it.
+    """`time_to_failure` of any measure of any model class: where it is first beyond the threshold (`crossings`).
 
     Args:
-        values: of M_first, M_first+1, …; linear in between.
-        first: the generation of the first value; moments are counted from M_0 all the same.
-        tokens: as there, for every generation from M_0 on.
+        values: by generation; generations may be missing, and moments are counted from M_0 all the same.
+        relative: the threshold is a share of the first value.
+        regime: how much text each generation reads; None where text is not counted in splits.
+        tokens: as in `time_to_failure`, for every generation from M_0 on.
 
     Raises:
-        InputError: there are no values, one is no number, or `tokens` does not fit.
+        InputError: there are no values, or `tokens` does not fit.
+        ConfigError: a share is asked for of what is not positive.
     """
+    import numpy as np
+
     if not values:
-        raise InputError("values", [], "give the value of at least one generation")
-    for value in values:
-        if not math.isfinite(value):
-            raise InputError("values", value, "is not a finite number")
-    last = first + len(values) - 1
+        raise InputError("values", {}, "give the value of at least one generation")
+    at = sorted(values)
+    start, last = values[at[0]], at[-1]
     if tokens is not None and len(tokens) != last + 1:
         raise InputError("tokens", len(tokens), f"give one pair for each of the {last + 1} generations")
-    # a threshold from above is one from below with all signs turned
-    turned = [value - threshold if falls else threshold - value for value in values]
+    if relative and not start > 0:
+        raise ConfigError("failure.relative", True, f"M_0's value is {start:g}, and has no shares; set false")
+    limit = threshold * start if relative else threshold
+    curve = np.array([[values[i] for i in at]], dtype=np.float64)
+    moment = float(crossings(curve, limit, falls=falls, at=at)[0])
+    failed_in = -1 if moment == math.inf else at[int(_beyond(curve[0], limit, falls).argmax())]
+    failure = effort(moment, last_generation=last, regime=regime, tokens=tokens) if math.isfinite(moment) else None
+    status: Status = "failed" if failure else "censored" if moment == math.inf else "never-learned"
     observed = effort(last, last_generation=last, regime=regime, tokens=tokens)
-    if turned[0] < 0:
-        return TimeToFailure("never-learned", threshold, last, None, observed, falls)
-    for i in range(1, len(turned)):
-        before, after = turned[i - 1], turned[i]
-        if after < 0:
-            moment = first + i - 1 + before / (before - after)
-            failure = effort(moment, last_generation=last, regime=regime, tokens=tokens)
-            return TimeToFailure("failed", threshold, last, failure, observed, falls)
-    return TimeToFailure("censored", threshold, last, None, observed, falls)
+    return TimeToFailure(status, limit, last, failure, observed, falls, failed_in)
 
 
 def effort(
     generation: float,
     *,
     last_generation: int,
-    regime: Regime = Regime.PAPER,
+    regime: Regime | None = Regime.PAPER,
     tokens: Sequence[tuple[float, float]] | None = None,
 ) -> Effort:
     """What had been spent `generation` generations in (1.5: half way from M_1 to M_2), for 0 ≤ it ≤ last."""
-    read = [training_splits(regime, i) for i in range(last_generation + 1)]
-    splits = _spent(generation, read)
+    if regime is None:
+        return Effort(float(generation))
+    splits = _spent(generation, [training_splits(regime, i) for i in range(last_generation + 1)])
     return Effort(float(generation), *splits, *(_spent(generation, tokens) if tokens is not None else ()))
 
 
@@ -225,7 +268,7 @@ def ratio(a: TimeToFailure, b: TimeToFailure, *, unit: Unit = "generations") -> 
     top = (a.failure or a.observed).value(unit)
     bottom = (b.failure or b.observed).value(unit)
     if top is None or bottom is None:
-        return Ratio("undefined", None, "the token counts are unknown")
+        return Ratio("undefined", None, "text was not counted in this unit")
     if bottom == 0:
         return Ratio("undefined", None, "the second's time is zero")
     if a.status == "censored":
@@ -248,9 +291,3 @@ def _spent(generation: float, read: Sequence[tuple[float, float]]) -> tuple[floa
         float(total - everything[0]),
         float(synthetic[before] + part * (synthetic[after] - synthetic[before])),
     )
-
-
-def _number(value: float, unit: Unit, *, exact: bool) -> str:
-    if unit.endswith("_tokens"):
-        return f"{value:,.0f}"
-    return f"{value:.2f}" if exact else f"{value:g}"

@@ -1,15 +1,15 @@
-"""From raw results to what a report may claim: intervals, paired differences, time to failure, headline."""
+"""From raw results to what a report may claim: intervals, paired differences, time to failure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from fortifai_core.interval import Measured
 from fortifai_core.outcomes.bootstrap import (
     FailureInterval,
-    Interval,
     McNemar,
     RatioInterval,
     bootstrap_failure_ratio,
@@ -19,7 +19,6 @@ from fortifai_core.outcomes.bootstrap import (
     paired_difference,
     scope_of,
 )
-from fortifai_core.outcomes.survival import FEWEST_RUNS, Survival, survival
 from fortifai_core.outcomes.time_to_failure import (
     UNITS,
     Ratio,
@@ -31,9 +30,27 @@ from fortifai_core.outcomes.time_to_failure import (
     time_to_failure,
 )
 from fortifai_core.report.data import ArmResult, GenerationResult, ReportData
+from fortifai_core.report.failures import RunFailures, failures_of
 from fortifai_core.seeds import derive_seed
 
-NO_INTERVAL = "one document of one run: no interval can be made"
+Series = tuple[float | None, ...]
+Options = Mapping[str, Any]  # draws, seed and level of a bootstrap
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against the baseline, on the seeds, generations and questions that both have.
+
+    Attributes:
+        differences, totals: of retention, on split 0 and on all splits seen, paired; one a generation.
+        discordant: of the last compared generation, questions on split 0 that one arm had right alone.
+        ratio: of the two times to failure; None where it is not by retention, or undefined.
+    """
+
+    differences: tuple[Measured, ...]
+    totals: tuple[Measured, ...]
+    discordant: McNemar
+    ratio: RatioInterval | None
 
 
 @dataclass(frozen=True)
@@ -43,46 +60,57 @@ class ArmSummary:
     Attributes:
         split0, total: retention of split 0 and of all splits seen; empty where there are no questions.
         failure, relative: of the mean curve, at the absolute and at the relative threshold.
-        failures_by_run: the same at the absolute threshold, one for each of `failure_seeds`.
-        survival: of the runs, where at least three of them learned the split.
+        runs: each run's time to failure at the absolute threshold.
+        ratios: of `failure` to that of the baseline; empty for the baseline itself.
         change: retention of split 0, last generation against M_0, on the same questions.
-        differences, total_differences: to the baseline arm, paired; empty for the baseline itself.
+        compared: with the baseline; None for the baseline itself, and where they have no question in common.
         drift, benchmarks: means over runs, by the name of the measure.
-        discordant: of the last compared generation, questions on split 0 that one arm had right alone.
     """
 
     arm: ArmResult
-    split0: tuple[Interval, ...] = ()
-    total: tuple[Interval, ...] = ()
-    failure: TimeToFailure | None = None
-    failure_interval: FailureInterval | None = None
-    relative: TimeToFailure | None = None
-    failures_by_run: tuple[TimeToFailure, ...] = ()
-    failure_seeds: tuple[int, ...] = ()
-    survival: Survival | None = None
-    ratios: dict[Unit, Ratio] = field(default_factory=dict)
-    ratio_interval: RatioInterval | None = None
-    change: Interval | None = None
-    differences: tuple[Interval, ...] = ()
-    total_differences: tuple[Interval, ...] = ()
-    discordant: McNemar | None = None
-    perplexity: tuple[float | None, ...] = ()
-    unigram_kl: tuple[float | None, ...] = ()
-    live_fraction: tuple[float | None, ...] = ()
-    drift: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
-    benchmarks: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    split0: tuple[Measured, ...]
+    total: tuple[Measured, ...]
+    change: Measured | None
+    failure: TimeToFailure | None
+    failure_interval: FailureInterval | None
+    relative: TimeToFailure | None
+    runs: RunFailures
+    ratios: Mapping[Unit, Ratio]
+    compared: Comparison | None
+    perplexity: Series
+    unigram_kl: Series
+    live_fraction: Series
+    drift: Mapping[str, Series]
+    benchmarks: Mapping[str, Series]
+
+    @property
+    def differences(self) -> tuple[Measured, ...]:
+        return () if self.compared is None else self.compared.differences
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """All arms, the baseline first, and what may be said about them."""
+    """All arms, the baseline first, and what the intervals cover."""
 
     data: ReportData
     arms: tuple[ArmSummary, ...]
     relative_threshold: float | None
     units: tuple[Unit, ...]
-    headline: tuple[str, ...]
     scope: str
+
+    @property
+    def baseline(self) -> str:
+        return self.arms[0].arm.title
+
+
+@dataclass(frozen=True)
+class _Retention:
+    """Retention of one arm, as far as it was measured."""
+
+    split0: tuple[Measured, ...] = ()
+    total: tuple[Measured, ...] = ()
+    change: Measured | None = None
+    failure_interval: FailureInterval | None = None
 
 
 def analyse(data: ReportData) -> Analysis:
@@ -90,109 +118,112 @@ def analyse(data: ReportData) -> Analysis:
     labels = [arm.label for arm in data.arms]
     first = labels.index(data.baseline) if data.baseline in labels else 0
     ordered = [data.arms[first], *data.arms[:first], *data.arms[first + 1 :]]
-    start = [_mean([run.generations[0].retention(0) for run in ordered[0].runs])]
-    half_way = None
-    if start[0] is not None and start[0] > data.chance:
-        half_way = relative_threshold(data.chance, start[0])
-    arms: list[ArmSummary] = []
+    start = _mean([run.generations[0].retention(0) for run in ordered[0].runs])
+    half_way = relative_threshold(data.chance, start) if start is not None and start > data.chance else None
     horizon = min(arm.generations for arm in ordered) - 1
+    arms: list[ArmSummary] = []
     for arm in ordered:
         arms.append(_summary(data, arm, arms[0] if arms else None, half_way, horizon))
     tokens = all(_tokens(arm) is not None for arm in ordered)
-    units = UNITS if tokens else tuple(unit for unit in UNITS if not unit.endswith("_tokens"))
-    runs = min(len(arm.runs) for arm in ordered)
-    return Analysis(data, tuple(arms), half_way, units, tuple(_headline(data, arms)), scope_of(runs))
+    units = tuple(unit for unit in UNITS if tokens or not unit.endswith("_tokens"))
+    return Analysis(data, tuple(arms), half_way, units, scope_of(min(len(arm.runs) for arm in ordered)))
 
 
 def _summary(
     data: ReportData, arm: ArmResult, baseline: ArmSummary | None, half_way: float | None, horizon: int
 ) -> ArmSummary:
-    generations = range(arm.generations)
-    values: dict[str, Any] = {
-        "perplexity": _series(arm, lambda g: g.perplexity),
-        "unigram_kl": _series(arm, lambda g: g.unigram_kl.get(0)),
-        "live_fraction": _series(arm, lambda g: g.live_fraction),
-        "drift": _named(arm, lambda g: g.drift),
-        "benchmarks": _named(arm, lambda g: g.benchmarks),
-    }
+    options: Options = {"draws": data.draws, "seed": derive_seed("report", "retention"), "level": data.level}
+    kept = _retention(data, arm, options)
+    mean, runs = _failures(data, arm, horizon)
+    ratios: dict[Unit, Ratio] = {}
+    if mean is not None and baseline is not None and baseline.failure is not None:
+        ratios = {unit: ratio(mean, baseline.failure, unit=unit) for unit in UNITS}
+    relative = None
+    if kept.split0 and half_way is not None:
+        curve = [interval.estimate for interval in kept.split0]
+        relative = time_to_failure(curve, threshold=half_way, regime=data.regime, tokens=_tokens(arm))
+    return ArmSummary(
+        arm=arm,
+        split0=kept.split0,
+        total=kept.total,
+        change=kept.change,
+        failure=mean,
+        failure_interval=kept.failure_interval,
+        relative=relative,
+        runs=runs,
+        ratios=ratios,
+        compared=None if baseline is None else _compared(data, arm, baseline.arm, options),
+        perplexity=_series(arm, lambda g: g.perplexity),
+        unigram_kl=_series(arm, lambda g: g.unigram_kl.get(0)),
+        live_fraction=_series(arm, lambda g: g.live_fraction),
+        drift=_named(arm, lambda g: g.drift),
+        benchmarks=_named(arm, lambda g: g.benchmarks),
+    )
+
+
+def _retention(data: ReportData, arm: ArmResult, options: Options) -> _Retention:
+    """Shares of right answers by generation, and how far they moved; empty without questions on split 0."""
     curves, documents = _curves([arm], 0)
-    seed = derive_seed("report", "retention")
-    options: dict[str, Any] = {"draws": data.draws, "seed": seed, "level": data.level}
-    rule: dict[str, Any] = {"regime": data.regime, "tokens": _tokens(arm)}
-    if curves:
-        values["split0"] = tuple(_retention([c[g] for c in curves[0]], documents, options) for g in generations)
-        totals = [_curves([arm], None, only=g) for g in generations]
-        values["total"] = tuple(_retention([c[0] for c in own[0]], names, options) for own, names in totals)
-        if arm.generations > 1:
-            ends = [c[-1] for c in curves[0]], [c[0] for c in curves[0]]
-            values["change"] = _difference(*ends, documents, options)
-        if half_way is not None:
-            mean = [interval.estimate for interval in values["split0"]]
-            values["relative"] = time_to_failure(mean, threshold=half_way, **rule)
-        if data.by_retention and _resamplable(documents):
-            how = {"threshold": data.threshold, "regime": data.regime, **options}
-            values["failure_interval"] = bootstrap_time_to_failure(curves[0], clusters=documents, **how)
-    values |= _failure(data, arm, rule, horizon)
-    if baseline is not None:
-        if "failure" in values and baseline.failure is not None:
-            values["ratios"] = {unit: ratio(values["failure"], baseline.failure, unit=unit) for unit in UNITS}
-        values |= _compared(arm, baseline.arm, options)
-        if data.by_retention:
-            values["ratio_interval"] = _ratio_interval(data, arm, baseline.arm, options)
-    return ArmSummary(arm, **values)
+    if not curves:
+        return _Retention()
+    generations = range(arm.generations)
+    totals = [_curves([arm], None, only=g) for g in generations]
+    failure_interval = None
+    if data.by_retention and _resamplable(documents):
+        failure_interval = bootstrap_time_to_failure(
+            curves[0], clusters=documents, threshold=data.threshold, regime=data.regime, **options
+        )
+    ends = [c[-1] for c in curves[0]], [c[0] for c in curves[0]]
+    return _Retention(
+        split0=tuple(_share([c[g] for c in curves[0]], documents, options) for g in generations),
+        total=tuple(_share([c[0] for c in answers[0]], names, options) for answers, names in totals),
+        change=_difference(*ends, documents, options) if arm.generations > 1 else None,
+        failure_interval=failure_interval,
+    )
 
 
-def _failure(data: ReportData, arm: ArmResult, rule: dict[str, Any], horizon: int) -> dict[str, Any]:
-    """Time to failure of the mean curve, of each run, and over the runs together; empty where it was not measured."""
+def _failures(data: ReportData, arm: ArmResult, horizon: int) -> tuple[TimeToFailure | None, RunFailures]:
+    """Time to failure of the mean curve, and of each run; runs that were not measured throughout are left out."""
     judged = data.judged
     reached = range(judged.first, arm.generations)
-    runs = [[run.generations[g].value(judged.name) for g in reached] for run in arm.runs]
-    known = [
-        (run.seed, [value for value in values if value is not None]) for run, values in zip(arm.runs, runs, strict=True)
-    ]
-    complete = [(seed, values) for seed, values in known if values and len(values) == len(reached)]
-    if not complete:
-        return {}
-    how: dict[str, Any] = {"threshold": data.threshold, "falls": judged.falls, "first": judged.first, **rule}
-    mean = [sum(column) / len(column) for column in zip(*(values for _, values in complete), strict=True)]
-    outcomes = tuple(time_to_crossing(values, **how) for _, values in complete)
-    found: dict[str, Any] = {
-        "failure": time_to_crossing(mean, **how),
-        "failures_by_run": outcomes,
-        "failure_seeds": tuple(seed for seed, _ in complete),
+    values = {run.seed: {g: run.generations[g].value(judged.name) for g in reached} for run in arm.runs}
+    complete = {
+        seed: {g: value for g, value in curve.items() if value is not None}
+        for seed, curve in values.items()
+        if curve and None not in curve.values()
     }
-    if sum(one.status != "never-learned" for one in outcomes) >= FEWEST_RUNS and horizon > judged.first:
-        found["survival"] = survival(outcomes, horizon=float(horizon), level=data.level)
-    return found
+
+    def crossed(curve: Mapping[int, float]) -> TimeToFailure:
+        return time_to_crossing(
+            curve, threshold=data.threshold, falls=judged.falls, regime=data.regime, tokens=_tokens(arm)
+        )
+
+    by_seed = {seed: crossed(curve) for seed, curve in complete.items()}
+    runs = failures_of(by_seed, horizon=float(horizon) if horizon > judged.first else None, level=data.level)
+    if not complete:
+        return None, runs
+    return crossed({g: sum(curve[g] for curve in complete.values()) / len(complete) for g in reached}), runs
 
 
-def _compared(arm: ArmResult, baseline: ArmResult, options: dict[str, Any]) -> dict[str, Any]:
-    """Paired differences on the seeds, generations and questions that both arms have."""
+def _compared(data: ReportData, arm: ArmResult, baseline: ArmResult, options: Options) -> Comparison | None:
     pairs, documents = _curves([arm, baseline], 0)
     if not pairs:
-        return {}
-    own, other = pairs
+        return None
+    ours, theirs = pairs
     both = range(min(arm.generations, baseline.generations))
     totals = [_curves([arm, baseline], None, only=g) for g in both]
-    last = both[-1]
-    return {
-        "differences": tuple(_difference([c[g] for c in own], [c[g] for c in other], documents, options) for g in both),
-        "total_differences": tuple(
-            _difference([c[0] for c in ours], [c[0] for c in theirs], names, options)
-            for (ours, theirs), names in totals
+    between = None
+    if data.by_retention and _resamplable(documents):
+        between = bootstrap_failure_ratio(ours, theirs, clusters=documents, threshold=data.threshold, **options)
+    return Comparison(
+        differences=tuple(_difference([c[g] for c in ours], [c[g] for c in theirs], documents, options) for g in both),
+        totals=tuple(
+            _difference([c[0] for c in first], [c[0] for c in second], names, options)
+            for (first, second), names in totals
         ),
-        "discordant": mcnemar([c[last] for c in own], [c[last] for c in other]),
-    }
-
-
-def _ratio_interval(
-    data: ReportData, arm: ArmResult, baseline: ArmResult, options: dict[str, Any]
-) -> RatioInterval | None:
-    """Of the two times to failure, on the seeds, generations and questions that both arms have."""
-    pairs, documents = _curves([arm, baseline], 0)
-    if not pairs or not _resamplable(documents):
-        return None
-    return bootstrap_failure_ratio(pairs[0], pairs[1], clusters=documents, threshold=data.threshold, **options)
+        discordant=mcnemar([c[both[-1]] for c in ours], [c[both[-1]] for c in theirs]),
+        ratio=between,
+    )
 
 
 def _curves(
@@ -212,12 +243,12 @@ def _curves(
     for seed in seeds:
         runs = [next(run for run in arm.runs if run.seed == seed) for arm in arms]
         answers = [[run.generations[g].scores.of(split) for g in reached] for run in runs]
-        common = sorted(set.intersection(*(set(one) for own in answers for one in own)))
+        common = sorted(set.intersection(*(set(given) for of_run in answers for given in of_run)))
         if not common:
             continue
         documents.append([answers[0][0][question][0] for question in common])
-        for table, own in zip(curves, answers, strict=True):
-            table.append(np.array([[one[question][1] for question in common] for one in own], dtype=bool))
+        for table, of_run in zip(curves, answers, strict=True):
+            table.append(np.array([[given[question][1] for question in common] for given in of_run], dtype=bool))
     return (curves, documents) if documents else ([], [])
 
 
@@ -225,20 +256,21 @@ def _resamplable(documents: Sequence[Sequence[str]]) -> bool:
     return len(documents) > 1 or len(set(documents[0])) > 1
 
 
-def _retention(runs: list[Any], documents: list[list[str]], options: dict[str, Any]) -> Interval:
+def _share(runs: list[Any], documents: list[list[str]], options: Options) -> Measured:
     if _resamplable(documents):
         return bootstrap_retention(runs, clusters=documents, **options)
-    return _point(float(runs[0].mean()), len(runs[0]), options)
+    return _alone(float(runs[0].mean()), len(runs[0]), options)
 
 
-def _difference(first: list[Any], second: list[Any], documents: list[list[str]], options: dict[str, Any]) -> Interval:
+def _difference(first: list[Any], second: list[Any], documents: list[list[str]], options: Options) -> Measured:
     if _resamplable(documents):
         return paired_difference(first, second, clusters=documents, **options)
-    return _point(float(first[0].mean() - second[0].mean()), len(first[0]), options)
+    return _alone(float(first[0].mean() - second[0].mean()), len(first[0]), options)
 
 
-def _point(estimate: float, questions: int, options: dict[str, Any]) -> Interval:
-    return Interval(estimate, math.nan, math.nan, options["level"], 1, questions, 1, NO_INTERVAL)
+def _alone(estimate: float, questions: int, options: Options) -> Measured:
+    """One document of one run: no interval can be made."""
+    return Measured(estimate, math.nan, math.nan, options["level"], questions=questions, clusters=1)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -246,14 +278,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _series(arm: ArmResult, value: Callable[[GenerationResult], float | int | None]) -> tuple[float | None, ...]:
+def _series(arm: ArmResult, value: Callable[[GenerationResult], float | int | None]) -> Series:
     """The mean over runs in every generation; None where a run lacks it."""
     return tuple(_mean([value(run.generations[g]) for run in arm.runs]) for g in range(arm.generations))
 
 
-def _named(
-    arm: ArmResult, values: Callable[[GenerationResult], Mapping[str, float]]
-) -> dict[str, tuple[float | None, ...]]:
+def _named(arm: ArmResult, values: Callable[[GenerationResult], Mapping[str, float]]) -> dict[str, Series]:
     """`_series` of every measure that any generation has."""
     names = dict.fromkeys(name for run in arm.runs for g in run.generations for name in values(g))
     return {name: _series(arm, lambda g, name=name: values(g).get(name)) for name in names}  # type: ignore[misc]
@@ -264,108 +294,3 @@ def _tokens(arm: ArmResult) -> list[tuple[float, float]] | None:
     synthetic = _series(arm, lambda g: g.tokens_synthetic)
     pairs = [(a, b) for a, b in zip(trained, synthetic, strict=True) if a is not None and b is not None]
     return pairs if len(pairs) == arm.generations else None
-
-
-# ------------------------------------------------------------------------------------------- in words
-
-
-def points(value: float) -> str:
-    """A difference of shares in points, with its sign: `+3.1`, `−0.4`, `0.0`."""
-    text = f"{abs(100 * value):.1f}"
-    return text if text == "0.0" else f"{'+' if value > 0 else '−'}{text}"
-
-
-def _between(interval: Interval) -> str:
-    if math.isnan(interval.low):
-        return "no interval: one document"
-    return f"{interval.level:.0%} interval {points(interval.low)} to {points(interval.high)}"
-
-
-def _ends(interval: Interval) -> str:
-    """The interval of a share in brackets, or nothing where there is none."""
-    if math.isnan(interval.low):
-        return ""
-    return f" ({interval.level:.0%} interval {100 * interval.low:.0f} to {100 * interval.high:.0f}%)"
-
-
-def _headline(data: ReportData, arms: Sequence[ArmSummary]) -> list[str]:
-    """Plain sentences that claim no more than the intervals allow."""
-    base = arms[0]
-    judged = [] if data.by_retention else [_judged(data, arm) for arm in arms]
-    if not base.split0:
-        return ["There are no questions about split 0, so retention was not measured.", *judged]
-    sentences = [_own_story(data, base), *judged]
-    for other in arms[1:]:
-        if other.differences:
-            sentences.append(_comparison(other, base))
-        else:
-            sentences.append(f"{other.arm.title} shares no seed and question with {base.arm.title}.")
-    return sentences
-
-
-def _judged(data: ReportData, arm: ArmSummary) -> str:
-    """When an arm failed, by a measure that has no interval of its own."""
-    judged, title = data.judged, arm.arm.title
-    rule = f"{judged.title} {judged.verb} {judged.level(data.threshold)}"
-    if arm.failure is None:
-        return f"Under {title}, {judged.title} was not measured, so nothing is said about failure."
-    if arm.failure.status == "never-learned":
-        side = "below" if judged.falls else "above"
-        return f"Under {title}, {judged.title} was {side} {judged.level(data.threshold)} from the start."
-    if arm.failure.status == "censored":
-        return f"Under {title}, it was never seen that {rule}."
-    return f"Under {title}, {rule} after {arm.failure.describe()} generations (no interval)."
-
-
-def _own_story(data: ReportData, arm: ArmSummary) -> str:
-    title, first, last = arm.arm.title, arm.split0[0], arm.split0[-1]
-    final = f"M{len(arm.split0) - 1}"
-    failure = arm.failure if data.by_retention else None
-    if failure is not None and failure.status == "never-learned":
-        guess = not first.low > data.chance
-        return (
-            f"Under {title}, M0 answered {first.estimate:.0%} of the questions on split 0{_ends(first)}"
-            + (f", not distinguishable from guessing ({data.chance:.0%})" if guess else "")
-            + f". That is below the failure threshold of {data.threshold:.0%}: it never learned the split, "
-            "and has no time to failure."
-        )
-    if arm.change is None:
-        return f"Under {title}, M0 answered {first.estimate:.0%} of the questions on split 0{_ends(first)}."
-    ends = f"{first.estimate:.0%} at M0 to {last.estimate:.0%} at {final}"
-    if arm.change.high < 0:
-        story = f"Under {title}, retention of split 0 fell from {ends}"
-    elif arm.change.low > 0:
-        story = f"Under {title}, retention of split 0 rose from {ends}"
-    else:
-        return (
-            f"Under {title}, retention of split 0 went from {ends} ({points(arm.change.estimate)} points, "
-            f"{_between(arm.change)}): not distinguishable from no change at this size."
-        )
-    if failure is None:
-        return f"{story}."
-    if failure.status == "failed":
-        when = f"{failure.describe()} generations"
-        if arm.failure_interval is not None:
-            when += f" ({data.level:.0%} interval {arm.failure_interval.describe()})"
-        return f"{story}; it first fell below {data.threshold:.0%} after {when}."
-    return f"{story}; it never fell below {data.threshold:.0%}."
-
-
-def _comparison(arm: ArmSummary, base: ArmSummary) -> str:
-    gap, last = arm.differences[-1], len(arm.differences) - 1
-    title, other = arm.arm.title, base.arm.title
-    reached = min(arm.arm.generations, base.arm.generations) == max(arm.arm.generations, base.arm.generations)
-    verb = "ended" if reached else f"stood, at M{last} (the last that both reached),"
-    if last == 0 and reached:
-        verb = "stood, at M0,"
-    if points(gap.estimate) == "0.0":
-        place = f"level with {other}"
-    else:
-        side = "above" if gap.estimate > 0 else "below"
-        place = f"{points(gap.estimate)[1:]} points {side} {other}"
-    claim = f"{title} {verb} {place} ({_between(gap)})"
-    if not gap.excludes_zero:
-        return f"{claim}: not distinguishable at this size."
-    if gap.runs == 1:
-        return f"{claim}: a difference on these questions, but one run cannot tell it from retraining noise."
-    return f"{claim}: a difference over {gap.runs} runs."

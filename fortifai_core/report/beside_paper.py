@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fortifai_core.report.analysis import Analysis
-from fortifai_core.report.data import title_of
+from fortifai_core.wording import arm_title
 
 # Shown folded where the paper has no experiment on such text: its main table.
 _MAIN = "Table D2"
@@ -56,15 +56,15 @@ def beside_the_paper(analysis: Analysis) -> BesideThePaper | None:
     ]
     if not quoted:
         return None
-    own = [arm for arm in analysis.arms if arm.split0] if dataset is not None else []
+    measured = [arm for arm in analysis.arms if arm.split0] if dataset is not None else []
     rows = []
-    for method in dict.fromkeys([*(arm.arm.label for arm in own), *(arm.method for arm in quoted)]):
-        for arm in own:
+    for method in dict.fromkeys([*(arm.arm.label for arm in measured), *(arm.method for arm in quoted)]):
+        for arm in measured:
             if arm.arm.label == method:
                 unit = arm.ratios.get("generations")
                 rows.append(
                     PaperRow(
-                        title_of(method),
+                        arm_title(method),
                         "measured here",
                         False,
                         tuple(interval.estimate for interval in arm.split0),
@@ -72,17 +72,18 @@ def beside_the_paper(analysis: Analysis) -> BesideThePaper | None:
                         unit.describe() if unit is not None and unit.value is not None else "",
                     )
                 )
-        for one in quoted:
-            if one.method == method:
-                where = f"{one.table}: {_MODELS.get(one.model, one.model)}, {_DATASETS.get(one.dataset, one.dataset)}"
-                ratio = one.absolute_ratios.get("generations")
+        for said in quoted:
+            if said.method == method:
+                dataset_name = _DATASETS.get(said.dataset, said.dataset)
+                where = f"{said.table}: {_MODELS.get(said.model, said.model)}, {dataset_name}"
+                ratio = said.absolute_ratios.get("generations")
                 rows.append(
                     PaperRow(
-                        title_of(method),
+                        arm_title(method),
                         where,
                         True,
-                        one.retention,
-                        one.absolute.describe(),
+                        said.retention,
+                        said.absolute.describe(),
                         ratio.describe() if ratio is not None else "",
                     )
                 )

@@ -11,6 +11,7 @@ from fortifai_core.config.stages import Regime
 from fortifai_core.errors import InputError
 from fortifai_core.measures.mutation import Mutation
 from fortifai_core.outcomes.paper import PaperArm
+from fortifai_core.wording import arm_title
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Scores:
         """question -> (document, right or wrong), of one split or of all (None)."""
         return {
             question: (document, bool(correct))
-            for question, document, own, correct in zip(
+            for question, document, asked_of, correct in zip(
                 self.question, self.document, self.split, self.correct, strict=True
             )
-            if split is None or own == split
+            if split is None or asked_of == split
         }
 
 
@@ -88,16 +89,9 @@ class RunResult:
     generations: tuple[GenerationResult, ...]
 
     def __post_init__(self) -> None:
-        found = [result.generation for result in self.generations]
-        if found != list(range(len(found))) or not found:
-            raise InputError("generations", found, "give M_0, M_1, … without a gap")
-
-
-def title_of(label: str) -> str:
-    """A loss's label for people: `CE`, `TCE 0.9`, `Focal 2`; a user's own loss keeps its label."""
-    name, _, option = label.partition("-")
-    known = {"ce": "CE", "tce": "TCE", "focal": "Focal"}.get(name)
-    return label if known is None else f"{known} {option.replace('-', ' ')}".strip()
+        numbers = [result.generation for result in self.generations]
+        if numbers != list(range(len(numbers))) or not numbers:
+            raise InputError("generations", numbers, "give M_0, M_1, … without a gap")
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ class ArmResult:
 
     @property
     def title(self) -> str:
-        return title_of(self.label)
+        return arm_title(self.label)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -127,14 +121,30 @@ class ArmResult:
 
 
 @dataclass(frozen=True)
-class ReportData:
-    """Everything a report shows.
+class Report:
+    """What every report has, of whatever model class.
 
     Attributes:
         config: the experiment's full configuration, as plain JSON.
         command: the exact command that makes these results again.
         environment: versions and hardware, in words.
         notes: facts to be read beside any result: ceilings, what was left out.
+        level: of all intervals.
+    """
+
+    experiment: str
+    config: Mapping[str, Any]
+    command: str
+    environment: Mapping[str, str]
+    notes: Sequence[str] = field(default=(), kw_only=True)
+    level: float = field(default=0.95, kw_only=True)
+
+
+@dataclass(frozen=True)
+class ReportData(Report):
+    """Everything that the report of an experiment on a language model shows.
+
+    Attributes:
         quoted: arms of the paper's tables, shown as quotations.
         threshold, metric: what an arm fails by, and where (`failure_metrics`).
         mutations: one document in every arm, by the first seed.
@@ -142,12 +152,7 @@ class ReportData:
         chance: retention of a model that knows nothing.
     """
 
-    experiment: str
-    config: Mapping[str, Any]
-    command: str
-    environment: Mapping[str, str]
     arms: tuple[ArmResult, ...]
-    notes: Sequence[str] = ()
     quoted: Sequence[PaperArm] = ()
     regime: Regime = Regime.PAPER
     threshold: float = 0.75
@@ -155,7 +160,6 @@ class ReportData:
     mutations: Sequence[Mutation] = ()
     baseline: str = "ce"
     chance: float = 0.5
-    level: float = 0.95
     draws: int = 2000
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
-"""What an experiment on a family shows: means over runs with their intervals, differences, and a summary in words.
+"""What an experiment on another model class shows: means over runs with intervals, differences, and a summary in words.
 
 Intervals are Student's t over runs (seeds): they cover what differs from run to run, and take the runs' means to be
-about normal. One run has none, unless the family ran replicates of its own: then a value comes with their quartiles,
-and a difference is the median over replicates with the interval of its order statistics. Differences are taken seed by
-seed, or replicate by replicate: two arms with one seed share their draws.
+about normal. One run has none, unless the model class ran replicates of its own: then a value comes with their
+quartiles, and a difference is the median over replicates with the interval of its order statistics. Differences are
+taken seed by seed, or replicate by replicate: two arms with one seed share their draws.
 """
 
 from __future__ import annotations
@@ -12,9 +12,15 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from fortifai_core.families.base import Figure, Results
+from fortifai_core.families.base import Figure, Generation, Results
+from fortifai_core.families.registry import FamilyFailure
+from fortifai_core.interval import Measured
+from fortifai_core.outcomes.time_to_failure import TimeToFailure, time_to_crossing
+from fortifai_core.report.data import Report
+from fortifai_core.report.failures import RunFailures, failures_of
+from fortifai_core.wording import arm_title, number, with_interval
 
 T = TypeVar("T")
 # What a mask sets or does by itself: that it differs between arms is no finding.
@@ -22,113 +28,54 @@ SETTINGS = ("gamma", "live-fraction", "em-converged")
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over runs; `low` and `high` are NaN where no interval can be made.
+class FamilyReport(Report):
+    """Everything that such a report shows and that is not derived.
 
     Attributes:
-        runs: how many it is the mean of.
-        replicates: where it is a median over the replicates of one run, how many these are; else 0.
-    """
-
-    mean: float
-    low: float
-    high: float
-    runs: int
-    replicates: int = 0
-
-    @property
-    def known(self) -> bool:
-        return not math.isnan(self.low)
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.known and (self.low > 0 or self.high < 0)
-
-
-@dataclass(frozen=True)
-class FailureRow:
-    """Time to failure of an arm: `outcomes` of its runs in words, `failed` of how many, median generation."""
-
-    arm: str
-    outcomes: tuple[str, ...]
-    failed: int
-    never_learned: int
-    median: float | None
-
-
-@dataclass(frozen=True)
-class FamilyReport:
-    """Everything a report shows that is not derived.
-
-    Attributes:
-        config: the whole experiment, as JSON types.
-        failures: metrics of the time-to-failure check at the end of each run, by (arm, seed); or empty.
-        failure: the check's configuration, or None.
+        failure: the time-to-failure check, or None.
         seconds: computing time by stage and arm.
     """
 
-    experiment: str
-    config: dict[str, Any]
-    command: str
-    environment: dict[str, str]
     results: Results
     figures: tuple[Figure, ...]
-    failures: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
-    failure: dict[str, Any] | None = None
-    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    level: float = 0.95
+    failure: FamilyFailure | None = None
+    seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def title_of(arm: str) -> str:
-    """`CE`, `TCE 0.8` for `ce`, `tce-0.8`; numbers and words that follow stay as they are.
-
-    >>> title_of("tce-0.8"), title_of("elbo"), title_of("dynamic-q0.8")
-    ('TCE 0.8', 'ELBO', 'Dynamic q0.8')
-    """
-    first, _, rest = arm.partition("-")
-    name = first.upper() if first in ("ce", "tce", "elbo") else first.capitalize()
-    return " ".join([name, *([rest.replace("-", " ")] if rest else [])])
-
-
-def estimate(values: Sequence[float], *, level: float = 0.95) -> Estimate:
+def estimate(values: Sequence[float], *, level: float = 0.95) -> Measured:
     """The mean of one number a run, with Student's t interval."""
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2 or not all(math.isfinite(v) for v in values):
-        return Estimate(mean, math.nan, math.nan, n)
-    from scipy.stats import t
+    from scipy.stats import ttest_1samp
 
-    half = float(t.ppf(0.5 + level / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, n)
+    mean, runs = statistics.fmean(values), len(values)
+    if runs < 2 or not all(math.isfinite(value) for value in values):
+        return Measured(mean, math.nan, math.nan, level, runs=runs)
+    if len(set(values)) == 1:
+        return Measured(mean, mean, mean, level, runs=runs)
+    low, high = ttest_1samp(values, 0.0).confidence_interval(level)
+    return Measured(mean, float(low), float(high), level, runs=runs)
 
 
-def median_estimate(values: Sequence[float], *, level: float = 0.95) -> Estimate:
-    """The median of independent replicates, with the distribution-free interval of its order statistics.
+def median_estimate(values: Sequence[float], *, level: float = 0.95) -> Measured:
+    """The median of independent replicates, with the distribution-free interval of its order statistics."""
+    from scipy.stats import quantile_test
 
-    [x_(k+1), x_(n-k)] covers the median with probability 1 − 2 P(B ≤ k), B ~ Binomial(n, 1/2) (Conover 1999, 3.2).
-    """
-    from scipy.stats import binom
-
-    ordered, n = sorted(values), len(values)
-    k = int(binom.ppf((1 - level) / 2, n, 0.5)) - 1
-    middle = statistics.median(ordered)
-    if k < 0:
-        return Estimate(middle, math.nan, math.nan, 1, n)
-    return Estimate(middle, ordered[k], ordered[n - 1 - k], 1, n)
+    middle = statistics.median(values)
+    low, high = quantile_test(values, q=middle, p=0.5).confidence_interval(level)
+    ends = (math.nan, math.nan) if math.isnan(low) or math.isnan(high) else (float(low), float(high))
+    return Measured(middle, *ends, level, replicates=len(values))
 
 
 @dataclass(frozen=True)
 class FamilyAnalysis:
-    """Derived from a `FamilyReport`; see `analyse`."""
+    """Estimates by (arm, measure) and generation, differences to the baseline at the end, times to failure by arm."""
 
     report: FamilyReport
     measures: tuple[str, ...]
-    estimates: Mapping[tuple[str, str], Mapping[int, Estimate]]
-    differences: Mapping[tuple[str, str], Estimate]
+    estimates: Mapping[tuple[str, str], Mapping[int, Measured]]
+    differences: Mapping[tuple[str, str], Measured]
     last: int
     shown: tuple[int, ...]
-    failures: tuple[FailureRow, ...]
-    headline: tuple[str, ...]
+    failures: Mapping[str, RunFailures]
     scope: str
 
     def title(self, measure: str) -> str:
@@ -138,11 +85,11 @@ class FamilyAnalysis:
 
 
 def analyse(report: FamilyReport) -> FamilyAnalysis:
-    """Estimates by (arm, measure) and generation, differences to the baseline at the end, and words."""
+    """Compute everything that is shown; the same data gives the same numbers."""
     results = report.results
-    found = {name for run in results.runs for g in run.generations for name in g.metrics}
-    known = [name for name in results.config.measures if name in found]
-    measures = tuple(name for name in known + sorted(found - set(known)) if not _is_end(name, found))
+    measured = {name for run in results.runs for g in run.generations for name in g.metrics}
+    known = [name for name in results.config.measures if name in measured]
+    measures = tuple(name for name in known + sorted(measured - set(known)) if not _is_end(name, measured))
     estimates = {
         (arm, name): by_generation
         for arm in results.arms
@@ -160,24 +107,22 @@ def analyse(report: FamilyReport) -> FamilyAnalysis:
     }
     seeds = len({run.seed for run in results.runs})
     scope = f"over {seeds} seeds" if seeds > 1 else "one seed: no interval covers what another would give"
-    analysis = FamilyAnalysis(
+    return FamilyAnalysis(
         report=report,
         measures=measures,
         estimates=estimates,
         differences=differences,
         last=last,
         shown=spread(sorted({i for by in estimates.values() for i in by}), 5),
-        failures=tuple(_failures(report, arm) for arm in results.arms) if report.failures else (),
-        headline=(),
+        failures={arm: _failures(report, arm, last) for arm in results.arms} if report.failure else {},
         scope=scope,
     )
-    return FamilyAnalysis(**{**analysis.__dict__, "headline": tuple(_words(analysis))})
 
 
-def _is_end(name: str, found: set[str]) -> bool:
+def _is_end(name: str, measured: set[str]) -> bool:
     """Whether a measure is the end of another's interval (`sigma-low`), and no measure of its own."""
     stem = name.removesuffix("-low").removesuffix("-high")
-    return stem != name and stem in found
+    return stem != name and stem in measured
 
 
 def spread(generations: Sequence[T], count: int) -> tuple[T, ...]:
@@ -189,7 +134,7 @@ def spread(generations: Sequence[T], count: int) -> tuple[T, ...]:
     return tuple(generations[i] for i in [*range(0, last - step // 2, step), last])
 
 
-def _estimates(report: FamilyReport, arm: str, name: str) -> dict[int, Estimate]:
+def _estimates(report: FamilyReport, arm: str, name: str) -> dict[int, Measured]:
     values: dict[int, list[float]] = {}
     quartiles: dict[int, tuple[float, float]] = {}
     runs = report.results.of(arm)
@@ -199,14 +144,14 @@ def _estimates(report: FamilyReport, arm: str, name: str) -> dict[int, Estimate]
                 values.setdefault(g.generation, []).append(g.metrics[name])
                 if f"{name}-low" in g.metrics:
                     quartiles[g.generation] = g.metrics[f"{name}-low"], g.metrics[f"{name}-high"]
-    one = len(runs) == 1
+    alone = len(runs) == 1
     return {
-        i: Estimate(v[0], *quartiles[i], 1) if one and i in quartiles else estimate(v, level=report.level)
+        i: Measured(v[0], *quartiles[i], 0.5) if alone and i in quartiles else estimate(v, level=report.level)
         for i, v in sorted(values.items())
     }
 
 
-def _difference(report: FamilyReport, base: str, arm: str, name: str, at: int) -> Estimate | None:
+def _difference(report: FamilyReport, base: str, arm: str, name: str, at: int) -> Measured | None:
     def by_seed(label: str) -> dict[int, float]:
         return {
             run.seed: g.metrics[name]
@@ -226,70 +171,58 @@ def _difference(report: FamilyReport, base: str, arm: str, name: str, at: int) -
 
 def _replicates(report: FamilyReport, arm: str, name: str, at: int) -> list[float]:
     """The values of the replicates of the one run of an arm; none where the measure is no array of the model's."""
-    found = [
+    replicates = [
         g.parameters[name]
         for run in report.results.of(arm)
         for g in run.generations
         if g.generation == at and name in g.parameters and f"{name}-low" in g.metrics
     ]
-    return [float(value) for value in found[0]] if found else []
+    return [float(value) for value in replicates[0]] if replicates else []
 
 
-def _failures(report: FamilyReport, arm: str) -> FailureRow:
-    own = [report.failures[key] for key in sorted(report.failures) if key[0] == arm]
-    moments = [float(one.get("generations", math.inf)) for one in own if one["status"] != "never-learned"]
-    median = statistics.median(moments) if moments else math.inf
-    return FailureRow(
-        arm=arm,
-        outcomes=tuple(str(one["time-to-failure"]) for one in own),
-        failed=sum(one["status"] == "failed" for one in own),
-        never_learned=sum(one["status"] == "never-learned" for one in own),
-        median=median if math.isfinite(median) else None,
-    )
+def _failures(report: FamilyReport, arm: str, last: int) -> RunFailures:
+    rule = report.failure
+    assert rule is not None
+
+    def crossed(generations: Sequence[Generation]) -> TimeToFailure:
+        values = {g.generation: g.metrics[rule.metric] for g in generations if rule.metric in g.metrics}
+        falls = rule.when == "below"
+        return time_to_crossing(values, threshold=rule.threshold, falls=falls, relative=rule.relative)
+
+    by_seed = {run.seed: crossed(run.generations) for run in report.results.of(arm)}
+    return failures_of(by_seed, horizon=float(last) if last else None, level=report.level)
 
 
-def number(value: float) -> str:
-    """Three significant digits, all of those before the point, and a true minus."""
-    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
-    return text.replace("-", "−")
-
-
-def with_interval(value: Estimate) -> str:
-    """`0.31 (0.25 to 0.38)`, or the mean alone."""
-    there = value.known and value.low < value.high
-    return number(value.mean) + (f" ({number(value.low)} to {number(value.high)})" if there else "")
-
-
-def _words(analysis: FamilyAnalysis) -> list[str]:
+def headline(analysis: FamilyAnalysis) -> list[str]:
     """What the headline measure and the time to failure say, claiming no more than the intervals allow."""
     report, results = analysis.report, analysis.report.results
     name, last, base = results.config.headline, analysis.last, results.arms[0]
     sentences = []
     at_end = [(arm, analysis.estimates[arm, name][last]) for arm in results.arms if (arm, name) in analysis.estimates]
     if at_end:
-        values = ", ".join(f"{with_interval(value)} under {title_of(arm)}" for arm, value in at_end)
+        values = ", ".join(f"{with_interval(value)} under {arm_title(arm)}" for arm, value in at_end)
         sentences.append(f"{analysis.title(name)}, at M{last}: {values}.")
     for arm in results.arms[1:]:
         gap = analysis.differences.get((arm, name))
         if gap is not None:
             sentences.append(_compared(analysis, arm, base, gap))
-    if report.failure is not None and analysis.failures:
-        what = analysis.title(report.failure["metric"])
-        sentences.append(f"{what}, {_threshold(report.failure)}: " + "; ".join(map(_failed, analysis.failures)) + ".")
+    if report.failure is not None:
+        runs = "; ".join(_failed(arm, failures) for arm, failures in analysis.failures.items())
+        sentences.append(f"{analysis.title(report.failure.metric)}, {threshold_of(report.failure)}: {runs}.")
     return sentences
 
 
-def _compared(analysis: FamilyAnalysis, arm: str, base: str, gap: Estimate) -> str:
+def _compared(analysis: FamilyAnalysis, arm: str, base: str, gap: Measured) -> str:
     """One difference in words."""
-    which = f"{title_of(arm)} minus {title_of(base)}: {with_interval(gap)}"
+    which = f"{arm_title(arm)} minus {arm_title(base)}: {with_interval(gap)}"
     if not gap.known:
         return f"{which}; from one run nobody can tell what of it is chance."
     over = f"the median of {gap.replicates} replicates" if gap.replicates else f"{gap.runs} seeds"
     verdict = "told apart" if gap.excludes_zero else "not distinguishable at this size"
     config = analysis.report.results.config
     named = {n: analysis.differences.get((arm, n)) for n in config.measures if n not in (config.headline, *SETTINGS)}
-    others = {n: own for n, own in named.items() if own is not None and own.known}
-    told = [name for name, own in others.items() if own.excludes_zero]
+    others = {n: difference for n, difference in named.items() if difference is not None and difference.known}
+    told = [name for name, difference in others.items() if difference.excludes_zero]
     more = ""
     if others:
         which_ones = f" ({', '.join(told)})" if told else ""
@@ -297,16 +230,16 @@ def _compared(analysis: FamilyAnalysis, arm: str, base: str, gap: Estimate) -> s
     return f"{which}, {over} compared one by one: {verdict}.{more}"
 
 
-def _threshold(failure: Mapping[str, Any]) -> str:
-    of_what = " of its value at M0" if failure["relative"] else ""
-    return f"first {failure['when']} {number(failure['threshold'])}{of_what}"
+def threshold_of(failure: FamilyFailure) -> str:
+    """`first below 0.5 of its value at M0`."""
+    of_what = " of its value at M0" if failure.relative else ""
+    return f"first {failure.when} {number(failure.threshold)}{of_what}"
 
 
-def _failed(row: FailureRow) -> str:
-    runs = len(row.outcomes)
-    text = f"{title_of(row.arm)} in {row.failed} of {runs} runs"
-    if row.median is not None and row.failed:
-        text += f", in the median after {row.median:.2f} generations"
-    if row.never_learned:
-        text += f" ({row.never_learned} beyond it from M0 on)"
+def _failed(arm: str, runs: RunFailures) -> str:
+    text = f"{arm_title(arm)} in {runs.failed} of {len(runs.by_seed)} runs"
+    if runs.median is not None and runs.failed:
+        text += f", in the median after {runs.median:.2f} generations"
+    if runs.never_learned:
+        text += f" ({runs.never_learned} beyond it from M0 on)"
     return text

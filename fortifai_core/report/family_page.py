@@ -1,52 +1,64 @@
-"""The report of an experiment on a family: one self-contained HTML file, its figures as files, its numbers as rows."""
+"""The report of an experiment on another model class: a chart of each measure, its tables, its page."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from fortifai_core.charts.svg import CHART_CSS, PALETTE, Chart, Point, Series, png, svg
+from fortifai_core.charts.chart import Chart, Point, Series
+from fortifai_core.charts.svg import svg
 from fortifai_core.families.base import Figure
+from fortifai_core.interval import Interval
+from fortifai_core.report.contents import Contents, Seconds, TerminalTable, charts_as_files, facts_of, finite, table
 from fortifai_core.report.family_analysis import (
-    Estimate,
     FamilyAnalysis,
     FamilyReport,
     analyse,
-    estimate,
-    number,
+    headline,
     spread,
-    title_of,
-    with_interval,
+    threshold_of,
 )
-from fortifai_core.report.page import TerminalTable, duration
-from fortifai_core.report.templating import render_page
+from fortifai_core.wording import arm_title, file_stem, number, share, with_interval
 
 COLUMNS = ("arm", "seed", "generation", "metric", "value", "low", "high")
 WITH_INTERVALS = 3  # arms beside which a terminal still has room for intervals
 POINTS = 240  # of a curve: more are not seen
 
 
-def write_family_report(report: FamilyReport, directory: str | Path) -> FamilyAnalysis:
-    """Write report.html, results.csv, and every chart as <measure>.svg and .png. The same data give the same files."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+def contents(report: FamilyReport) -> Contents:
+    """Everything that the report shows."""
+    from markupsafe import Markup
+
     analysis = analyse(report)
-    (directory / "report.html").write_text(render(analysis), encoding="utf-8")
-    with (directory / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(result_rows(analysis))
-    for name in analysis.measures:
-        one = chart(analysis, name)
-        if _moves(one):
-            drawn = svg(one, width=760, height=400, standalone=True)
-            (directory / f"{name}.svg").write_text(drawn, encoding="utf-8")
-            png(one, directory / f"{name}.png", title=f"{report.experiment}: {analysis.title(name)}")
-    return analysis
+    results = report.results
+    charts = {name: chart(analysis, name) for name in analysis.measures}
+    moving = {name: one for name, one in charts.items() if _moves(one)}
+    titled = {file_stem(name): (one, f"{report.experiment}: {one.title}") for name, one in moving.items()}
+    drawings, slides = charts_as_files(titled, wide=file_stem(results.config.headline))
+    generations = max(g.generation for run in results.runs for g in run.generations) + 1
+    facts = facts_of(results.arms, generations, str(report.config["regime"]), len({run.seed for run in results.runs}))
+    replicates = getattr(results.config, "replicates", 0)
+    return Contents(
+        report=report,
+        headline=headline(analysis),
+        facts=facts + ([f"{replicates} replicates"] if replicates else []),
+        terminal=_terminal(analysis),
+        tables=[table("results", COLUMNS, _results(analysis))],
+        drawings=drawings,
+        slides=slides,
+        template="family.html",
+        seconds=Seconds(results.arms, report.seconds),
+        values={
+            "analysis": analysis,
+            "arms": results.arms,
+            "pictures": [(figure, _embedded(figure)) for figure in report.figures],
+            "charts": [(one.title, Markup(svg(one, width=372, height=264))) for one in moving.values()],
+            "intervals": _intervals(analysis),
+            "rule": threshold_of(report.failure) if report.failure else "",
+        },
+    )
 
 
 def chart(analysis: FamilyAnalysis, measure: str) -> Chart:
@@ -55,11 +67,9 @@ def chart(analysis: FamilyAnalysis, measure: str) -> Chart:
     What spans more than three powers of ten is drawn by its logarithm.
     """
     report = analysis.report
-    drawn = [
-        (colour, arm, [(i, v) for i, v in analysis.estimates.get((arm, measure), {}).items() if math.isfinite(v.mean)])
-        for colour, arm in enumerate(report.results.arms)
-    ]
-    means = [v.mean for _, _, values in drawn for _, v in values]
+    by_arm = {arm: analysis.estimates.get((arm, measure), {}).items() for arm in report.results.arms}
+    drawn = {arm: [(i, v) for i, v in values if math.isfinite(v.estimate)] for arm, values in by_arm.items()}
+    means = [v.estimate for values in drawn.values() for _, v in values]
     logarithmic = bool(means) and min(means) > 0 and max(means) > 1000 * min(means)
 
     def scaled(value: float) -> float:
@@ -67,40 +77,40 @@ def chart(analysis: FamilyAnalysis, measure: str) -> Chart:
 
     series = tuple(
         Series(
-            title_of(arm),
-            colour,
-            tuple(Point(i, scaled(v.mean), scaled(v.low), scaled(v.high)) for i, v in spread(values, POINTS)),
+            arm_title(arm),
+            place,
+            tuple(Point(i, scaled(v.estimate), scaled(v.low), scaled(v.high)) for i, v in spread(values, POINTS)),
         )
-        for colour, arm, values in drawn
+        for place, (arm, values) in enumerate(drawn.items())
         if values
     )
     failure, rule = report.failure, None
-    if failure is not None and failure["metric"] == measure and not failure["relative"] and not logarithmic:
-        rule = (failure["threshold"], f"{number(failure['threshold'])}: failure")
+    if failure is not None and failure.metric == measure and not failure.relative and not logarithmic:
+        rule = (failure.threshold, f"{number(failure.threshold)}: failure")
     return Chart(analysis.title(measure) + (", log₁₀" if logarithmic else ""), series, rule=rule)
 
 
-def terminal_table(analysis: FamilyAnalysis) -> TerminalTable:
+def _terminal(analysis: FamilyAnalysis) -> TerminalTable:
     """The headline measure, a row a generation and a column an arm; then time to failure and the last difference."""
     report, name = analysis.report, analysis.report.results.config.headline
     arms = report.results.arms
     narrow = len(arms) > WITH_INTERVALS
 
-    def cell_of(value: Estimate | None) -> str:
-        return "–" if value is None else number(value.mean) if narrow else with_interval(value)
+    def cell_of(value: Interval | None) -> str:
+        return "–" if value is None else number(value.estimate) if narrow else with_interval(value)
 
     rows = []
     for generation in analysis.shown:
         cells = [analysis.estimates.get((arm, name), {}).get(generation) for arm in arms]
         rows.append([f"M{generation}", *map(cell_of, cells)])
     if analysis.failures:
-        rows.append(["time to failure", *(", ".join(row.outcomes) for row in analysis.failures)])
+        rows.append(["time to failure", *(", ".join(runs.outcomes) for runs in analysis.failures.values())])
     if len(arms) > 1:
         gaps = [analysis.differences.get((arm, name)) for arm in arms[1:]]
-        rows.append([f"difference to {title_of(arms[0])} at M{analysis.last}", "", *map(cell_of, gaps)])
+        rows.append([f"difference to {arm_title(arms[0])} at M{analysis.last}", "", *map(cell_of, gaps)])
     return TerminalTable(
         title=f"{report.experiment}: {analysis.title(name)}",
-        headers=["generation", *(title_of(arm) for arm in arms)],
+        headers=["generation", *map(arm_title, arms)],
         rows=rows,
         caption=(
             "The intervals stand in the sentences below, and all of them in the report."
@@ -110,67 +120,33 @@ def terminal_table(analysis: FamilyAnalysis) -> TerminalTable:
     )
 
 
-def result_rows(analysis: FamilyAnalysis) -> Iterator[dict[str, Any]]:
-    """Every number in long form; `seed` None: over all runs; a metric `… minus <arm>`: a difference."""
+def _results(analysis: FamilyAnalysis) -> Iterator[tuple[Any, ...]]:
+    """Every number in long form; no seed: over all runs; a metric `… minus <arm>`: a difference."""
     results = analysis.report.results
     for run in results.runs:
         for g in run.generations:
             for metric, value in g.metrics.items():
-                yield _row(run.arm, run.seed, g.generation, metric, value)
+                yield (run.arm, run.seed, g.generation, metric, value, None, None)
     for (arm, metric), by_generation in analysis.estimates.items():
         for generation, v in by_generation.items():
-            yield _row(arm, None, generation, metric, v.mean, v.low, v.high)
+            yield (arm, None, generation, metric, v.estimate, finite(v.low), finite(v.high))
     for (arm, metric), gap in analysis.differences.items():
-        yield _row(arm, None, analysis.last, f"{metric} minus {results.arms[0]}", gap.mean, gap.low, gap.high)
-    for (arm, seed), failure in sorted(analysis.report.failures.items()):
-        yield _row(arm, seed, None, "time-to-failure", failure.get("generations", math.nan))
-
-
-def _row(
-    arm: str,
-    seed: int | None,
-    generation: int | None,
-    metric: str,
-    value: float,
-    low: float = math.nan,
-    high: float = math.nan,
-) -> dict[str, Any]:
-    ends = {"low": None, "high": None} if math.isnan(low) else {"low": low, "high": high}
-    return {"arm": arm, "seed": seed, "generation": generation, "metric": metric, "value": value, **ends}
+        minus = f"{metric} minus {results.arms[0]}"
+        yield (arm, None, analysis.last, minus, gap.estimate, finite(gap.low), finite(gap.high))
+    for arm, runs in analysis.failures.items():
+        for seed, outcome in runs.by_seed.items():
+            moment = math.nan if outcome.generations is None else outcome.generations
+            yield (arm, seed, None, "time-to-failure", moment, None, None)
 
 
 def _intervals(analysis: FamilyAnalysis) -> str:
     """What the intervals are, in words."""
     runs = {v.runs for by in analysis.estimates.values() for v in by.values()}
     if max(runs) > 1:
-        return f"{analysis.report.level:.0%} intervals (Student’s t) {analysis.scope}"
+        return f"{share(analysis.report.level)} intervals (Student’s t) {analysis.scope}"
     if any(v.known for by in analysis.estimates.values() for v in by.values()):
         return "quartiles over the replicates of one run"
     return f"nothing; {analysis.scope}"
-
-
-def render(analysis: FamilyAnalysis) -> str:
-    """The whole page."""
-    from markupsafe import Markup
-
-    report = analysis.report
-    charts = [chart(analysis, name) for name in analysis.measures]
-    total = sum(sum(own.values()) for own in report.seconds.values())
-    return render_page(
-        "family.html",
-        filters={"number": number, "title_of": title_of, "duration": duration},
-        data=report,
-        analysis=analysis,
-        arms=report.results.arms,
-        facts=_facts(report),
-        styles=Markup(PALETTE + CHART_CSS),
-        pictures=[(figure, _embedded(figure)) for figure in report.figures],
-        charts=[(one.title, Markup(svg(one, width=372, height=264))) for one in charts if _moves(one)],
-        intervals=_intervals(analysis),
-        stages=sorted(report.seconds.items(), key=lambda item: -sum(item[1].values())),
-        total=total,
-        config=report.config,
-    )
 
 
 def _moves(one: Chart) -> bool:
@@ -186,19 +162,3 @@ def _embedded(figure: Figure) -> str:
         path = by_suffix[".png"]
     kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _facts(report: FamilyReport) -> list[str]:
-    results = report.results
-    seeds = {run.seed for run in results.runs}
-    generations = max(g.generation for run in results.runs for g in run.generations) + 1
-    return [
-        " · ".join(title_of(arm) for arm in results.arms),
-        f"{generations} generation{'s' if generations > 1 else ''}",
-        f"{report.config['regime']} regime",
-        f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed",
-        *([f"{replicates} replicates"] if (replicates := getattr(results.config, "replicates", 0)) else []),
-    ]
-
-
-__all__ = ["COLUMNS", "estimate", "render", "result_rows", "terminal_table", "write_family_report"]

@@ -9,16 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
 
-from fortifai_core.charts.svg import COLOURS_LIGHT, STYLE
+from fortifai_core.charts.palette import DEPTHS, arm_class
+from fortifai_core.charts.svg import element, text
 from fortifai_core.report.data import ArmResult
 
-DEPTHS = 6
-STRIP_CSS = ".strip .wrong{fill:var(--line);opacity:.75}.strip .right{fill:var(--c)}" + "".join(
-    f".strip .d{i}{{opacity:{i / DEPTHS:.2f}}}" for i in range(1, DEPTHS + 1)
-)
 _LEFT, _TOP, _ROW, _GAP = 38.0, 22.0, 20.0, 5.0
 
 
@@ -72,7 +67,7 @@ class Strip:
 
 def fates(arm: ArmResult) -> list[Fate]:
     """Every question of every run, with its answers in all generations that asked it."""
-    found = []
+    everything = []
     for run in arm.runs:
         answers: dict[str, tuple[str, int, int, list[bool]]] = {}
         for result in run.generations:
@@ -81,27 +76,27 @@ def fates(arm: ArmResult) -> list[Fate]:
                 scores.question, scores.document, scores.split, scores.correct, strict=True
             ):
                 answers.setdefault(question, (document, split, result.generation, []))[3].append(bool(right))
-        found += [
+        everything += [
             Fate(run.seed, question, document, split, first, tuple(given))
             for question, (document, split, first, given) in answers.items()
         ]
-    return found
+    return everything
 
 
 def strip_of(arm: ArmResult, colour: int, *, bins: int = 256) -> Strip | None:
     """The strip of an arm, in at most about `bins` columns; None where there are no questions."""
     everything = fates(arm)
     bands = []
-    for split in sorted({one.split for one in everything}):
-        own = [one for one in everything if one.split == split]
+    for split in sorted({fate.split for fate in everything}):
+        asked = [fate for fate in everything if fate.split == split]
         # the longest lived first; those never answered rightly last
-        own.sort(key=lambda f: (-_lived(f), -sum(f.answers), f.seed, f.question))
-        count = min(len(own), max(1, round(bins * len(own) / len(everything))))
+        asked.sort(key=lambda f: (-_lived(f), -sum(f.answers), f.seed, f.question))
+        count = min(len(asked), max(1, round(bins * len(asked) / len(everything))))
         rows = []
         for generation in range(arm.generations):
             row: list[float | None] = []
             for bin_ in range(count):
-                members = own[bin_ * len(own) // count : (bin_ + 1) * len(own) // count]
+                members = asked[bin_ * len(asked) // count : (bin_ + 1) * len(asked) // count]
                 given = [
                     f.answers[generation - f.first_asked]
                     for f in members
@@ -109,7 +104,7 @@ def strip_of(arm: ArmResult, colour: int, *, bins: int = 256) -> Strip | None:
                 ]
                 row.append(sum(given) / len(given) if given else None)
             rows.append(tuple(row))
-        bands.append(Band(split, len(own), tuple(rows)))
+        bands.append(Band(split, len(asked), tuple(rows)))
     return Strip(arm.title, colour, tuple(bands), arm.generations) if bands else None
 
 
@@ -119,25 +114,11 @@ def _lived(fate: Fate) -> float:
     return math.inf if fate.answers[-1] else fate.last_right
 
 
-def strip_height(strip: Strip) -> int:
-    """Height of its drawing, in its own units."""
-    return round(_TOP + strip.generations * _ROW + 4)
-
-
 def strip_svg(strip: Strip, *, width: int, standalone: bool = False) -> str:
     """The strip as an SVG element; one path for each depth of colour, so that thousands of answers stay small."""
-    height = strip_height(strip)
-    space = f' xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"' if standalone else ""
+    height = round(_TOP + strip.generations * _ROW + 4)
     title = f"Which questions {strip.title} still answers, by split and generation"
-    parts = [
-        f'<svg class="chart strip"{space} viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">',
-        f'<style>{STYLE}{STRIP_CSS}</style><rect class="paper" width="{width}" height="{height}"/>'
-        if standalone
-        else "",
-    ]
-    for generation in range(strip.generations):
-        y = _TOP + generation * _ROW + 14
-        parts.append(f'<text x="{_LEFT - 8:g}" y="{y:g}" text-anchor="end">M{generation}</text>')
+    parts = [text(f"M{i}", _LEFT - 8, _TOP + i * _ROW + 14, "end") for i in range(strip.generations)]
     total = sum(len(band.rows[0]) for band in strip.bands)
     unit = (width - _LEFT - 2 - _GAP * (len(strip.bands) - 1)) / total
     left = _LEFT
@@ -145,7 +126,7 @@ def strip_svg(strip: Strip, *, width: int, standalone: bool = False) -> str:
     labels_fit = width / max(1, len(strip.bands)) > 52
     for band in strip.bands:
         words = f"split {band.split}" if labels_fit else str(band.split)
-        parts.append(f'<text x="{left:.1f}" y="13">{words}</text>')
+        parts.append(text(words, left, 13))
         for generation, row in enumerate(band.rows):
             y = _TOP + generation * _ROW
             for start, end, depth in _runs(row):
@@ -153,54 +134,20 @@ def strip_svg(strip: Strip, *, width: int, standalone: bool = False) -> str:
                 paths.setdefault(depth, []).append(f"M{x:.1f} {y:g}h{wide:.1f}v{_ROW - 2:g}h-{wide:.1f}z")
         left += len(band.rows[0]) * unit + _GAP
     for depth in sorted(paths):
-        kind = "wrong" if depth == 0 else f"right d{depth} c{strip.colour % 6}"
+        kind = "wrong" if depth == 0 else f"right d{depth} {arm_class(strip.colour)}"
         parts.append(f'<path class="{kind}" d="{"".join(paths[depth])}"/>')
-    return "".join(parts) + "</svg>"
+    return element("chart strip", parts, title=title, width=width, height=height, standalone=standalone)
 
 
 def _runs(row: Sequence[float | None]) -> list[tuple[int, int, int]]:
     """Neighbours of equal depth together: (first bin, bin after the last, depth 0 … DEPTHS); blanks left out."""
-    found: list[tuple[int, int, int]] = []
+    runs: list[tuple[int, int, int]] = []
     for place, share in enumerate(row):
         if share is None:
             continue
         depth = math.ceil(share * DEPTHS - 1e-9)
-        if found and found[-1][1] == place and found[-1][2] == depth:
-            found[-1] = (found[-1][0], place + 1, depth)
+        if runs and runs[-1][1] == place and runs[-1][2] == depth:
+            runs[-1] = (runs[-1][0], place + 1, depth)
         else:
-            found.append((place, place + 1, depth))
-    return found
-
-
-def strips_png(strips: Sequence[Strip], path: Path, *, title: str) -> None:
-    """All arms' strips one above the other, for slides, on white."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import to_rgb
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    rows = max(strip.generations for strip in strips)
-    figure = Figure(figsize=(9.6, 0.9 + len(strips) * (0.34 * rows + 0.5)), dpi=150, layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
-    for place, strip in enumerate(strips):
-        axes = figure.add_subplot(len(strips), 1, place + 1)
-        colour = to_rgb(COLOURS_LIGHT[strip.colour % 6])
-        left = 0.0
-        total = sum(len(band.rows[0]) for band in strip.bands)
-        gap = total / 120
-        for band in strip.bands:
-            for generation, row in enumerate(band.rows):
-                for start, end, depth in _runs(row):
-                    tint = tuple(1 - (1 - c) * depth / DEPTHS for c in colour) if depth else to_rgb("#eae6df")
-                    box = (left + start, generation), end - start, 0.9
-                    axes.add_patch(Rectangle(*box, facecolor=tint, linewidth=0))
-            axes.text(left, -0.25, f"split {band.split}", fontsize=8, color="#6a655d")
-            left += len(band.rows[0]) + gap
-        axes.set_xlim(0, left - gap)
-        axes.set_ylim(strip.generations, -0.9)
-        axes.set_yticks([g + 0.45 for g in range(strip.generations)], [f"M{g}" for g in range(strip.generations)])
-        axes.set_xticks([])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.set_title(strip.title, loc="left", fontsize=10, color=colour, fontweight="bold")
-    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+            runs.append((place, place + 1, depth))
+    return runs

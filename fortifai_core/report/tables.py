@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from fortifai_core.measures.mutation import marked
+from fortifai_core.outcomes.bootstrap import FailureInterval, RatioInterval
 from fortifai_core.outcomes.time_to_failure import TimeToFailure, Unit
 from fortifai_core.report.analysis import Analysis
+from fortifai_core.report.contents import ReportTable, finite, table
 from fortifai_core.report.data import GenerationResult
 from fortifai_core.report.survival_strip import fates
 
 ALL = "all"
 
 
-@dataclass(frozen=True)
-class ReportTable:
-    """A table by columns; None where a cell is empty. Every column holds one type."""
-
-    name: str
-    columns: Mapping[str, Sequence[Any]]
-
-    @property
-    def rows(self) -> int:
-        return max(len(values) for values in self.columns.values())
-
-    def write_csv(self, path: Path) -> None:
-        """Header and rows; an empty cell is nothing at all."""
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)  # with CR LF (RFC 4180): a model's text may hold either, and is then quoted
-            writer.writerow(self.columns)
-            writer.writerows(zip(*self.columns.values(), strict=True))
-
-
 def report_tables(analysis: Analysis) -> list[ReportTable]:
     """Every table of the report that has rows. `seed` is `all` for what is over the runs together."""
     made = [
-        _table("results", _RESULTS, _results(analysis)),
-        _table("time-to-failure", _FAILURES, _failures(analysis)),
-        _table("survival-of-runs", _SURVIVAL, _survival(analysis)),
-        _table("questions", _QUESTIONS, _questions(analysis)),
-        _table("mutation", _MUTATION, _mutation(analysis)),
-        _table("quoted", _QUOTED, _quoted(analysis)),
+        table("results", _RESULTS, _results(analysis)),
+        table("time-to-failure", _FAILURES, _failures(analysis)),
+        table("survival-of-runs", _SURVIVAL, _survival(analysis)),
+        table("questions", _QUESTIONS, _questions(analysis)),
+        table("mutation", _MUTATION, _mutation(analysis)),
+        table("quoted", _QUOTED, _quoted(analysis)),
     ]
-    return [one for one in made if one.rows]
+    return [part for part in made if part.rows]
 
 
 _RESULTS = ("experiment", "arm", "seed", "generation", "metric", "split", "value", "low", "high")
@@ -63,15 +42,6 @@ _MUTATION = ("arm", "seed", "document", "version", "writer", "text", "changed", 
 _QUOTED = ("table", "dataset", "model", "arm", "generation", "split_0", "total")
 
 
-def _table(name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> ReportTable:
-    gathered = list(rows)
-    return ReportTable(name, {column: [row[i] for row in gathered] for i, column in enumerate(columns)})
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _results(analysis: Analysis) -> Iterator[tuple[Any, ...]]:
     """Every number in long form."""
     name = analysis.data.experiment
@@ -85,18 +55,18 @@ def _results(analysis: Analysis) -> Iterator[tuple[Any, ...]]:
             "kr-split-0": arm.split0,
             "kr-total": arm.total,
             "difference-split-0": arm.differences,
-            "difference-total": arm.total_differences,
+            "difference-total": arm.compared.totals if arm.compared else (),
         }
         for metric, intervals in means.items():
             split = 0 if metric.endswith("split-0") else None
             for generation, v in enumerate(intervals):
-                yield (name, label, ALL, generation, metric, split, v.estimate, _finite(v.low), _finite(v.high))
-        if arm.discordant is not None:
+                yield (name, label, ALL, generation, metric, split, v.estimate, finite(v.low), finite(v.high))
+        if arm.compared is not None:
             last = len(arm.differences) - 1
             for metric, value in (
-                ("mcnemar-only-this-arm", arm.discordant.only_a),
-                ("mcnemar-only-baseline", arm.discordant.only_b),
-                ("mcnemar-p", arm.discordant.p_value),
+                ("mcnemar-only-this-arm", arm.compared.discordant.only_a),
+                ("mcnemar-only-baseline", arm.compared.discordant.only_b),
+                ("mcnemar-p", arm.compared.discordant.p_value),
             ):
                 yield (name, label, ALL, last, metric, 0, float(value), None, None)
 
@@ -130,18 +100,21 @@ def _failures(analysis: Analysis) -> Iterator[tuple[Any, ...]]:
         if arm.failure is not None:
             for unit in analysis.units:
                 ratio = arm.ratios.get(unit)
-                between: tuple[float | None, float | None] = (None, None)
-                if unit == "generations" and arm.failure_interval is not None:
-                    between = _finite(arm.failure_interval.low), _finite(arm.failure_interval.high)
+                by_generation = unit == "generations"
+                between = _ends(arm.failure_interval if by_generation else None)
+                factor = _ends(arm.compared.ratio if by_generation and arm.compared else None)
                 compared = (ratio.value, ratio.kind) if ratio is not None else (None, None)
-                ends: tuple[float | None, float | None] = (None, None)
-                if unit == "generations" and arm.ratio_interval is not None:
-                    ends = _finite(arm.ratio_interval.low), _finite(arm.ratio_interval.high)
-                yield (*_outcome(arm.arm.label, ALL, metric, arm.failure, unit), *between, *compared, *ends)
+                yield (*_outcome(arm.arm.label, ALL, metric, arm.failure, unit), *between, *compared, *factor)
         if arm.relative is not None:
             yield (*_outcome(arm.arm.label, ALL, "kr-split-0", arm.relative, "generations"), *[None] * 6)
-        for run, failure in zip(arm.failure_seeds, arm.failures_by_run, strict=True):
+        for run, failure in arm.runs.by_seed.items():
             yield (*_outcome(arm.arm.label, str(run), metric, failure, "generations"), *[None] * 6)
+
+
+def _ends(bootstrapped: FailureInterval | RatioInterval | None) -> tuple[float | None, float | None]:
+    if bootstrapped is None:
+        return None, None
+    return finite(bootstrapped.interval.low), finite(bootstrapped.interval.high)
 
 
 def _outcome(label: str, seed: str, metric: str, failure: TimeToFailure, unit: Unit) -> tuple[Any, ...]:
@@ -152,26 +125,36 @@ def _outcome(label: str, seed: str, metric: str, failure: TimeToFailure, unit: U
 
 def _survival(analysis: Analysis) -> Iterator[tuple[Any, ...]]:
     for arm in analysis.arms:
-        if arm.survival is not None:
-            for step in arm.survival.steps:
-                yield (arm.arm.label, step.time, step.survival, step.low, step.high, step.at_risk, step.failed)
+        if arm.runs.survival is not None:
+            for step in arm.runs.survival.steps:
+                share = step.share
+                yield (arm.arm.label, step.time, share.estimate, share.low, share.high, step.at_risk, step.failed)
 
 
 def _questions(analysis: Analysis) -> Iterator[tuple[Any, ...]]:
     for arm in analysis.arms:
-        for one in fates(arm.arm):
-            last = one.first_asked + len(one.answers) - 1
-            asked = (one.first_asked, last, one.last_right, one.died_in, one.fate)
-            yield (arm.arm.label, one.seed, one.question, one.document, one.split, *asked)
+        for fate in fates(arm.arm):
+            last = fate.first_asked + len(fate.answers) - 1
+            asked = (fate.first_asked, last, fate.last_right, fate.died_in, fate.fate)
+            yield (arm.arm.label, fate.seed, fate.question, fate.document, fate.split, *asked)
 
 
 def _mutation(analysis: Analysis) -> Iterator[tuple[Any, ...]]:
-    for one in analysis.data.mutations:
-        for number, version in enumerate(marked(one)):
+    for mutation in analysis.data.mutations:
+        for number, version in enumerate(marked(mutation)):
             facts = version.facts
             counts = (None, None, None) if facts is None else (facts.true, facts.false, facts.absent)
             text = "".join(piece.text for piece in version.pieces)
-            yield (one.label, one.seed, one.document, number, version.writer, text, version.changed, *counts)
+            yield (
+                mutation.label,
+                mutation.seed,
+                mutation.document,
+                number,
+                version.writer,
+                text,
+                version.changed,
+                *counts,
+            )
 
 
 def _quoted(analysis: Analysis) -> Iterator[tuple[Any, ...]]:

@@ -68,16 +68,6 @@ FAMILY_METRICS: Columns = {
     "value": ("float64", False),
     "count": ("int64", False),
 }
-# The numbers of a family's report; `seed` is null for a mean over runs, `generation` for a time to failure.
-FAMILY_RESULTS: Columns = {
-    "arm": ("string", False),
-    "seed": ("int64", True),
-    "generation": ("int32", True),
-    "metric": ("string", False),
-    "value": ("float64", False),
-    "low": ("float64", True),
-    "high": ("float64", True),
-}
 # A histogram of p, the probability of the token that comes: `count` of them in (low, high].
 CONFIDENCE: Columns = {
     "model": ("string", False),
@@ -104,7 +94,6 @@ SCHEMAS: dict[str, Columns] = {
     "scores": SCORES,
     "metrics": METRICS,
     "family-metrics": FAMILY_METRICS,
-    "family-results": FAMILY_RESULTS,
     "confidence": CONFIDENCE,
     "benchmark-items": BENCHMARK_ITEMS,
 }

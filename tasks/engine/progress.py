@@ -44,7 +44,7 @@ class StageProgress:
         return (self._latest - begun) * (self.total - self.done) / (self.done - before)
 
     def __str__(self) -> str:
-        from fortifai_core.report.page import duration
+        from fortifai_core.wording import duration
 
         left = self.seconds_left
         text = f"{self.done:,} of {self.total:,} {self.unit}"

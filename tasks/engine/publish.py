@@ -17,6 +17,7 @@ from prefect import task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 from prefect.events import emit_event
 
+from fortifai_core.wording import run_title
 from tasks.engine.plans import GenerationPlan, RunPlan
 from tasks.engine.session import Session, current_session
 from tasks.engine.stages import Stage, load
@@ -95,7 +96,7 @@ def announce(
         model: key of the model of that generation.
         failure: the check, where it found that the run failed in this generation.
     """
-    run = f"{experiment} · {arm} · seed {seed}"
+    run = f"{experiment} · {run_title(arm or '', seed)}"
     payload = {"experiment": experiment, "arm": arm, "seed": seed, "generation": generation}
     emit_event(
         "generation.finished",
@@ -169,7 +170,7 @@ def _is_new(running: Session, step: GenerationPlan, stage: Stage) -> bool:
 
 async def _publish(experiment: str, run: RunPlan, shown: Shown) -> None:
     key = artifact_key(experiment, run.arm, "seed", run.seed)
-    title = f"{experiment} · {run.arm} · seed {run.seed}"
+    title = f"{experiment} · {run_title(run.arm, run.seed)}"
     work: list[Any] = []
     for picture in shown.pictures:
         names = {"key": f"{key}-{artifact_key(picture.name)}"[:250], "description": f"{title}: {picture.what}"}

@@ -129,14 +129,15 @@ def read_metrics(artifacts: Iterable[Artifact]) -> dict[int, dict[str, float]]:
 
 def build_failure(context: Context[FailureSpec]) -> dict[str, Any]:
     """Whether a measure lies beyond its threshold by now; `failed_in` is the first generation in which it does."""
-    from fortifai_core.outcomes.family_failure import first_beyond
+    from fortifai_core.outcomes.time_to_failure import time_to_crossing
 
     rule = context.spec.rule
     measured = read_metrics(context.artifact(reference) for reference in context.spec.measured)
     values = {i: metrics[rule.metric] for i, metrics in measured.items() if rule.metric in metrics}
     if not values:
         raise ConfigError("failure.metric", rule.metric, "was not measured; `fortifai sql` lists the metrics")
-    outcome = first_beyond(values, threshold=rule.threshold, when=rule.when, relative=rule.relative)
+    falls = rule.when == "below"
+    outcome = time_to_crossing(values, threshold=rule.threshold, falls=falls, relative=rule.relative)
     result: dict[str, Any] = {
         "status": outcome.status,
         "failed_in": outcome.failed_in,

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from fortifai_core.families.registry import FamilyExperiment
+from fortifai_core.wording import run_title
 from tasks.engine.plans import GenerationPlan, RunPlan
 from tasks.engine.publish import Picture, Shown, image_address, thinned_chart
 from tasks.engine.session import Session
@@ -27,7 +28,7 @@ def show(running: Session, run: RunPlan, step: GenerationPlan, failure: dict[str
     if values:
         judged = config.failure is not None and config.failure.metric == family.headline
         threshold = float(failure["threshold"]) if judged and failure else None
-        chart = thinned_chart(f"{run.arm} · seed {run.seed}", values, threshold=threshold, axis=family.headline)
+        chart = thinned_chart(run_title(run.arm, run.seed), values, threshold=threshold, axis=family.headline)
         title = family.measures.get(family.headline, family.headline)
         pictures.append(Picture(family.headline, family.headline, f"# {title}\n\n{chart}"))
     newest = artifacts[-1]

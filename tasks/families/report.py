@@ -1,16 +1,14 @@
-"""Builder of a family's report: gathers what every run measured and hands it to `fortifai_core.report.family_page`."""
+"""Builder of a family's report: gathers what every run measured and hands it to `fortifai_core.report.page`."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 from fortifai_core.families.base import Arrays, Generation, Results, Run
 from fortifai_core.families.registry import FamilyExperiment, draw
-from storage.tables import parquet
 from storage.tables.arrays import read_arrays
 from tasks.engine.context import Context
+from tasks.engine.reports import write_report
 from tasks.families.builders import DATA, read_metrics, read_models, read_sample
 from tasks.families.specs import ReportSpec, RunResults
 
@@ -18,7 +16,6 @@ from tasks.families.specs import ReportSpec, RunResults
 def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
     """report.html, figures and tables, and table.json for the terminal."""
     from fortifai_core.report.family_analysis import FamilyReport
-    from fortifai_core.report.family_page import result_rows, terminal_table, write_family_report
 
     config = FamilyExperiment.model_validate(context.spec.config)
     ordered = sorted(context.spec.runs, key=lambda run: _order(config, run))
@@ -34,15 +31,11 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
         command=context.spec.command,
         environment=_environment(context),
         results=results,
-        figures=tuple(draw(results, context.directory)),
-        failures=_failures(context),
-        failure=config.failure.model_dump(mode="json") if config.failure else None,
+        figures=tuple(draw(results, context.directory / "figures")),
+        failure=config.failure,
         seconds=_seconds(context),
     )
-    analysis = write_family_report(report, context.directory)
-    parquet.write_table(context.directory / "results.parquet", result_rows(analysis), schema="family-results")
-    table = {**asdict(terminal_table(analysis)), "headline": list(analysis.headline), "notes": list(report.notes)}
-    (context.directory / "table.json").write_text(json.dumps(table, indent=1, ensure_ascii=False))
+    write_report(context, report)
     return {}
 
 
@@ -67,12 +60,6 @@ def _run(context: Context[ReportSpec], config: FamilyExperiment, run: RunResults
             shown = run.seed == config.seeds[0] or i == config.generations - 1
             generations.append(Generation(i, metrics[i], read_sample(artifact, i) if shown else {}, models[i]))
     return Run(arm=run.arm, seed=run.seed, generations=tuple(generations))
-
-
-def _failures(context: Context[ReportSpec]) -> dict[tuple[str, int], dict[str, Any]]:
-    """The last check of every run."""
-    checks = {(run.arm, run.seed): run.segments[-1].failure for run in context.spec.runs}
-    return {run: context.artifact(check).manifest.metrics for run, check in checks.items() if check is not None}
 
 
 def _seconds(context: Context[ReportSpec]) -> dict[str, dict[str, float]]:

@@ -25,14 +25,10 @@ def build_failure(context: Context[FailureSpec]) -> dict[str, Any]:
         # a corpus without questions on split 0, or a split that no generation has seen yet
         result = {"status": NOT_MEASURED, "failed_in": -1}
     else:
-        rule: dict[str, Any] = {"threshold": spec.threshold, "falls": metric.falls, "first": metric.first}
-        outcome = time_to_crossing(values, **rule, regime=spec.regime)
-        beyond = [
-            i
-            for i, value in zip(generations, values, strict=True)
-            if (value < spec.threshold if metric.falls else value > spec.threshold)
-        ]
-        result = {"status": outcome.status, "failed_in": beyond[0] if beyond else -1}
+        by_generation = dict(zip(generations, values, strict=True))
+        rule: dict[str, Any] = {"threshold": spec.threshold, "falls": metric.falls}
+        outcome = time_to_crossing(by_generation, **rule, regime=spec.regime)
+        result = {"status": outcome.status, "failed_in": outcome.failed_in}
         result |= {unit: value for unit in SPLIT_UNITS if (value := outcome.value(unit)) is not None}
         result["time-to-failure"] = outcome.describe()
     kept = "retention" if metric.name == DEFAULT else metric.name

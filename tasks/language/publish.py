@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fortifai_core import wording
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.failure_metrics import DEFAULT
+from fortifai_core.wording import run_title
 from tasks.engine.plans import GenerationPlan, RunPlan
 from tasks.engine.publish import Picture, Shown, image_address, line_chart
 from tasks.engine.session import Session
@@ -28,7 +30,7 @@ def show(running: Session, run: RunPlan, step: GenerationPlan, failure: dict[str
     config = running.plan.config
     assert isinstance(config, ExperimentConfig)
     measured = _so_far(running, [g.measured for g in run.until(step.last)])
-    title = f"{run.arm} · seed {run.seed}"
+    title = run_title(run.arm, run.seed)
     threshold = config.failure.threshold if config.failure.metric == DEFAULT else None
     chart = "# Retention\n\n" + retention_chart(title, measured, threshold=threshold)
     pictures = [Picture("retention", "retention of split 0", chart)]
@@ -70,12 +72,13 @@ def retention_chart(title: str, measured: Sequence[dict[str, Any]], *, threshold
 
 def retention_image(title: str, measured: Sequence[dict[str, Any]], *, threshold: float | None) -> str:
     """The report's own chart of retention by generation, as a `data:` address that an image artifact can show."""
-    from fortifai_core.charts.svg import Chart, Point, Series, svg
+    from fortifai_core.charts.chart import Chart, Point, Series
+    from fortifai_core.charts.svg import svg
 
     points = tuple(
         Point(m["generation"], 100 * float(m["kr-split-0"])) for m in measured if m.get("kr-split-0") is not None
     )
-    rule = None if threshold is None else (100 * threshold, f"{100 * threshold:g}%: failure")
+    rule = None if threshold is None else (100 * threshold, f"{wording.threshold(threshold, of_shares=True)}: failure")
     chart = Chart(f"Retention of split 0: {title}", (Series(title, 0, points),), unit="%", rule=rule, floor=50)
     drawn = svg(chart, width=760, height=400, standalone=True)
     return image_address(drawn.encode(), "svg+xml") if drawn else ""

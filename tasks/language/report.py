@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +9,7 @@ from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.loss import TruncatedCrossEntropyLoss
 from storage.tables import parquet
 from tasks.engine.context import Context
+from tasks.engine.reports import write_report
 from tasks.language.specs import GenerationResults, ReportSpec, RunResults
 
 if TYPE_CHECKING:
@@ -21,12 +20,7 @@ if TYPE_CHECKING:
 def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
     """report.html, its figures (SVG, PNG) and tables (CSV, Parquet), and table.json for the terminal."""
     from fortifai_core.outcomes.paper import paper_time_to_failure, read_results
-    from fortifai_core.report.analysis import analyse
     from fortifai_core.report.data import ReportData
-    from fortifai_core.report.page import build_report as write_report
-    from fortifai_core.report.page import terminal_table
-    from fortifai_core.report.tables import report_tables
-    from storage.tables.exports import write_columns
     from tasks.language.report_mutation import mutations
 
     config = ExperimentConfig.model_validate(context.spec.config)
@@ -46,16 +40,7 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
         mutations=mutations(context, config),
         baseline=config.arm_labels[0],
     )
-    write_report(data, context.directory)
-    analysis = analyse(data)
-    for one in report_tables(analysis):
-        write_columns(context.directory / "tables" / f"{one.name}.parquet", one.columns)
-    table = {
-        **asdict(terminal_table(data)),
-        "headline": list(analysis.headline),
-        "notes": list(data.notes),
-    }
-    (context.directory / "table.json").write_text(json.dumps(table, indent=1, ensure_ascii=False))
+    write_report(context, data)
     return {}
 
 

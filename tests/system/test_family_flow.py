@@ -125,11 +125,12 @@ def test_the_report_is_one_page_that_needs_nothing_else(finished: Prepared) -> N
     page = (folder / "report.html").read_text()
     assert not re.search(r"""(?:src|href)=["'](?!data:)""", page) and "<script" not in page
     assert "data:image/svg+xml;base64," in page and "The paper’s" in page and "Figure 8" in page
-    for name in ("report.html", "results.csv", "results.parquet", "table.json", "gmm-grid.svg", "gmm-grid.png"):
+    tables = ("tables/results.csv", "tables/results.parquet")
+    for name in ("report.html", *tables, "table.json", "figures/gmm-grid.svg", "figures/gmm-grid.png"):
         assert (folder / name).stat().st_size
     for name in ("covariance-trace", "sliced-wasserstein", "live-fraction"):
-        assert (folder / f"{name}.svg").read_text().startswith("<svg")
-        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / "figures" / f"{name}.svg").read_text().startswith("<svg")
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "fortifai resume gmm" in page and "prefers-color-scheme" in page and "viewport" in page
     table = json.loads((folder / "table.json").read_text())
     assert table["headers"] == ["generation", "CE", "TCE 0.8"] and table["headline"]
@@ -139,7 +140,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(finished: Prepared) -> N
 def test_the_rows_of_the_report_are_those_of_the_catalog(finished: Prepared) -> None:
     import csv
 
-    with (report_folder(finished) / "results.csv").open() as file:
+    with (report_folder(finished) / "tables" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     where = "metric = 'sliced-wasserstein' and arm = 'tce-0.8' and seed = 2 and generation = 2"
     sql = f"select value from metrics where {where}"
@@ -197,15 +198,16 @@ def test_a_vae_from_its_digits_to_its_report(tmp_path: Path) -> None:
     assert all({e["name"] for e in m.files} == {"metrics.parquet", "preview.png"} for m in evaluations)
     page = (report_folder(one) / "report.html").read_text()
     assert "Figure 9" in page and "ELBO" in page
-    assert {p.name for p in report_folder(one).glob("vae-*.png")} >= {"vae-samples.png", "vae-measures.png"}
+    drawn = {path.name for path in (report_folder(one) / "figures").glob("*.png")}
+    assert drawn >= {"vae-samples.png", "vae-kept.png", "vae-confidence.png", "frechet.png"}
 
 
 def test_names_from_outside_are_escaped_and_claims_follow_the_intervals(finished: Prepared) -> None:
     from dataclasses import replace
 
     from fortifai_core.families.base import Generation, Results, Run
-    from fortifai_core.report.family_analysis import FamilyReport, analyse
-    from fortifai_core.report.family_page import render
+    from fortifai_core.report.family_analysis import FamilyReport
+    from fortifai_core.report.page import contents_of, render
 
     def report(values: dict[str, list[float]]) -> FamilyReport:
         runs = tuple(
@@ -216,13 +218,13 @@ def test_names_from_outside_are_escaped_and_claims_follow_the_intervals(finished
         results = Results(finished.plan.config.family, tuple(values), {}, runs)  # type: ignore[union-attr]
         return FamilyReport("gmm", {"regime": "replace"}, "fortifai resume gmm", {}, results, ())
 
-    apart = analyse(report({"ce": [1.0, 1.1, 0.9, 1.0], "tce-0.8": [0.5, 0.61, 0.4, 0.5]}))
+    apart = contents_of(report({"ce": [1.0, 1.1, 0.9, 1.0], "tce-0.8": [0.5, 0.61, 0.4, 0.5]}))
     assert "told apart" in apart.headline[1] and "not distinguishable" not in " ".join(apart.headline)
-    alike = analyse(report({"ce": [1.0, 1.2, 0.8, 1.0], "tce-0.8": [1.1, 0.9, 1.0, 1.05]}))
+    alike = contents_of(report({"ce": [1.0, 1.2, 0.8, 1.0], "tce-0.8": [1.1, 0.9, 1.0, 1.05]}))
     assert "not distinguishable at this size" in alike.headline[1]
-    single = analyse(report({"ce": [1.0], "tce-0.8": [0.1]}))
+    single = contents_of(report({"ce": [1.0], "tce-0.8": [0.1]}))
     assert "nobody can tell" in single.headline[1]
-    page = render(analyse(replace(report({"ce": [1.0, 2.0]}), notes=("<b>&",), command="run '<x>'")))
+    page = render(contents_of(replace(report({"ce": [1.0, 2.0]}), notes=("<b>&",), command="run '<x>'")))
     assert "<b>&" not in page and "&lt;b&gt;&amp;" in page and "&lt;x&gt;" in page
 
 

@@ -58,7 +58,6 @@ __all__ = [
     "GaussianConfig",
     "NoisyEstimator",
     "PredictedOptimumMask",
-    "first_exit",
     "mask_gamma",
     "predict",
     "run_chain",
@@ -239,12 +238,6 @@ def summary(arrays: dict[str, Floats], *, config: GaussianConfig, mask: Mask, fi
     if prediction is not None:
         measures["sigma-predicted"] = prediction.median[first:]
     return measures
-
-
-def first_exit(sigma: Floats, *, low: float, high: float) -> Floats:
-    """The generation in which each replicate first leaves [low, high]; inf where it never did. Shape (replicates,)."""
-    outside = (sigma < low) | (sigma > high)
-    return np.where(outside.any(axis=0), outside.argmax(axis=0), math.inf)
 
 
 def sample_of(

@@ -13,23 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai_core.charts.curves import (
-    INK,
-    LINE,
-    MARKERS,
-    SOFT,
-    canvas,
-    colour,
-    curve,
-    end_labels,
-    law,
-    save,
-    title_of,
-)
+from fortifai_core.charts.canvas import curve, end_labels, law, panels, save
+from fortifai_core.charts.palette import INK, LINE, MARKERS, SOFT, arm_colour
 from fortifai_core.errors import DataError
-from fortifai_core.families.base import Figure, Mask, Results
+from fortifai_core.families.base import Figure, Results
 from fortifai_core.families.gaussian import theory
-from fortifai_core.families.gaussian.chain import GaussianConfig, predict, sample_of
+from fortifai_core.families.gaussian.chain import GaussianConfig, sample_of
+from fortifai_core.wording import arm_title
 
 Floats = NDArray[np.float64]
 
@@ -65,15 +55,7 @@ class Series:
 
     @property
     def title(self) -> str:
-        return title_of(self.label)
-
-
-def series_of(config: GaussianConfig, mask: Mask, arrays: dict[str, Floats], *, seed: int) -> Series:
-    """A series from the arrays of a whole run (`gaussian.run_chain`)."""
-    prediction = predict(config, mask, generations=len(arrays["sigma"]))
-    gamma = np.median(arrays["gamma"], axis=1)
-    predicted = None if prediction is None else prediction.median
-    return Series(mask.label, arrays["mean"], arrays["sigma"], gamma, predicted, seed)
+        return arm_title(self.label)
 
 
 def from_results(results: Results) -> list[Series]:
@@ -82,7 +64,7 @@ def from_results(results: Results) -> list[Series]:
     Every generation must carry parameters `mean` and `sigma` of shape (replicates,), and the metrics `gamma` and,
     where there is one, `sigma-predicted`. Raises DataError where they are missing.
     """
-    found = []
+    series = []
     for arm in results.arms:
         runs = sorted(results.of(arm), key=lambda run: run.seed)
         if not runs:
@@ -100,7 +82,7 @@ def from_results(results: Results) -> list[Series]:
             for name in ("mean", "sigma")
         }
         predicted = np.array([m.get("sigma-predicted", math.nan) for m in metrics])
-        found.append(
+        series.append(
             Series(
                 label=arm,
                 mean=stacked["mean"],
@@ -110,25 +92,21 @@ def from_results(results: Results) -> list[Series]:
                 seed=runs[0].seed,
             )
         )
-    return found
+    return series
 
 
 def draw(results: Results, directory: Path) -> list[Figure]:
     """All figures that the experiment has: spread and histograms; C4 with a noisy arm; gamma; the stability map."""
     assert isinstance(results.config, GaussianConfig)
-    return draw_series(results.config, from_results(results), directory)
-
-
-def draw_series(config: GaussianConfig, series: list[Series], directory: Path) -> list[Figure]:
-    """The same from series (`series_of`), for who has no store."""
-    noisy = any(own.label.startswith("ce-noisy") for own in series)
-    masked = any(not own.label.startswith("ce") for own in series)
+    config, series = results.config, from_results(results)
+    noisy = any(arm.label.startswith("ce-noisy") for arm in series)
+    masked = any(not arm.label.startswith("ce") for arm in series)
     figures = [draw_estimators(config, series, directory)] if noisy else []
-    # Where only estimators are compared, their own figure says it all.
+    # Where only estimators are compared, their arm figure says it all.
     if masked or not noisy:
         figures.append(draw_spread(config, series, directory))
     figures.append(draw_histograms(config, series, directory))
-    if any(np.ptp(own.gamma[1:]) > 0 for own in series if len(own.gamma) > 2):
+    if any(np.ptp(arm.gamma[1:]) > 0 for arm in series if len(arm.gamma) > 2):
         figures.append(draw_gamma(config, series, directory))
     if masked or not noisy:
         figures.append(draw_stability(config, series, directory))
@@ -137,18 +115,18 @@ def draw_series(config: GaussianConfig, series: list[Series], directory: Path) -
 
 def draw_spread(config: GaussianConfig, series: list[Series], directory: Path) -> Figure:
     """Figure 2: sigma² per arm, the first generations on a plain axis and all of them on a logarithmic one."""
-    figure, (left, right) = canvas(9.6, 4.2, columns=2)
-    length = max(len(own.sigma) for own in series)
+    figure, (left, right) = panels(9.6, 4.2, columns=2)
+    length = max(len(arm.sigma) for arm in series)
     early = min(length, 60)
     for axes, shown in ((left, early), (right, length)):
-        for i, own in enumerate(series):
-            curve(axes, own.sigma[:shown] ** 2 / config.sigma**2, i)
-            if own.predicted is not None:
-                law(axes, own.predicted[:shown] ** 2 / config.sigma**2)
+        for i, arm in enumerate(series):
+            curve(axes, arm.sigma[:shown] ** 2 / config.sigma**2, i)
+            if arm.predicted is not None:
+                law(axes, arm.predicted[:shown] ** 2 / config.sigma**2)
         axes.axhline(1, color=SOFT, linewidth=0.8)
         axes.set_xlabel("generation")
         axes.set_xlim(0, shown - 1)
-    finals = [own.sigma[:early][-1] ** 2 / config.sigma**2 for own in series]
+    finals = [arm.sigma[:early][-1] ** 2 / config.sigma**2 for arm in series]
     left.set_ylim(0, min(2.5, max(1.5, 1.08 * max(float(np.quantile(final, 0.75)) for final in finals))))
     left.set_ylabel("variance of the model / of the real data")
     left.set_title("the first generations", loc="left", fontsize=10)
@@ -157,7 +135,7 @@ def draw_spread(config: GaussianConfig, series: list[Series], directory: Path) -
     right.set_ylim(max(low, 1e-6), min(high, 1e6))
     right.set_title("all generations, logarithmic", loc="left", fontsize=10)
     right.text(0.98, 0.94, "dotted: theory", transform=right.transAxes, ha="right", color=SOFT, fontsize=8)
-    end_labels(right, [(own.title, own.sigma**2 / config.sigma**2) for own in series])
+    end_labels(right, [(arm.title, arm.sigma**2 / config.sigma**2) for arm in series])
     caption = (
         f"Median (line) and quartiles (band) of the variance over {series[0].sigma.shape[1]} replicates, "
         f"{config.samples:,} samples a generation, λ = {config.sampling_bias:g} on the "
@@ -171,22 +149,22 @@ def draw_spread(config: GaussianConfig, series: list[Series], directory: Path) -
 
 def draw_histograms(config: GaussianConfig, series: list[Series], directory: Path) -> Figure:
     """What models generate: one row an arm, one column a generation; the real density behind."""
-    length = min(len(own.sigma) for own in series)
+    length = min(len(arm.sigma) for arm in series)
     shown = sorted({g for g in (0, 10, 50, 100, 300, 1000, 3000) if g < length - 1} | {length - 1})[-5:]
     if shown[0] != 0:
         shown = [0, *shown[1:]]
-    figure, grid = canvas(1.9 * len(shown) + 0.6, 1.05 * len(series) + 0.8, rows=len(series), columns=len(shown))
+    figure, grid = panels(1.9 * len(shown) + 0.6, 1.05 * len(series) + 0.8, rows=len(series), columns=len(shown))
     grid = np.reshape(grid, (len(series), len(shown)))
     edges = config.mean + config.sigma * np.linspace(-4, 4, 81)
     x = np.linspace(edges[0], edges[-1], 121)
     real = np.exp(-(((x - config.mean) / config.sigma) ** 2) / 2) / (config.sigma * math.sqrt(2 * math.pi))
-    for row, (i, own) in zip(grid, enumerate(series), strict=True):
+    for row, (i, arm) in zip(grid, enumerate(series), strict=True):
         for axes, generation in zip(row, shown, strict=True):
-            mean, sigma = float(own.mean[generation, 0]), float(own.sigma[generation, 0])
-            values = sample_of(config, seed=own.seed, generation=generation + 1, mean=mean, sigma=sigma)
+            mean, sigma = float(arm.mean[generation, 0]), float(arm.sigma[generation, 0])
+            values = sample_of(config, seed=arm.seed, generation=generation + 1, mean=mean, sigma=sigma)
             heights = np.histogram(values, bins=edges)[0] / values.size / np.diff(edges)
             axes.fill_between(x, real, color=LINE, linewidth=0)
-            axes.stairs(heights, edges, fill=True, color=colour(i), alpha=0.75)
+            axes.stairs(heights, edges, fill=True, color=arm_colour(i), alpha=0.75)
             # A spike would flatten everything else: what is beyond the axis is said in numbers.
             axes.set_ylim(0, 2.2 * real.max())
             axes.set_yticks([])
@@ -194,9 +172,9 @@ def draw_histograms(config: GaussianConfig, series: list[Series], directory: Pat
             axes.set_xticks(config.mean + config.sigma * np.array([-3, 0, 3]))
             label = f"σ {sigma / config.sigma:.2g}"
             axes.text(0.97, 0.93, label, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=INK)
-            if own is not series[-1]:
+            if arm is not series[-1]:
                 axes.tick_params(labelbottom=False)
-        row[0].set_ylabel(own.title, color=colour(i), fontweight="bold", rotation=0, ha="right", va="center")
+        row[0].set_ylabel(arm.title, color=arm_colour(i), fontweight="bold", rotation=0, ha="right", va="center")
     for axes, generation in zip(grid[0], shown, strict=True):
         axes.set_title(f"M{generation}", loc="left", fontsize=10)
     caption = (
@@ -206,20 +184,20 @@ def draw_histograms(config: GaussianConfig, series: list[Series], directory: Pat
     )
     return Figure(
         "gaussian-histograms", "What each model generates", caption, save(figure, directory, "gaussian-histograms"),
-        PAPER_C4 if any(own.label.startswith("ce-noisy") for own in series) else PAPER_2,
+        PAPER_C4 if any(arm.label.startswith("ce-noisy") for arm in series) else PAPER_2,
     )  # fmt: skip
 
 
 def draw_estimators(config: GaussianConfig, series: list[Series], directory: Path) -> Figure:
     """Figure C4 (b): mean and standard deviation of a perfect and a noisy estimator, every arm that does not mask."""
-    figure, (left, right) = canvas(9.6, 3.9, columns=2)
-    own_series = [(i, own) for i, own in enumerate(series) if own.label.startswith("ce")]
-    length = max(len(own.sigma) for _, own in own_series)
-    for i, own in own_series:
-        curve(left, np.abs(own.mean - config.mean) / config.sigma, i)
-        curve(right, own.sigma / config.sigma, i)
-        if own.predicted is not None:
-            law(right, own.predicted / config.sigma)
+    figure, (left, right) = panels(9.6, 3.9, columns=2)
+    plain = [(i, arm) for i, arm in enumerate(series) if arm.label.startswith("ce")]
+    length = max(len(arm.sigma) for _, arm in plain)
+    for i, arm in plain:
+        curve(left, np.abs(arm.mean - config.mean) / config.sigma, i)
+        curve(right, arm.sigma / config.sigma, i)
+        if arm.predicted is not None:
+            law(right, arm.predicted / config.sigma)
     for axes in (left, right):
         axes.set_xlabel("generation")
         axes.set_xlim(0, length - 1)
@@ -228,7 +206,7 @@ def draw_estimators(config: GaussianConfig, series: list[Series], directory: Pat
     right.text(0.02, 0.03, "dotted: theory", transform=right.transAxes, color=SOFT, fontsize=8)
     left.set_title("distance of the mean / real standard deviation", loc="left", fontsize=10)
     right.set_title("standard deviation / real", loc="left", fontsize=10)
-    end_labels(right, [(own.title, own.sigma / config.sigma) for _, own in own_series], [i for i, _ in own_series])
+    end_labels(right, [(arm.title, arm.sigma / config.sigma) for _, arm in plain], [i for i, _ in plain])
     caption = (
         f"Median and quartiles of the estimates over {series[0].sigma.shape[1]} replicates of {config.samples:,} "
         f"samples a generation, λ = {config.sampling_bias:g}; dotted: the theory. Multiplicative noise (as in the "
@@ -243,18 +221,18 @@ def draw_estimators(config: GaussianConfig, series: list[Series], directory: Pat
 
 def draw_gamma(config: GaussianConfig, series: list[Series], directory: Path) -> Figure:
     """The gamma that each masked arm used, against the fixed point."""
-    figure, axes = canvas(6.4, 3.6)
+    figure, axes = panels(6.4, 3.6)
     optimum = theory.optimal_gamma(config.sampling_bias, bias_on=config.bias_on, density=config.density)
-    masked = [(i, own) for i, own in enumerate(series) if not own.label.startswith("ce")]
-    for i, own in masked:
-        t = np.arange(1, len(own.gamma))
-        axes.plot(t, own.gamma[1:], color=colour(i), linewidth=2.2)
+    masked = [(i, arm) for i, arm in enumerate(series) if not arm.label.startswith("ce")]
+    for i, arm in masked:
+        t = np.arange(1, len(arm.gamma))
+        axes.plot(t, arm.gamma[1:], color=arm_colour(i), linewidth=2.2)
     axes.axhline(optimum, color=INK, linewidth=1.1, linestyle=(0, (1.2, 2.2)), zorder=4)
-    length = max(len(own.gamma) for own in series)
+    length = max(len(arm.gamma) for arm in series)
     axes.set_xlim(0, length - 1)
     axes.set_xlabel("generation")
     axes.set_title("gamma: least dense share that is kept", loc="left", fontsize=10)
-    entries = [(own.title, own.gamma[:, None]) for _, own in masked]
+    entries = [(arm.title, arm.gamma[:, None]) for _, arm in masked]
     end_labels(axes, [*entries, ("fixed point", np.full((length, 1), optimum))], [*(i for i, _ in masked), -1])
     caption = (
         f"Median over replicates. Dotted: the predicted fixed point, γ = {optimum:.4f} at λ = {config.sampling_bias:g}."
@@ -266,9 +244,9 @@ def draw_stability(config: GaussianConfig, series: list[Series], directory: Path
     """The map over (λ, γ): what a generation multiplies sigma by, the line where it stays, and the arms."""
     from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 
-    figure, axes = canvas(6.4, 4.6)
+    figure, axes = panels(6.4, 4.6)
     low_bias = min(0.7, max(0.05, config.sampling_bias - 0.1))
-    low_gamma = min(0.5, max(0.02, min(float(own.gamma[-1]) for own in series) - 0.05))
+    low_gamma = min(0.5, max(0.02, min(float(arm.gamma[-1]) for arm in series) - 0.05))
     bias, gamma = np.linspace(low_bias, 1, 161), np.linspace(low_gamma, 1, 161)
     change = (
         np.sqrt(theory.growth(gamma[:, None], bias[None, :], bias_on=config.bias_on, density=config.density)) - 1
@@ -309,7 +287,7 @@ def draw_stability(config: GaussianConfig, series: list[Series], directory: Path
 
 def _mark_arms(axes: Any, config: GaussianConfig, series: list[Series], *, span: float, towards: int) -> None:
     """A mark for each arm at its λ and last gamma, and its name beside it with a line to the mark."""
-    places = sorted((float(own.gamma[-1]), i, own.title) for i, own in enumerate(series))
+    places = sorted((float(arm.gamma[-1]), i, arm.title) for i, arm in enumerate(series))
     height, gap = -math.inf, 0.05 * span
     names = []
     for gamma, i, title in places:
@@ -321,13 +299,21 @@ def _mark_arms(axes: Any, config: GaussianConfig, series: list[Series], *, span:
         names[k] = (gamma, min(height, names[k + 1][1] - gap), i, title)
     x = config.sampling_bias
     for gamma, height, i, title in names:
+        colour = arm_colour(i)
         axes.plot(
-            x, gamma, MARKERS[i % 6], color=colour(i), markersize=8, markeredgecolor="white", clip_on=False, zorder=6
+            x,
+            gamma,
+            MARKERS[i % 6],
+            color=colour,
+            markersize=8,
+            markeredgecolor="white",
+            clip_on=False,
+            zorder=6,
         )
         axes.annotate(
-            title, (x, gamma), (x + towards * 0.05 * (1 - axes.get_xlim()[0]), height), color=colour(i), fontsize=8.5,
+            title, (x, gamma), (x + towards * 0.05 * (1 - axes.get_xlim()[0]), height), color=colour, fontsize=8.5,
             fontweight="bold", ha="left" if towards > 0 else "right", va="center", zorder=5, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour(i), "linewidth": 1, "shrinkA": 0, "shrinkB": 0,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1, "shrinkA": 0, "shrinkB": 0,
                         "relpos": (0 if towards > 0 else 1, 0.5)},
             bbox={"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
         )  # fmt: skip

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fortifai_core.charts import pictures
+from fortifai_core.charts import canvas
+from fortifai_core.charts.palette import CLASSES, NEUTRAL
 from fortifai_core.families.base import Arrays, Figure, Results, Run
-from fortifai_core.report.family_analysis import title_of
+from fortifai_core.wording import arm_title
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,37 +28,37 @@ def draw(results: Results, directory: Path) -> list[Figure]:
     seed = min(run.seed for run in results.runs)
     rows = [run for arm in results.arms for run in results.of(arm) if run.seed == seed]
     shown = chosen([g.generation for g in rows[0].generations], COLUMNS)
-    figure = pictures.canvas(1.45 * (len(shown) + 1), 1.6 * len(rows) + 0.15)
+    figure = canvas.canvas(1.45 * (len(shown) + 1), 1.6 * len(rows) + 0.15, clear=True)
     view = _View(results.real)
     panels = figure.subplots(len(rows), len(shown) + 1, squeeze=False)
     for row, run in zip(panels, rows, strict=True):
         view.scatter(row[0], results.real)
-        row[0].set_ylabel(title_of(run.arm), color=pictures.INK, fontsize=9)
+        row[0].set_ylabel(arm_title(run.arm), color=NEUTRAL, fontsize=9)
         _fill(row[1:], run, shown, view)
-    panels[0][0].set_title("real data", color=pictures.INK, fontsize=9)
+    panels[0][0].set_title("real data", color=NEUTRAL, fontsize=9)
     for axes, generation in zip(panels[0][1:], shown, strict=True):
-        axes.set_title(f"M{generation}", color=pictures.INK, fontsize=9)
+        axes.set_title(f"M{generation}", color=NEUTRAL, fontsize=9)
     dimensions = results.real["x"].shape[1]
     how = "" if dimensions == 2 else f" The first two principal components of the real data's {dimensions} columns."
     caption = (
         f"Points that each generation draws, seed {seed}, every panel with the same axes; a class has its colour, "
         f"and a ring is one standard deviation of a component.{how if dimensions > 2 else ''}"
     )
-    paths = pictures.save(figure, directory, "gmm-grid")
+    paths = canvas.save(figure, directory, "gmm-grid")
     return [Figure("gmm-grid", "What each generation draws", caption, paths, paper=PAPER)]
 
 
 def preview(*, real: Arrays, sample: Arrays, parameters: Arrays, title: str, path: Path) -> None:
     """The real points and what one generation draws, side by side, as a small PNG."""
-    figure = pictures.canvas(5.0, 2.6)
+    figure = canvas.canvas(5.0, 2.6, clear=True)
     view = _View(real)
     left, right = figure.subplots(1, 2)
     view.scatter(left, real)
     view.scatter(right, sample)
     view.rings(right, parameters)
-    left.set_title("real data", color=pictures.INK, fontsize=9)
-    right.set_title(title, color=pictures.INK, fontsize=9)
-    pictures.save_png(figure, path)
+    left.set_title("real data", color=NEUTRAL, fontsize=9)
+    right.set_title(title, color=NEUTRAL, fontsize=9)
+    canvas.save_png(figure, path)
 
 
 def chosen(generations: list[int], count: int) -> list[int]:
@@ -105,12 +106,12 @@ class _View:
         return flat
 
     def scatter(self, axes: Any, points: Arrays) -> None:
-        pictures.bare(axes)
+        canvas.bare(axes)
         axes.set_xlim(self.low[0], self.high[0])
         axes.set_ylim(self.low[1], self.high[1])
         flat = self.project(points["x"])
         step = max(1, -(-len(flat) // POINTS))
-        colours = [pictures.CLASS_COLOURS[int(label) % 10] for label in points["label"][::step]]
+        colours = [CLASSES[int(label) % 10] for label in points["label"][::step]]
         axes.scatter(*flat[::step].T, s=2.5, c=colours, alpha=0.55, linewidths=0, rasterized=True)
 
     def rings(self, axes: Any, parameters: Arrays) -> None:
@@ -123,5 +124,5 @@ class _View:
                 values, vectors = np.linalg.eigh(covariance)
                 width, height = 2 * np.sqrt(np.maximum(values[::-1], 0))
                 angle = np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1]))
-                ring = Ellipse((mean[0], mean[1]), width, height, angle=angle, fill=False, lw=0.5, ec=pictures.INK)
+                ring = Ellipse((mean[0], mean[1]), width, height, angle=angle, fill=False, lw=0.5, ec=NEUTRAL)
                 axes.add_patch(ring)

@@ -56,18 +56,14 @@ def total_covariance(mixture: Mixture) -> Floats:
     return within + between
 
 
-def surviving(first: Mixture, now: Mixture, *, radius: float, least_weight: float = 0.0) -> int:
+def surviving(first: Mixture, now: Mixture, *, radius: float) -> int:
     """How many components of `first` have a component of `now` with its mean within `radius` of their own sigmas.
 
     The distance is Mahalanobis', under the covariance of the component of `first`.
-
-    Args:
-        least_weight: components of `now` with less weight than this do not count.
     """
-    candidates = now.means[now.weights >= least_weight]
     alive = 0
     for mean, covariance in zip(first.means, first.covariances, strict=True):
-        scaled = np.linalg.solve(np.linalg.cholesky(covariance), (candidates - mean).T)
+        scaled = np.linalg.solve(np.linalg.cholesky(covariance), (now.means - mean).T)
         alive += bool((np.sqrt((scaled**2).sum(axis=0)) <= radius).any())
     return alive
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai_core.charts.curves import SOFT, canvas, colour, curve, end_labels, save, title_of
+from fortifai_core.charts.canvas import curve, end_labels, panels, save
+from fortifai_core.charts.palette import MARKERS, SOFT, arm_colour
 from fortifai_core.families.base import Figure, Results
 from fortifai_core.families.zipf.family import ZipfConfig
+from fortifai_core.wording import arm_title
 
 # Bands of types by their frequency in the real data, the commonest first: shares of the types.
 _BANDS = 5
@@ -25,12 +27,12 @@ def draw(results: Results, directory: Path) -> list[Figure]:
 
 
 def _curves(results: Results, directory: Path) -> Figure:
-    figure, axes_of = canvas(9.6, 4.0, columns=2)
-    panels = (
+    figure, axes_of = panels(9.6, 4.0, columns=2)
+    measures = (
         ("tail-survival", "tail types that survive", True),
         ("total-variation", "distance from the real frequencies", False),
     )
-    for axes, (metric, title, top) in zip(axes_of, panels, strict=True):
+    for axes, (metric, title, top) in zip(axes_of, measures, strict=True):
         entries = []
         for i, arm in enumerate(results.arms):
             runs = results.of(arm)
@@ -39,7 +41,7 @@ def _curves(results: Results, directory: Path) -> Figure:
             length = min(len(run.generations) for run in runs)
             values = np.array([[g.metrics[metric] for g in run.generations[:length]] for run in runs]).T
             curve(axes, values, i)
-            entries.append((title_of(arm), values, i))
+            entries.append((arm_title(arm), values, i))
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("generation")
         axes.set_xlim(0, max(1, max(len(values) for _, values, _ in entries) - 1))
@@ -62,7 +64,7 @@ def _by_frequency(results: Results, directory: Path) -> Figure:
     """Survival in the last generation against the real frequency of the types, in bands of equally many types."""
     config = results.config
     assert isinstance(config, ZipfConfig)
-    figure, axes = canvas(6.4, 3.8)
+    figure, axes = panels(6.4, 3.8)
     count = np.bincount(results.real["token"].ravel(), minlength=config.vocabulary)
     order = np.argsort(-count, kind="stable")[: int((count > 0).sum())]
     bands = [band for band in np.array_split(order, _BANDS) if band.size]
@@ -81,9 +83,9 @@ def _by_frequency(results: Results, directory: Path) -> Figure:
         values = np.array([[alive[band].mean() for alive in present] for band in bands])
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=1)
         x = np.arange(len(bands))
-        axes.fill_between(x, low, high, color=colour(i), alpha=0.2, linewidth=0)
-        axes.plot(x, middle, color=colour(i), linewidth=2.2, marker="os^DvP"[i % 6], markeredgecolor="white")
-        entries.append((title_of(arm), values))
+        axes.fill_between(x, low, high, color=arm_colour(i), alpha=0.2, linewidth=0)
+        axes.plot(x, middle, color=arm_colour(i), linewidth=2.2, marker=MARKERS[i % 6], markeredgecolor="white")
+        entries.append((arm_title(arm), values))
         colours.append(i)
     axes.set_xticks(range(len(bands)), names)
     axes.set_xlabel("occurrences in the real data (each band: a fifth of the types)", color=SOFT)

@@ -12,7 +12,8 @@ from fortifai_core.errors import DataError
 from fortifai_core.families.base import ThresholdMask
 from fortifai_core.families.gaussian import theory
 from fortifai_core.families.gaussian.adaptive import BalanceSettings, BalanceState, observe, start
-from fortifai_core.families.gaussian.chain import AdaptiveMask, GaussianConfig, first_exit, run_chain
+from fortifai_core.families.gaussian.chain import AdaptiveMask, GaussianConfig, run_chain
+from fortifai_core.outcomes.time_to_failure import crossings
 
 
 def drive(settings: BalanceSettings, *, bias: float, generations: int) -> tuple[list[float], BalanceState]:
@@ -122,7 +123,7 @@ def test_it_keeps_sigma_in_a_band_for_300_generations_where_fixed_thresholds_do_
     exits = {}
     for mask in (AdaptiveMask(), ThresholdMask(gamma=0.85), ThresholdMask(gamma=0.95), ThresholdMask(gamma=0.75)):
         sigma = run_chain(config, mask, seed=0, generations=300).arrays["sigma"]
-        exits[mask.label] = first_exit(sigma, low=0.8, high=1.25)
+        exits[mask.label] = np.minimum(crossings(sigma.T, 0.8), crossings(sigma.T, 1.25, falls=False))
     assert np.isinf(exits.pop("tce-adaptive")).all()
     assert all(np.isfinite(exit_).all() for exit_ in exits.values())
 

@@ -14,8 +14,7 @@ from fortifai_core.families.base import Arrays, Generation, Mask, NoMask, Result
 from fortifai_core.families.images.config import DynamicQuantileMask
 from fortifai_core.families.images.diffusion import DiffusionFamily, alpha_bars, denoise, noised
 from fortifai_core.families.images.diffusion_config import DiffusionConfig
-from fortifai_core.families.pictures import draw
-from fortifai_core.families.registry import family_from_config
+from fortifai_core.families.registry import draw, family_from_config
 
 TINY = DiffusionConfig(hidden=32, blocks=1, epochs=3, steps=20)
 
@@ -99,7 +98,7 @@ def test_it_learns_to_denoise_measures_what_it_makes_and_shows_it(tmp_path: Path
     assert 0 < measured["denoising-loss"] < 0.8
     run = Run("ddpm", 0, (Generation(0, measured, images[0], parameters),))
     figures = draw(Results(config, ("ddpm",), family.real(seed=0), (run,)), tmp_path)
-    assert [figure.name for figure in figures] == ["diffusion-samples", "diffusion-measures"]
+    assert [figure.name for figure in figures] == ["diffusion-samples"]
 
 
 def test_images_of_another_size_are_refused() -> None:

@@ -14,8 +14,8 @@ from flows.load import load_any_config, load_experiment_config, validate
 from flows.prepare import plan_for
 from fortifai_core.errors import ArtifactDamaged, ConfigError, DataError
 from fortifai_core.families.registry import FamilyExperiment
-from fortifai_core.outcomes.family_failure import first_beyond
-from fortifai_core.report.family_analysis import estimate, median_estimate, number, spread
+from fortifai_core.report.family_analysis import estimate, median_estimate, spread
+from fortifai_core.wording import number
 from storage.tables.arrays import read_arrays, read_parameters, write_arrays, write_parameters
 from tasks.engine.stages import Stage
 from tasks.families.stages import FamilyPlan
@@ -180,34 +180,6 @@ def test_a_table_stands_in_a_key_by_its_digest_and_never_by_its_path(tmp_path: P
     assert not keys(one) & keys(again)
 
 
-# ------------------------------------------------------------------------------------------------ time to failure
-
-
-def test_time_to_failure_is_where_the_line_crosses() -> None:
-    values = {0: 1.0, 1: 0.8, 2: 0.4, 3: 0.9}
-    below = first_beyond(values, threshold=0.5, when="below")
-    assert (below.status, below.failed_in) == ("failed", 2)
-    assert below.generations == pytest.approx(1.75)  # 0.8 → 0.4 passes 0.5 after three quarters
-    assert below.describe() == "1.75"
-    above = first_beyond({0: 1.0, 1: 2.0, 4: 8.0}, threshold=5.0, when="above")
-    assert above.generations == pytest.approx(2.5)  # between M1 and M4, half way
-    half = first_beyond({0: 4.0, 1: 3.0, 2: 1.0}, threshold=0.5, when="below", relative=True)
-    assert (half.threshold, half.generations) == (2.0, pytest.approx(1.5))
-
-
-def test_a_run_that_never_crosses_has_no_number_and_one_that_starts_beyond_never_learned() -> None:
-    never = first_beyond({0: 1.0, 1: 0.5}, threshold=0.5, when="below")  # at the threshold is not below it
-    assert (never.status, never.generations, never.describe()) == ("censored", None, "> 1")
-    started = first_beyond({0: 0.1, 1: 0.9}, threshold=0.5, when="below")
-    assert (started.status, started.generations, started.describe()) == ("never-learned", None, "never learned")
-    broken = first_beyond({0: 1.0, 1: math.nan}, threshold=0.5, when="below")
-    assert (broken.status, broken.generations) == ("failed", 1.0)
-    with pytest.raises(ConfigError, match="has no shares"):
-        first_beyond({0: -4.0, 1: -9.0}, threshold=0.5, when="below", relative=True)
-    with pytest.raises(ValueError, match="none to look at"):
-        first_beyond({}, threshold=0.5, when="below")
-
-
 # ------------------------------------------------------------------------------------------------ intervals
 
 
@@ -217,7 +189,7 @@ def test_intervals_over_runs_are_students() -> None:
     values = [1.0, 2.0, 4.0, 4.5]
     one = estimate(values)
     low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert (one.mean, one.low, one.high) == (pytest.approx(2.875), pytest.approx(low), pytest.approx(high))
+    assert (one.estimate, one.low, one.high) == (pytest.approx(2.875), pytest.approx(low), pytest.approx(high))
     assert not estimate([1.0]).known and not estimate([1.0]).excludes_zero
 
 

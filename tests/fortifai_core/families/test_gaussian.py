@@ -17,7 +17,6 @@ from fortifai_core.families.gaussian.chain import (
     GaussianConfig,
     NoisyEstimator,
     PredictedOptimumMask,
-    first_exit,
     mask_gamma,
     predict,
     run_chain,
@@ -203,11 +202,6 @@ def test_the_measures_are_medians_and_quartiles_over_replicates() -> None:
     # A segment's prediction is that of its own generations.
     later = summary({name: values[2:] for name, values in chain.arrays.items()}, config=config, mask=NoMask(), first=2)
     assert np.array_equal(later["sigma-predicted"], measures["sigma-predicted"][2:])
-
-
-def test_first_exit() -> None:
-    sigma = np.array([[1.0, 1.0, 1.0], [0.9, 2.1, 1.0], [0.4, 1.0, 2.0]])
-    assert first_exit(sigma, low=0.5, high=2.0).tolist() == [2, 1, math.inf]
 
 
 def test_progress_counts_generations() -> None:

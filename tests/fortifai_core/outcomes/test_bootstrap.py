@@ -14,11 +14,11 @@ from fortifai_core.outcomes.bootstrap import (
     bootstrap_failure_ratio,
     bootstrap_retention,
     bootstrap_time_to_failure,
-    crossings,
     mcnemar,
     paired_difference,
+    scope_of,
 )
-from fortifai_core.outcomes.time_to_failure import time_to_failure
+from fortifai_core.outcomes.time_to_failure import crossings, time_to_failure
 
 DOCUMENTS, PER_DOCUMENT = 60, 6
 CLUSTERS = np.repeat([f"document-{i}" for i in range(DOCUMENTS)], PER_DOCUMENT)
@@ -53,7 +53,7 @@ def test_questions_treated_as_independent_would_be_too_sure() -> None:
 def test_retraining_noise_widens_the_interval_and_one_run_says_it_cannot_see_it() -> None:
     rng = np.random.default_rng(1)
     one = simulate(rng, runs=1)
-    assert bootstrap_retention(one, clusters=CLUSTERS).scope == (
+    assert scope_of(bootstrap_retention(one, clusters=CLUSTERS).runs) == (
         "questions of one run: does not cover retraining noise"
     )
     chance = rng.random((3, 360))
@@ -62,7 +62,7 @@ def test_retraining_noise_widens_the_interval_and_one_run_says_it_cannot_see_it(
         for levels in ([0.7, 0.7, 0.7], [0.55, 0.7, 0.85])
     )
     assert wild.high - wild.low > 2 * (calm.high - calm.low)
-    assert "3 runs" in wild.scope and "does not cover" not in wild.scope
+    assert "3 runs" in scope_of(wild.runs) and "does not cover" not in scope_of(wild.runs)
 
 
 def test_wider_levels_contain_narrower_ones_and_the_estimate() -> None:
@@ -155,10 +155,11 @@ def test_interval_of_a_time_to_failure() -> None:
     curves = rng.random((2, 5, 360)) < levels[:, None]
     interval = bootstrap_time_to_failure(curves, clusters=CLUSTERS)
     truth = time_to_failure(levels.tolist()).generations
-    assert interval.low <= truth <= interval.high and interval.failed == 1
+    ends = interval.interval
+    assert ends.low <= truth <= ends.high and ends.low < ends.estimate < ends.high and interval.failed == 1
     assert " to " in interval.describe() and ">" not in interval.describe()
     early = bootstrap_time_to_failure(curves, clusters=CLUSTERS, threshold=0.85)
-    assert early.high < interval.high
+    assert early.interval.high < ends.high
     never = bootstrap_time_to_failure(curves[:, 3:], clusters=CLUSTERS)
     assert never.never_learned > 0.5 and never.describe().startswith("never learned")
     lasting = bootstrap_time_to_failure(curves[:, :2], clusters=CLUSTERS)
@@ -209,16 +210,21 @@ def test_the_ratio_of_two_times_to_failure_is_drawn_for_both_arms_together() -> 
     names = [f"d{i // 5}" for i in range(300)]
     curve = worlds([0.9, 0.8, 0.7, 0.6], seed=0)
     same = bootstrap_failure_ratio(curve, curve, clusters=names, draws=300)
-    assert same is not None and (same.low, same.high) == (1.0, 1.0), "an arm lasts exactly as long as itself"
+    assert same is not None and (same.interval.low, same.interval.high) == (1.0, 1.0), (
+        "an arm lasts exactly as long as itself"
+    )
     # apart, either time is uncertain by itself
     alone = bootstrap_time_to_failure(curve, clusters=names, draws=300)
-    assert alone.high > alone.low
+    assert alone.interval.high > alone.interval.low
     slower = worlds([0.9, 0.86, 0.82, 0.6], seed=1)
     found = bootstrap_failure_ratio(slower, curve, clusters=names, draws=300)
     estimate = crossings(np.array([slower.mean(1)]), 0.75)[0] / crossings(np.array([curve.mean(1)]), 0.75)[0]
-    assert found is not None and found.defined == 1.0 and 1 < found.low < estimate < found.high
+    assert found is not None and found.defined == 1.0
+    ends = found.interval
+    assert ends.estimate == pytest.approx(estimate) and 1 < ends.low < ends.estimate < ends.high
     back = bootstrap_failure_ratio(curve, slower, clusters=names, draws=300)
-    assert back is not None and (back.low, back.high) == pytest.approx((1 / found.high, 1 / found.low), rel=0.05)
+    assert back is not None
+    assert (back.interval.low, back.interval.high) == pytest.approx((1 / ends.high, 1 / ends.low), rel=0.05)
 
 
 def test_a_ratio_is_unbounded_where_one_lasts_and_nothing_where_neither_fails_or_learned() -> None:
@@ -226,9 +232,9 @@ def test_a_ratio_is_unbounded_where_one_lasts_and_nothing_where_neither_fails_or
     falling, lasting = worlds([0.9, 0.5], seed=0), worlds([0.95, 0.95], seed=1)
     never = worlds([0.5, 0.4], seed=2)
     found = bootstrap_failure_ratio(lasting, falling, clusters=names, draws=200)
-    assert found is not None and math.isinf(found.high) and "and more" in found.describe()
+    assert found is not None and math.isinf(found.interval.high) and "and more" in found.describe()
     below = bootstrap_failure_ratio(falling, lasting, clusters=names, draws=200)
-    assert below is not None and below.low == 0.0
+    assert below is not None and below.interval.low == 0.0
     assert bootstrap_failure_ratio(lasting, lasting, clusters=names, draws=200) is None
     assert bootstrap_failure_ratio(never, falling, clusters=names, draws=200) is None
     with pytest.raises(InputError, match="same runs"):

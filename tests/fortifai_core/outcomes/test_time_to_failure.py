@@ -5,14 +5,25 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from flows.tools.explain import paper_table
 from fortifai_core.config.stages import Regime
-from fortifai_core.errors import DataError, InputError
+from fortifai_core.errors import ConfigError, DataError, InputError
 from fortifai_core.outcomes.paper import PaperArm, paper_time_to_failure, read_results
-from fortifai_core.outcomes.time_to_failure import SPLIT_UNITS, UNITS, ratio, relative_threshold, time_to_failure
+from fortifai_core.outcomes.time_to_failure import (
+    SPLIT_UNITS,
+    UNITS,
+    TimeToFailure,
+    crossings,
+    ratio,
+    relative_threshold,
+    time_to_crossing,
+    time_to_failure,
+)
 
 RESULTS = Path(__file__).parents[3] / "storage" / "paper" / "results.csv"
 
@@ -45,7 +56,7 @@ def test_table_d2_ratios_depend_on_the_unit(paper: dict) -> None:
     assert [two(ratios[unit].value) for unit in SPLIT_UNITS] == [1.71, 1.88, 2.10, 2.38]
     assert {r.kind for r in ratios.values()} == {"exact"}
     focal = paper["Table D2", "focal-2"]
-    assert two(focal.absolute.synthetic_splits) == 5.71
+    assert two(focal.absolute.value("synthetic_splits")) == 5.71
     assert focal.absolute_ratios["synthetic_splits"].describe() == "2.40×"
 
 
@@ -145,10 +156,10 @@ def test_tokens_equal_splits_when_every_split_has_the_same_size() -> None:
 def test_regimes_read_different_amounts() -> None:
     curve = [0.9, 0.8, 0.7]
     replace = time_to_failure(curve, regime=Regime.REPLACE)
-    assert (replace.training_splits, replace.retraining_splits, replace.synthetic_splits) == (2.5, 1.5, 1.5)
+    assert [replace.value(unit) for unit in SPLIT_UNITS[1:]] == [2.5, 1.5, 1.5]
     subsample = time_to_failure(curve, regime=Regime.ACCUMULATE_SUBSAMPLE)
-    assert subsample.training_splits == pytest.approx(2.5)
-    assert subsample.synthetic_splits == pytest.approx(0.5 + 0.5 * 2 / 3)
+    assert subsample.value("training_splits") == pytest.approx(2.5)
+    assert subsample.value("synthetic_splits") == pytest.approx(0.5 + 0.5 * 2 / 3)
 
 
 @pytest.mark.parametrize("curve", [[], [80.3, 77.9], [float("nan")], [-0.1]])
@@ -186,19 +197,62 @@ def test_relative_threshold_is_half_way_and_needs_something_to_lose() -> None:
         relative_threshold(0.5, 0.48)
 
 
-def test_any_measure_may_cross_from_either_side() -> None:
-    from fortifai_core.outcomes.time_to_failure import time_to_crossing
+def falls_first(values: list[float], **rule: Any) -> TimeToFailure:
+    return time_to_crossing(dict(enumerate(values)), **rule)
 
+
+def test_any_measure_may_cross_from_either_side() -> None:
     falling = [0.9, 0.8, 0.7, 0.6]
-    assert time_to_crossing(falling, threshold=0.75, falls=True) == time_to_failure(falling)
+    paper = Regime.PAPER
+    assert falls_first(falling, threshold=0.75, falls=True, regime=paper) == time_to_failure(falling)
     # upside down: the same moment
     rising = [100 - 100 * value for value in falling]
-    risen = time_to_crossing(rising, threshold=25, falls=False)
-    assert risen.status == "failed" and risen.generations == pytest.approx(1.5)
-    assert time_to_crossing([3.0, 4.0], threshold=2, falls=False).describe() == "from the start"
-    assert time_to_crossing([3.0, 4.0], threshold=4, falls=False).status == "censored", "at it is not beyond it"
+    risen = falls_first(rising, threshold=25, falls=False)
+    assert (risen.status, risen.failed_in) == ("failed", 2) and risen.generations == pytest.approx(1.5)
+    assert falls_first([3.0, 4.0], threshold=2, falls=False).describe() == "from the start"
+    assert falls_first([3.0, 4.0], threshold=4, falls=False).status == "censored", "at it is not beyond it"
     # split 2 enters at generation 2: moments are counted from M_0
-    late = time_to_crossing([0.9, 0.6], threshold=0.75, falls=True, first=2)
-    assert late.generations == pytest.approx(2.5) and late.last_generation == 3
-    with pytest.raises(InputError, match="finite"):
-        time_to_crossing([1.0, math.nan], threshold=2, falls=False)
+    late = time_to_crossing({2: 0.9, 3: 0.6}, threshold=0.75, falls=True)
+    assert late.generations == pytest.approx(2.5) and (late.last_generation, late.failed_in) == (3, 3)
+    # where nothing says how much text a generation reads, generations are the only unit
+    assert late.describe("training_splits") == "unknown"
+
+
+def test_generations_may_be_missing_and_a_threshold_relative() -> None:
+    above = time_to_crossing({0: 1.0, 1: 2.0, 4: 8.0}, threshold=5.0, falls=False)
+    assert above.generations == pytest.approx(2.5) and above.failed_in == 4  # between M1 and M4, half way
+    half = time_to_crossing({0: 4.0, 1: 3.0, 2: 1.0}, threshold=0.5, falls=True, relative=True)
+    assert (half.threshold, half.generations) == (2.0, pytest.approx(1.5))
+    with pytest.raises(ConfigError, match="has no shares"):
+        falls_first([-4.0, -9.0], threshold=0.5, falls=True, relative=True)
+
+
+def test_what_is_no_number_has_failed() -> None:
+    broken = falls_first([1.0, math.nan, 1.0], threshold=0.5, falls=True)
+    assert (broken.status, broken.generations, broken.failed_in) == ("failed", 1.0, 1)
+    burst = falls_first([1.0, math.inf], threshold=300, falls=False)
+    assert (burst.status, burst.generations, burst.failed_in) == ("failed", 1.0, 1)
+    assert falls_first([math.nan, 1.0], threshold=0.5, falls=True).status == "never-learned"
+    with pytest.raises(InputError, match="at least one generation"):
+        time_to_crossing({}, threshold=0.5, falls=True)
+
+
+@pytest.mark.parametrize("falls", [True, False])
+def test_a_table_of_curves_crosses_where_each_of_them_does(falls: bool) -> None:
+    rng = np.random.default_rng(3)
+    at = [0, 1, 2, 5, 9]
+    curves = np.round(rng.uniform(0, 1, (400, len(at))), 1)
+    curves[rng.random(curves.shape) < 0.05] = np.nan
+    for curve, moment in zip(curves, crossings(curves, 0.4, falls=falls, at=at), strict=True):
+        beyond = [i for i, v in enumerate(curve) if math.isnan(v) or (v < 0.4 if falls else v > 0.4)]
+        outcome = time_to_crossing(dict(zip(at, curve.tolist(), strict=True)), threshold=0.4, falls=falls)
+        assert outcome.failed_in == (at[beyond[0]] if beyond else -1)
+        if not beyond:
+            assert moment == math.inf and outcome.status == "censored"
+        elif beyond[0] == 0:
+            assert moment == -math.inf and outcome.status == "never-learned"
+        else:
+            start, end = at[beyond[0] - 1], at[beyond[0]]
+            assert moment == outcome.generations
+            drawn = np.interp(moment, [start, end], curve[beyond[0] - 1 : beyond[0] + 1])
+            assert moment == end if math.isnan(curve[beyond[0]]) else drawn == pytest.approx(0.4)

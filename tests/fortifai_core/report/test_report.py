@@ -14,23 +14,31 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from fortifai_core.charts.svg import Chart, Point, Series, svg
+from fortifai_core.charts.chart import Chart, Point, Series
+from fortifai_core.charts.svg import svg
 from fortifai_core.errors import InputError
 from fortifai_core.outcomes.paper import paper_time_to_failure, read_results
-from fortifai_core.report.analysis import analyse, points
-from fortifai_core.report.data import title_of
-from fortifai_core.report.page import (
-    ArmResult,
-    GenerationResult,
-    ReportData,
-    RunResult,
-    Scores,
-    build_report,
-    terminal_table,
-)
+from fortifai_core.report.analysis import analyse
+from fortifai_core.report.contents import TerminalTable
+from fortifai_core.report.data import ArmResult, GenerationResult, ReportData, RunResult, Scores
+from fortifai_core.report.page import build_report as write_report
+from fortifai_core.report.page import contents_of
+from fortifai_core.wording import arm_title, points
 
 RESULTS = Path(__file__).parents[3] / "storage" / "paper" / "results.csv"
 DOCUMENTS, PER_DOCUMENT = 40, 5
+
+
+def build_report(data: ReportData, folder: Path) -> list[Path]:
+    return write_report(data, folder)[1]
+
+
+def headline_of(data: ReportData) -> list[str]:
+    return list(contents_of(data).headline)
+
+
+def terminal_table(data: ReportData) -> TerminalTable:
+    return contents_of(data).terminal
 
 
 def run_of(seed: int, curve: list[float], *, salt: int = 0, documents: int = DOCUMENTS) -> RunResult:
@@ -108,32 +116,32 @@ class Page(HTMLParser):
 
 
 def test_a_small_difference_is_called_not_distinguishable() -> None:
-    headline = analyse(data_of(FALLING, FALLING)).headline
+    headline = headline_of(data_of(FALLING, FALLING))
     assert headline[0].startswith("Under CE, retention of split 0 fell from")
     assert headline[1].endswith("not distinguishable at this size.")
 
 
 def test_one_run_never_claims_more_than_its_questions() -> None:
-    analysis = analyse(data_of(FALLING, SLOWER))
+    analysis, words = analyse(data_of(FALLING, SLOWER)), headline_of(data_of(FALLING, SLOWER))
     gap = analysis.arms[1].differences[-1]
     assert gap.excludes_zero and gap.estimate > 0
-    assert "points above CE" in analysis.headline[1]
-    assert "one run cannot tell it from retraining noise" in analysis.headline[1]
+    assert "points above CE" in words[1]
+    assert "one run cannot tell it from retraining noise" in words[1]
     assert analysis.scope == "questions of one run: does not cover retraining noise"
-    several = analyse(data_of(FALLING, SLOWER, seeds=3))
-    assert several.headline[1].endswith("a difference over 3 runs.") and "3 runs" in several.scope
+    several = data_of(FALLING, SLOWER, seeds=3)
+    assert headline_of(several)[1].endswith("a difference over 3 runs.") and "3 runs" in analyse(several).scope
 
 
 def test_harm_is_reported_as_plainly_as_help() -> None:
-    headline = analyse(data_of(SLOWER, FALLING, seeds=3)).headline[1]
+    headline = headline_of(data_of(SLOWER, FALLING, seeds=3))[1]
     assert "points below CE" in headline and "a difference over 3 runs" in headline
 
 
 def test_no_change_and_never_learned_are_said() -> None:
-    assert "not distinguishable from no change" in analyse(data_of([0.85, 0.85])).headline[0]
-    low = analyse(data_of([0.5, 0.5], [0.85, 0.7]))
-    assert "never learned" in low.headline[0] and "not distinguishable from guessing" in low.headline[0]
-    assert low.arms[1].ratios["generations"].kind == "undefined"
+    assert "not distinguishable from no change" in headline_of(data_of([0.85, 0.85]))[0]
+    low = data_of([0.5, 0.5], [0.85, 0.7])
+    assert "never learned" in headline_of(low)[0] and "not distinguishable from guessing" in headline_of(low)[0]
+    assert analyse(low).arms[1].ratios["generations"].kind == "undefined"
 
 
 def test_an_arm_that_never_failed_gives_a_bound_and_no_number() -> None:
@@ -147,10 +155,11 @@ def test_the_baseline_comes_first_and_stopped_arms_are_compared_where_both_were(
     data = data_of(FALLING, SLOWER)
     ce, tce = data.arms
     short = ArmResult("ce", tuple(RunResult(run.seed, run.generations[:3]) for run in ce.runs))
-    analysis = analyse(replace(data, arms=(tce, short)))
+    stopped = replace(data, arms=(tce, short))
+    analysis = analyse(stopped)
     assert [arm.arm.label for arm in analysis.arms] == ["ce", "tce-0.9"]
     assert len(analysis.arms[1].differences) == 3 and len(analysis.arms[1].split0) == 4
-    assert "at M2 (the last that both reached)" in analysis.headline[1]
+    assert "at M2 (the last that both reached)" in headline_of(stopped)[1]
 
 
 def test_arms_are_paired_by_question_not_by_row() -> None:
@@ -314,7 +323,7 @@ def test_terminal_table_has_a_row_a_generation_then_failure_and_differences() ->
 
 
 def test_words() -> None:
-    assert [title_of(x) for x in ("ce", "tce-0.9", "tce-0.9-live", "focal-2", "mine")] == [
+    assert [arm_title(x) for x in ("ce", "tce-0.9", "tce-0.9-live", "focal-2", "mine")] == [
         "CE",
         "TCE 0.9",
         "TCE 0.9 live",
@@ -509,12 +518,12 @@ def test_the_papers_table_for_the_same_text_stands_beside_the_measured_one(tmp_p
 
 def test_several_runs_get_a_survival_estimate_and_two_do_not() -> None:
     three, two = analyse(data_of(FALLING, SLOWER, seeds=3)), analyse(data_of(FALLING, SLOWER, seeds=2))
-    assert all(arm.survival is None for arm in two.arms)
-    found = three.arms[0].survival
-    moments = [one.generations for one in three.arms[0].failures_by_run]
+    assert all(arm.runs.survival is None for arm in two.arms)
+    found = three.arms[0].runs.survival
+    moments = [one.generations for one in three.arms[0].runs.by_seed.values()]
     assert found is not None and found.failed == 3
-    assert found.restricted_mean == pytest.approx(np.mean(moments))
-    assert found.median == pytest.approx(sorted(moments)[1])
+    assert found.restricted_mean.estimate == pytest.approx(np.mean(moments))
+    assert found.median.estimate == pytest.approx(sorted(moments)[1])
 
 
 def test_failure_may_be_judged_by_another_measure(tmp_path: Path) -> None:
@@ -522,8 +531,8 @@ def test_failure_may_be_judged_by_another_measure(tmp_path: Path) -> None:
     data = replace(data_of(FALLING, SLOWER, seeds=3), metric="perplexity-real", threshold=9.5)
     analysis = analyse(data)
     assert [arm.failure.describe() for arm in analysis.arms] == ["1.50", "1.50"]
-    assert analysis.arms[0].survival.failed == 3 and analysis.arms[0].failure_interval is None
-    assert any("perplexity on held-out real text rose above 9.5 after 1.50" in line for line in analysis.headline)
+    assert analysis.arms[0].runs.survival.failed == 3 and analysis.arms[0].failure_interval is None
+    assert any("perplexity on held-out real text rose above 9.5 after 1.50" in line for line in headline_of(data))
     text = build_report(data, tmp_path)[0].read_text()
     assert "rises above 9.5" in text and "75%: failure" not in text
     assert "time to failure (perplexity-real > 9.5)" in [row[0] for row in terminal_table(data).rows]

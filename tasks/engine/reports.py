@@ -1,0 +1,23 @@
+"""A report of any model class, written into an artifact: page, figures, tables as CSV and Parquet, table.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fortifai_core.report.data import Report
+    from tasks.engine.context import Context
+
+
+def write_report(context: Context[Any], report: Report) -> None:
+    """Write everything; table.json is what the terminal prints."""
+    from fortifai_core.report.page import build_report
+    from storage.tables.exports import write_columns
+
+    contents, _ = build_report(report, context.directory)
+    for table in contents.tables:
+        write_columns(context.directory / "tables" / f"{table.name}.parquet", table.columns)
+    shown = {**asdict(contents.terminal), "headline": list(contents.headline), "notes": list(report.notes)}
+    (context.directory / "table.json").write_text(json.dumps(shown, indent=1, ensure_ascii=False))
