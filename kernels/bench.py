@@ -125,7 +125,7 @@ def run_case(case: Case, entries: list[Entry], *, device: str, say: Callable[[st
     for row in rows:
         row["measured_live"] = 1.0 if row["peer"] else measured[row["live"]]
     del batches
-    errors = {live: heads.error_against_reference(case, live, device) for live in heads.LIVE}
+    errors = {live: heads.error_against_float32(case, live, device) for live in heads.LIVE}
     return {**asdict(case), "title": case.title, "flop_per_second": rate, "gradient_error": errors, "heads": rows}
 
 

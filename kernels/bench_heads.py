@@ -182,7 +182,7 @@ def _gpu_peers(say: Callable[[str], None]) -> dict[str, Head]:
     return peers
 
 
-def error_against_reference(case: Case, live: float, device: str) -> float:
+def error_against_float32(case: Case, live: float, device: str) -> float:
     """Relative error of this package's gradients against impl="torch" in float32, on a few of the case's rows."""
     small = Case(case.name, min(case.rows, 512), case.width, case.vocabulary, case.dtype)
     batch = make_batch(small, live, device)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kernels import head
 from kernels.bfloat16_sum import Bfloat16Sum
-from kernels.reference import Linear, Options, Rows, Terms, wide
+from kernels.plain import Linear, Options, Rows, Terms, wide
 
 # Chosen on 2 cores with 32 MB of shared cache. A larger chunk spares round trips of the weight gradient's sum and
 # costs memory: 2**25 logits are 1024 rows of 32768, 128 MiB in float32 and 64 in bfloat16.
@@ -35,7 +35,7 @@ _TILE_NUMBERS = 2**21  # of a product that is added right away, or of what is wi
 
 
 def linear_terms(linear: Linear, rows: Rows, options: Options) -> Terms:
-    """As `reference.linear_terms`."""
+    """As `plain.linear_terms`."""
     return head.linear_terms(_Chunked, linear, rows, options)
 
 

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import chunked, losses, reference
+from kernels import chunked, losses, plain
 from kernels.losses import LossFunctions
-from kernels.reference import Linear, Options, Rows, Terms
+from kernels.plain import Linear, Options, Rows, Terms
 
 Reduction = Literal["mean", "sum", "none"]
 Implementation = Literal["auto", "torch", "chunked", "triton"]
@@ -79,7 +79,7 @@ def linear_cross_entropy(
         reduction: "mean" divides by the denominator; "sum"; "none" keeps a loss for each token, 0 where ignored.
         denominator: for "mean". None: the number of tokens that are not ignored, or of live ones if the loss says
             so, and at least 1. Or a positive number or scalar tensor, such as Trainer's `num_items_in_batch`.
-        impl: "torch" is the plain reference with all logits at once. "chunked" (plain torch) and "triton" (CUDA)
+        impl: "torch" is plain autograd with all logits at once. "chunked" (plain torch) and "triton" (CUDA)
             never have more than a chunk of them and do gradients for live rows only, but have no second derivative.
             "auto": on CUDA "triton" where triton is installed, else "chunked".
         chunk_rows: the most rows in a chunk; None has the implementation choose by memory.
@@ -171,7 +171,7 @@ def cross_entropy(
     weights = None if token_weights is None else token_weights.reshape(-1)
     by = _denominator(flat, options, reduction, denominator)
     chosen = _chosen(impl, _LOGITS_IMPLEMENTATIONS, logits.device, otherwise="torch")
-    implementation = _fused(logits.device).logits_terms if chosen == "triton" else reference.logits_terms
+    implementation = _fused(logits.device).logits_terms if chosen == "triton" else plain.logits_terms
     terms = implementation(logits.reshape(-1, logits.shape[-1]), Rows(flat, weights, by), options)
     return _finish(terms, flat, targets.shape, options, live_mean=reduction == "mean" and by is None)
 
@@ -185,7 +185,7 @@ def linear_implementation(impl: str, device: torch.device | None = None) -> Call
     impl = _chosen(impl, _IMPLEMENTATIONS, device, otherwise="chunked")
     if impl == "triton":
         return _fused(device).linear_terms
-    return reference.linear_terms if impl == "torch" else chunked.linear_terms
+    return plain.linear_terms if impl == "torch" else chunked.linear_terms
 
 
 def _chosen(impl: str, known: tuple[str, ...], device: torch.device | None, *, otherwise: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels import head
 from kernels import triton_kernels as kernels
 from kernels.losses import derivative_of
-from kernels.reference import Linear, Options, Rows, Terms, wide
+from kernels.plain import Linear, Options, Rows, Terms, wide
 
 # The chunk's buffer of logits may take this share of the card's memory: 2.2 GB of an H200's 141, where 8192 rows of
 # Llama 3's 128256 logits in bf16 are one chunk. A share of the whole, not of what is free: same card, same bits.
@@ -33,7 +33,7 @@ def check_device(device: torch.device) -> None:
 
 
 def linear_terms(linear: Linear, rows: Rows, options: Options) -> Terms:
-    """As `reference.linear_terms`."""
+    """As `plain.linear_terms`."""
     check_device(linear.hidden.device)
     return head.linear_terms(_Fused, linear, rows, options)
 
@@ -114,7 +114,7 @@ class _Fused(head.Engine):
 
 
 def logits_terms(logits: Tensor, rows: Rows, options: Options) -> Terms:
-    """As `reference.logits_terms`: one read of the logits, and in the backward pass one read of live rows, one write.
+    """As `plain.logits_terms`: one read of the logits, and in the backward pass one read of live rows, one write.
 
     The two cannot be one pass over the caller's logits: f', which may be anybody's, is evaluated between them.
     """

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from kernels.losses import derivative_of
-from kernels.reference import Linear, Options, Rows, Terms, wide
+from kernels.plain import Linear, Options, Rows, Terms, wide
 
 _SCALED_AT_ONCE = 2**20  # elements: what stays in the cache
 
@@ -112,7 +112,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
 
 
 def linear_terms(engine: type[Engine], linear: Linear, rows: Rows, options: Options) -> Terms:
-    """As `reference.linear_terms`, by the engine."""
+    """As `plain.linear_terms`, by the engine."""
     hidden, weight, bias = linear
     grad = torch.is_grad_enabled()
     wanted = (

@@ -154,10 +154,10 @@ def _train(
     validation: Any | None = None,
 ) -> dict[str, Any]:
     from fortifai_core.language.training import train_model
-    from fortifai_core.losses import loss_from_config
     from kernels import install_loss_head
+    from tasks.language.losses import token_loss
 
-    head = install_loss_head(model, loss=loss_from_config(loss), chunk_rows=context.runtime.logits_chunk)
+    head = install_loss_head(model, loss=token_loss(loss), chunk_rows=context.runtime.logits_chunk)
     result = train_model(
         model,
         rows,

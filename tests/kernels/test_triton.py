@@ -209,7 +209,7 @@ def test_triton_by_name_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_chunks_are_chosen_by_memory_and_rows_are_aligned() -> None:
     from kernels.fused import _Fused
-    from kernels.reference import Options
+    from kernels.plain import Options
 
     def engine(rows: int, vocabulary: int, chunk_rows: int | None = None) -> Any:
         hidden, weight = torch.zeros(rows, 8), torch.zeros(vocabulary, 8)

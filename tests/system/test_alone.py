@@ -40,11 +40,9 @@ for package in (fortifai_core, kernels):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 
-from fortifai_core.config.loss import TruncatedCrossEntropyLoss
-from fortifai_core.losses import loss_from_config
-from kernels import cross_entropy, install_loss_head, linear_cross_entropy
+from kernels import cross_entropy, install_loss_head, linear_cross_entropy, losses
 
-tce = loss_from_config(TruncatedCrossEntropyLoss(gamma=0.9))
+tce = losses.truncated(0.9)
 hidden, weight = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
 for impl in ("torch", "chunked", "triton"):
     output = linear_cross_entropy(hidden, weight, torch.arange(6), loss=tce, impl=impl)

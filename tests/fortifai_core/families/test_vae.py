@@ -38,7 +38,7 @@ from fortifai_core.families.images.vae_model import (
     log_peak,
     pixel_nll,
 )
-from fortifai_core.losses import truncated
+from kernels.losses import truncated
 
 TINY = VaeConfig(
     likelihood="bernoulli", channels=8, latent=4, epochs=3, batch_size=64, learning_rate=1e-3, threshold_images=64
@@ -139,7 +139,7 @@ def test_quantile_tells_apart_confidences_that_round_to_one() -> None:
 def test_the_floor_masks_what_truncated_cross_entropy_does() -> None:
     nll = torch.linspace(0, 1, 1001)
     for gamma in (0.5, 0.9, 1.0):
-        assert torch.equal(clipped(nll, floor=clipping.floor_of(gamma)), truncated(nll, gamma=gamma))
+        assert torch.equal(clipped(nll, floor=clipping.floor_of(gamma)), truncated(gamma).value(nll))
         assert clipping.gamma_of(clipping.floor_of(gamma)) == pytest.approx(gamma)
 
 
