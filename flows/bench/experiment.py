@@ -14,7 +14,7 @@ from flows.tools.exporting import artifact_of, model_stage, text_of
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.corpus.schedule import SplitVersion, training_set
 from fortifai_core.errors import InputError
-from fortifai_core.language.rewriting.regenerate import TokenisedDocument
+from fortifai_core.language.rewriting.blocks import TokenisedDocument
 from storage.store.experiments import Experiment
 from storage.store.store import ArtifactStore
 from storage.tables.parquet import read_table_columns
@@ -81,17 +81,17 @@ def bench_experiment(
 
 def newest(config: ExperimentConfig, generation: int) -> SplitVersion:
     """Split 0 in the version that M_generation was trained on."""
-    found = [version for version in training_set(config.regime, generation) if version.split == 0]
-    if not found:
+    versions = [version for version in training_set(config.regime, generation) if version.split == 0]
+    if not versions:
         raise InputError("--generation", generation, f"trains on no version of split 0 in the {config.regime} regime")
-    return found[-1]
+    return versions[-1]
 
 
 def first_tokens(documents: list[TokenisedDocument], tokens: int | None) -> list[TokenisedDocument]:
     """Whole documents from the beginning, until there are so many tokens."""
     taken: list[TokenisedDocument] = []
     for document in documents:
-        if tokens is not None and sum(len(one.tokens) for one in taken) >= tokens:
+        if tokens is not None and sum(len(earlier.tokens) for earlier in taken) >= tokens:
             break
         taken.append(document)
     return taken

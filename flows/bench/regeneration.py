@@ -24,7 +24,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from fortifai_core.config.stages import Regeneration
-from fortifai_core.language.rewriting.regenerate import Statistics, TokenisedDocument, plan_blocks, regenerate
+from fortifai_core.language.rewriting.blocks import Rewriting, Statistics, TokenisedDocument, plan_blocks
+from fortifai_core.language.rewriting.regenerate import regenerate
 
 SHAPES: dict[str, dict[str, Any]] = {
     "demo": {"vocab_size": 1024, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4},
@@ -124,13 +125,11 @@ def engine_case(
 ) -> Case:
     """One rewriting; gives the tokens rewritten and the share accepted. options: fields of `config` to change."""
     chosen = Regeneration.model_validate({**config.model_dump(), **options})
+    rewriting = Rewriting(chosen, seed_parts=("bench",), suppress=suppress, pad_id=pad_id)
 
     def case() -> tuple[int, float | None]:
         done = Statistics()
-        regenerate(
-            model, documents, chosen, seed_parts=("bench",), batch_blocks=256, suppress=suppress, pad_id=pad_id,
-            statistics=done,
-        )  # fmt: skip
+        regenerate(model, documents, rewriting, statistics=done)
         tokens = sum(block.length for block in plan_blocks(documents, chosen))
         return tokens, done.accepted / tokens if chosen.engine == "aligned" else None
 
@@ -211,7 +210,7 @@ def other_cases(
             continuous_batching_config=transformers.ContinuousBatchingConfig(**limits),
             progress_bar=False,
         )
-        counts = {len(one.generated_tokens) for one in output.values()}
+        counts = {len(request.generated_tokens) for request in output.values()}
         if counts != {length} or len(output) != len(prompts):
             raise RuntimeError(f"continuous batching gave {len(output)} of {len(prompts)} blocks, of {counts} tokens")
         return len(prompts) * length, None

@@ -200,7 +200,7 @@ def decode(
         pad_token_id=pad_id,
         use_cache=True,
     )
-    own = core.generation_config
+    models_own = core.generation_config
     # generate() fills whatever is None in its argument, the end-of-text id first, from the model's own defaults
     core.generation_config = GenerationConfig()
     try:
@@ -211,7 +211,7 @@ def decode(
             logits_processor=last,
         )
     finally:
-        core.generation_config = own
+        core.generation_config = models_own
     new = output[:, ids.shape[1] :]
     if new.shape[1] != steps:
         raise StageFailed(f"regeneration: asked for {steps} tokens, the model gave {new.shape[1]}")

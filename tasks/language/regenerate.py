@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.language.rewriting.regenerate import Statistics
+from fortifai_core.language.rewriting.blocks import Rewriting, Statistics, TokenisedDocument, plan_blocks
 from storage.tables import parquet
 from tasks.engine.context import Context
 from tasks.language.files import base_folder, split_file, text_files
@@ -88,7 +88,7 @@ def build_split(context: Context[RegenerateSpec]) -> dict[str, Any]:
     """
     import torch
 
-    from fortifai_core.language.rewriting.regenerate import TokenisedDocument, plan_blocks, regenerate
+    from fortifai_core.language.rewriting.regenerate import regenerate
     from fortifai_core.measures.text_counts import UnigramCounts
     from storage.tables.models import load_model, load_tokenizer
 
@@ -100,7 +100,14 @@ def build_split(context: Context[RegenerateSpec]) -> dict[str, Any]:
     paths = text_files(context, spec.corpus, spec.text)
     # never generated: special tokens, and the entries by which some models' vocabularies are padded
     entries = range(len(tokenizer), model.config.get_text_config().vocab_size)
-    unwanted = sorted({*tokenizer.all_special_ids, *entries})
+    rewriting = Rewriting(
+        config,
+        seed_parts=("regenerate", spec.seed, spec.generation, split, version),
+        suppress=sorted({*tokenizer.all_special_ids, *entries}),
+        pad_id=tokenizer.pad_token_id,
+        batch_blocks=context.runtime.inference_batch,
+        budget=context.runtime.inference_batch * POSITIONS,
+    )
     # part-files are cut by a fixed number of tokens, never by what a machine can hold: they are the resumable
     # unit, and with contexts that run across documents everything is one part
     limit = context.runtime.shard_blocks * config.block_tokens
@@ -121,18 +128,7 @@ def build_split(context: Context[RegenerateSpec]) -> dict[str, Any]:
         due = sum(block.length for block in plan_blocks(documents, config))
         if number not in finished:
             progress.begin(before=seen, tokens=sum(len(row["tokens"]) for row in group), due=due)
-            rewritten = regenerate(
-                model,
-                documents,
-                config,
-                seed_parts=("regenerate", spec.seed, spec.generation, split, version),
-                batch_blocks=context.runtime.inference_batch,
-                budget=context.runtime.inference_batch * POSITIONS,
-                suppress=unwanted,
-                pad_id=tokenizer.pad_token_id,
-                on_progress=progress,
-                statistics=progress.statistics,
-            )
+            rewritten = regenerate(model, documents, rewriting, on_progress=progress, statistics=progress.statistics)
             progress.end()
             texts = tokenizer.batch_decode([d.tokens for d in rewritten], clean_up_tokenization_spaces=False)
             rows = [

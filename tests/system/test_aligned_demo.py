@@ -17,15 +17,15 @@ from flows.load import load_experiment_config
 from flows.prepare import prepare_experiment
 from fortifai_core.config.stages import Regeneration
 from fortifai_core.language.decoding import warpers
-from fortifai_core.language.rewriting.regenerate import (
+from fortifai_core.language.rewriting.blocks import (
     Block,
-    RegeneratedDocument,
+    Rewriting,
     Statistics,
     TokenisedDocument,
     block_uniforms,
     plan_blocks,
-    regenerate,
 )
+from fortifai_core.language.rewriting.regenerate import RegeneratedDocument, regenerate
 from helpers import ROUNDING
 from storage.tables import parquet
 from storage.tables.models import load_model, load_tokenizer
@@ -49,10 +49,16 @@ class Demo:
     config: Regeneration
 
     def rewrite(
-        self, documents: list[TokenisedDocument], config: Regeneration, *seed_parts: str | int, **options: Any
+        self,
+        documents: list[TokenisedDocument],
+        config: Regeneration,
+        *seed_parts: str | int,
+        statistics: Statistics | None = None,
+        **options: Any,
     ) -> list[RegeneratedDocument]:
-        given: dict[str, Any] = {"suppress": self.suppress, "pad_id": self.pad, "batch_blocks": 256, **options}
-        return regenerate(self.model, documents, config, seed_parts=seed_parts or SEED_PARTS, **given)
+        given: dict[str, Any] = {"suppress": self.suppress, "pad_id": self.pad, **options}
+        rewriting = Rewriting(config, seed_parts=seed_parts or SEED_PARTS, **given)
+        return regenerate(self.model, documents, rewriting, statistics=statistics)
 
 
 @pytest.fixture(scope="session")

@@ -89,10 +89,10 @@ class Decode:
         """Additive [rows, 1, places, text + used]: 0 where a query may look, −inf elsewhere."""
         if window not in self._masks:
             text = torch.arange(self.text, device=self.prefix.device)
-            own, at = self.owner[:, None, : self.used], self.at[:, None, : self.used]
-            seen = torch.cat(
-                [text < self.prefix[..., None], (own == self.block[..., None]) & (at <= self.position[..., None])], -1
-            )
+            owner, at = self.owner[:, None, : self.used], self.at[:, None, : self.used]
+            old = text < self.prefix[..., None]
+            new = (owner == self.block[..., None]) & (at <= self.position[..., None])
+            seen = torch.cat([old, new], -1)
             if window is not None:
                 key = torch.cat([text.expand(len(self.at), -1), self.at[:, : self.used]], -1)
                 seen &= self.position[..., None] - key[:, None] < window
@@ -208,11 +208,11 @@ def attention_of(core: Any) -> Iterator[None]:
         ConfigError: the model's attention cannot be replaced.
     """
     AttentionInterface.register(NAME, attend)
-    own = core.config._attn_implementation
+    models_own = core.config._attn_implementation
     core.set_attn_implementation(NAME)
     try:
         if core.config._attn_implementation != NAME:
             raise reference_instead(f"the attention of {type(core).__name__} cannot be replaced")
         yield
     finally:
-        core.set_attn_implementation(own)
+        core.set_attn_implementation(models_own)

@@ -5,10 +5,10 @@ drawn after tokens of the *previous version* before it: exactly C = `context_tok
 authors do), or all that stand before it in its document (`context="document"`); a document of more than
 `chunk_tokens` is then divided, each chunk beginning with C tokens of the one before. New text is never a context, so
 errors spread from version to version and not along the text, and all blocks are independent of each other
-(ForTIFAI, Section 5; block, context and decoding of the authors' code stand in `config.Regeneration`).
+(ForTIFAI, Section 5; block, context and decoding of the authors' code stand in `config.stages.Regeneration`).
 
 Two engines give the same tokens: `reference` is transformers' `generate`, block after block; `aligned` reads each
-document once, with the old text as a draft of the new (`fortifai_core.language.rewriting.aligned`).
+document once, with the old text as a draft of the new.
 
 Every block has a random stream of its own, derived from (seed parts, document, start of the block). So neither batch
 size nor order nor what stands in the other documents changes a draw, up to floating-point rounding: batches of other
@@ -18,26 +18,27 @@ are closer than that rounding, the choice may differ, and the block's remaining 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fortifai_core.config.stages import Regeneration
 from fortifai_core.errors import DataError
-from fortifai_core.seeds import derive_seed
+from fortifai_core.language.decoding import inference
+from fortifai_core.language.rewriting.aligned import aligned_blocks
+from fortifai_core.language.rewriting.blocks import (
+    OldText,
+    Rewriting,
+    Statistics,
+    TokenisedDocument,
+    head_length,
+    plan_blocks,
+)
+from fortifai_core.language.rewriting.reference import reference_blocks
 
+# the name of the text that all documents make together, where contexts run across them
 STREAM = "stream"
-
-
-@dataclass(frozen=True)
-class TokenisedDocument:
-    """One document of a split in its previous version. `id` is unique within the split."""
-
-    id: str
-    position: int
-    tokens: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -60,82 +61,64 @@ class RegeneratedDocument:
     accepted: int | None = None
 
 
-@dataclass
-class Statistics:
-    """What the aligned engine did.
+def regenerate(
+    model: Any,
+    documents: Sequence[TokenisedDocument],
+    rewriting: Rewriting,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+    statistics: Statistics | None = None,
+) -> list[RegeneratedDocument]:
+    """The next version of the documents, in the same order and under the same ids.
 
-    Attributes:
-        rewritten: tokens of all blocks.
-        accepted: those of them that the first pass took over from the old text.
-        read: tokens read in the first pass; contexts that chunks have in common are counted in each.
-        decoded: tokens read after it, one for each token that a decoding step gave.
-        steps: decoding steps, each over all open blocks of a batch.
-        positions: most positions that the store of keys and values had.
+    Documents no longer than the head are copied (`head="copy"`) or left empty (`head="drop"`); either way they
+    are returned, so that none gets lost unnoticed. Across documents, the boundaries stay where they were, counted
+    in tokens, and only the head of the whole text is copied or dropped.
+
+    Args:
+        model: a causal language model of transformers, with or without a peft adapter; left in the mode it was in.
+        on_progress: called after each batch with (blocks done, blocks in all).
+        statistics: what the aligned engine did is added to it.
+
+    Raises:
+        DataError: no documents, or two of the same id.
+        ConfigError: the aligned engine cannot run this model.
+        StageFailed: the model's logits are not finite.
     """
-
-    rewritten: int = 0
-    accepted: int = 0
-    read: int = 0
-    decoded: int = 0
-    steps: int = 0
-    positions: int = 0
-
-
-@dataclass(frozen=True)
-class Block:
-    """Tokens [start, start + length) are rewritten from tokens [context_start, start) of the same document.
-
-    With contexts that run across documents the split is one stream: `document` is then 0, and positions count from
-    the beginning of the stream.
-    """
-
-    document: int
-    start: int
-    length: int
-    context_start: int
-
-
-# Blocks with their new tokens, and how many of these are the old text's, taken over as a draft.
-Rewritten = list[tuple[Block, np.ndarray, int]]
-
-
-def head_length(config: Regeneration) -> int:
-    """How many tokens at the beginning are not rewritten, because they have no full context."""
-    return config.context_tokens if config.head_tokens is None else config.head_tokens
-
-
-def plan_blocks(documents: Sequence[TokenisedDocument], config: Regeneration) -> list[Block]:
-    """All blocks that are to be rewritten, in reading order.
-
-    Blocks begin after the head; one nearer to the beginning than `context_tokens` has a shorter context (only
-    possible where `head_tokens` is below `context_tokens`). The last block of a document is as long as what is left.
-    """
-    lengths = [len(document.tokens) for document in documents]
+    config = rewriting.config
+    old = _checked(documents)
+    texts = [OldText(document.id, tokens) for document, tokens in zip(documents, old, strict=True)]
     if config.across_documents:
-        lengths = [sum(lengths)]
-    blocks = []
-    for index, length in enumerate(lengths):
-        chunk = 0
-        for start in range(head_length(config), length, config.block_tokens):
-            size = min(config.block_tokens, length - start)
-            cut = max(0, start - config.context_tokens)
-            if start + size > chunk + config.longest_input:
-                chunk = cut
-            context_start = cut if config.context == "cut" else chunk
-            blocks.append(Block(document=index, start=start, length=size, context_start=context_start))
-    return blocks
-
-
-def block_uniforms(seed_parts: tuple[str | int, ...], document: str, start: int, *, steps: int) -> np.ndarray:
-    """One block's stream: float64 [steps] in [0, 1). A longer stream begins with the shorter one."""
-    seed = derive_seed(*seed_parts, document, start)
-    return np.random.Generator(np.random.Philox(key=seed)).random(steps)
-
-
-def plan_batches(blocks: Sequence[Block], *, size: int) -> list[list[Block]]:
-    """Blocks of similar shape side by side: by length first, since a batch takes the steps of its longest block."""
-    ordered = sorted(blocks, key=lambda b: (b.length, b.start - b.context_start, b.document, b.start))
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+        texts = [OldText(STREAM, np.concatenate(old))]
+    new = [text.tokens.copy() for text in texts]
+    accepted = [np.zeros(len(text.tokens), dtype=bool) for text in texts]
+    blocks = plan_blocks(documents, config)
+    aligned = config.engine_used == "aligned"
+    if blocks:
+        done = 0
+        with inference(model) as core:
+            if aligned:
+                batches = aligned_blocks(core, texts, blocks, rewriting, statistics or Statistics())
+            else:
+                batches = reference_blocks(core, texts, blocks, rewriting)
+            for batch in batches:
+                for rewritten in batch:
+                    text, start = rewritten.block.document, rewritten.block.start
+                    new[text][start : start + rewritten.block.length] = rewritten.tokens
+                    accepted[text][start : start + rewritten.accepted] = True
+                done += len(batch)
+                if on_progress is not None:
+                    on_progress(done, len(blocks))
+    lengths = np.array([len(tokens) for tokens in old])
+    starts = np.zeros_like(lengths)
+    if config.across_documents:
+        starts = np.cumsum(lengths) - lengths
+        new, accepted = np.split(new[0], starts[1:]), np.split(accepted[0], starts[1:])
+    drops = np.maximum(0, head_length(config) - starts) if config.head == "drop" else np.zeros_like(lengths)
+    return [
+        _next_version(document, *of_document, drafts=aligned)
+        for document, *of_document in zip(documents, old, new, accepted, drops.tolist(), strict=True)
+    ]
 
 
 def _checked(documents: Sequence[TokenisedDocument]) -> list[np.ndarray]:
@@ -148,133 +131,15 @@ def _checked(documents: Sequence[TokenisedDocument]) -> list[np.ndarray]:
     return [np.asarray(document.tokens, dtype=np.int64) for document in documents]
 
 
-def regenerate(
-    model: Any,
-    documents: Sequence[TokenisedDocument],
-    config: Regeneration,
-    *,
-    seed_parts: tuple[str | int, ...],
-    batch_blocks: int,
-    suppress: list[int],
-    pad_id: int,
-    budget: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-    statistics: Statistics | None = None,
-) -> list[RegeneratedDocument]:
-    """The next version of the documents, in the same order and under the same ids.
-
-    Documents no longer than the head are copied (`head="copy"`) or left empty (`head="drop"`); either way they
-    are returned, so that none gets lost unnoticed. Across documents, the boundaries stay where they were, counted
-    in tokens, and only the head of the whole stream is copied or dropped.
-
-    Args:
-        model: a causal language model of transformers, with or without a peft adapter; left in the mode it was in.
-        seed_parts: names of this rewriting (run, generation, split, version); document and start are added to them.
-        batch_blocks: rows in memory at once with the reference engine; a block decoded with beams counts as that
-            many rows.
-        suppress: ids that are never generated: end of text and the other special tokens.
-        pad_id: padding before shorter contexts; never generated either.
-        budget: positions of keys and values in memory at once with the aligned engine; `aligned.BUDGET` by default.
-        on_progress: called after each batch with (blocks done, blocks in all).
-        statistics: what the aligned engine did is added to it.
-
-    Raises:
-        DataError: no documents, or two of the same id.
-        ConfigError: the aligned engine cannot run this model.
-        StageFailed: the model's logits are not finite.
-    """
-    from fortifai_core.language.decoding import inference
-
-    old = _checked(documents)
-    names = [document.id for document in documents]
-    streams = [np.concatenate(old)] if config.across_documents else old
-    if config.across_documents:
-        names = [STREAM]
-    rewritten = [stream.copy() for stream in streams]
-    taken = [np.zeros(len(stream), dtype=bool) for stream in streams]
-    blocks = plan_blocks(documents, config)
-    aligned = config.engine_used == "aligned"
-    done = 0
-    with inference(model) as core:
-        shared: dict[str, Any] = {"names": names, "seed_parts": seed_parts, "suppress": suppress, "pad_id": pad_id}
-        if not blocks:
-            batches: Iterator[Rewritten] = iter(())
-        elif aligned:
-            from fortifai_core.language.rewriting.aligned import BUDGET, rewrite_blocks
-
-            counted = statistics if statistics is not None else Statistics()
-            shared |= {"budget": budget or BUDGET, "statistics": counted}
-            batches = rewrite_blocks(core, streams, blocks, config, **shared)
-        else:
-            batches = _reference(core, streams, blocks, config, batch_blocks=batch_blocks, **shared)
-        for batch in batches:
-            for block, tokens, accepted in batch:
-                rewritten[block.document][block.start : block.start + block.length] = tokens
-                taken[block.document][block.start : block.start + accepted] = True
-            done += len(batch)
-            if on_progress is not None:
-                on_progress(done, len(blocks))
-    return _assemble(documents, old, rewritten, taken if aligned else None, config)
-
-
-def _reference(
-    core: Any,
-    streams: Sequence[np.ndarray],
-    blocks: Sequence[Block],
-    config: Regeneration,
-    *,
-    names: Sequence[str],
-    seed_parts: tuple[str | int, ...],
-    batch_blocks: int,
-    suppress: list[int],
-    pad_id: int,
-) -> Iterator[Rewritten]:
-    """The reference engine: each block with its context as a prompt of `generate`."""
-    from fortifai_core.language.decoding import decode
-
-    rows = max(1, batch_blocks // (config.beams if config.decoding == "beam" else 1))
-    for batch in plan_batches(blocks, size=rows):
-        steps = batch[-1].length
-        uniforms = None
-        if config.decoding == "sample":
-            uniforms = np.stack([block_uniforms(seed_parts, names[b.document], b.start, steps=steps) for b in batch])
-        new = decode(
-            core,
-            [streams[b.document][b.context_start : b.start] for b in batch],
-            steps,
-            config,
-            suppress=suppress,
-            pad_id=pad_id,
-            uniforms=uniforms,
-        )
-        yield [(block, tokens[: block.length], 0) for block, tokens in zip(batch, new, strict=True)]
-
-
-def _assemble(
-    documents: Sequence[TokenisedDocument],
-    old: list[np.ndarray],
-    rewritten: list[np.ndarray],
-    taken: list[np.ndarray] | None,
-    config: Regeneration,
-) -> list[RegeneratedDocument]:
-    dropped = head_length(config) if config.head == "drop" else 0
-    drops = [dropped] * len(old)
-    if config.across_documents:
-        ends = np.cumsum([len(tokens) for tokens in old])
-        rewritten = np.split(rewritten[0], ends[:-1])
-        taken = taken and np.split(taken[0], ends[:-1])
-        drops = [max(0, dropped - int(end) + len(tokens)) for end, tokens in zip(ends, old, strict=True)]
-    result = []
-    for index, (document, drop) in enumerate(zip(documents, drops, strict=True)):
-        same = rewritten[index][drop:] == old[index][drop:]
-        result.append(
-            RegeneratedDocument(
-                id=document.id,
-                position=document.position,
-                tokens=rewritten[index][drop:].tolist(),
-                same=same.tolist(),
-                kept=int(same.sum()),
-                accepted=None if taken is None else int(taken[index].sum()),
-            )
-        )
-    return result
+def _next_version(
+    document: TokenisedDocument, old: np.ndarray, new: np.ndarray, accepted: np.ndarray, drop: int, *, drafts: bool
+) -> RegeneratedDocument:
+    same = new[drop:] == old[drop:]
+    return RegeneratedDocument(
+        id=document.id,
+        position=document.position,
+        tokens=new[drop:].tolist(),
+        same=same.tolist(),
+        kept=int(same.sum()),
+        accepted=int(accepted.sum()) if drafts else None,
+    )

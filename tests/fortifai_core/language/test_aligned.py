@@ -27,16 +27,16 @@ from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.stages import Regeneration
 from fortifai_core.errors import ConfigError, DataError, StageFailed
 from fortifai_core.language.decoding import warpers
-from fortifai_core.language.rewriting.aligned import plan_chunk_batches, plan_chunks
 from fortifai_core.language.rewriting.attention import Slots
-from fortifai_core.language.rewriting.regenerate import (
-    RegeneratedDocument,
+from fortifai_core.language.rewriting.blocks import (
+    Rewriting,
     Statistics,
     TokenisedDocument,
     block_uniforms,
     plan_blocks,
-    regenerate,
 )
+from fortifai_core.language.rewriting.chunks import plan_chunk_batches, plan_chunks
+from fortifai_core.language.rewriting.regenerate import RegeneratedDocument, regenerate
 from helpers import ROUNDING
 
 VOCABULARY, PAD = 97, 0
@@ -88,10 +88,14 @@ def settings(engine: str = "aligned", **options: Any) -> Regeneration:
 
 
 def rewrite(
-    model: Any, documents: Sequence[TokenisedDocument], config: Regeneration, **options: Any
+    model: Any,
+    documents: Sequence[TokenisedDocument],
+    config: Regeneration,
+    statistics: Statistics | None = None,
+    **options: Any,
 ) -> list[RegeneratedDocument]:
     given: dict[str, Any] = {"seed_parts": SEED_PARTS, "suppress": SUPPRESS, "pad_id": PAD, "batch_blocks": 64}
-    return regenerate(model, documents, config, **{**given, **options})
+    return regenerate(model, documents, Rewriting(config, **{**given, **options}), statistics=statistics)
 
 
 def random_documents(lengths: Sequence[int], *, seed: int = 0) -> list[TokenisedDocument]:

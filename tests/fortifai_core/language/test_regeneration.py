@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +25,15 @@ from transformers import (
 from fortifai_core.config.stages import Regeneration
 from fortifai_core.errors import DataError, StageFailed
 from fortifai_core.language.decoding import draw, inference
-from fortifai_core.language.rewriting.regenerate import (
+from fortifai_core.language.rewriting.blocks import (
     Block,
-    RegeneratedDocument,
+    Rewriting,
     TokenisedDocument,
     block_uniforms,
     plan_batches,
     plan_blocks,
-    regenerate,
 )
+from fortifai_core.language.rewriting.regenerate import RegeneratedDocument, regenerate
 from fortifai_core.measures.text_counts import distinct_n
 from helpers import ROUNDING
 
@@ -86,10 +86,16 @@ RAGGED = [0, 1, 3, 4, 5, 8, 9, 12, 17, 23, 30, 31, 40, 41, 42, 43]
 
 
 def rewrite(
-    model: Any, documents: Sequence[TokenisedDocument], config: Regeneration, *, batch: int = 8, **options: Any
+    model: Any,
+    documents: Sequence[TokenisedDocument],
+    config: Regeneration,
+    *,
+    batch: int = 8,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> list[RegeneratedDocument]:
-    settings: dict[str, Any] = {"seed_parts": SEED_PARTS, "suppress": SUPPRESS, "pad_id": PAD, **options}
-    return regenerate(model, documents, config, batch_blocks=batch, **settings)
+    given: dict[str, Any] = {"seed_parts": SEED_PARTS, "suppress": SUPPRESS, "pad_id": PAD, **options}
+    return regenerate(model, documents, Rewriting(config, batch_blocks=batch, **given), on_progress=on_progress)
 
 
 def settings(**options: Any) -> Regeneration:
@@ -519,8 +525,7 @@ def test_progress_counts_blocks_up_to_all_of_them(llama: Any) -> None:
 
 def test_planning_needs_no_torch() -> None:
     modules = ", ".join(
-        f"fortifai_core.{name}"
-        for name in ("language.rewriting.regenerate", "measures.retention", "measures.text_counts")
+        f"fortifai_core.{name}" for name in ("language.rewriting.blocks", "measures.retention", "measures.text_counts")
     )
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
