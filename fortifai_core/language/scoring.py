@@ -1,125 +1,151 @@
-"""Scoring several continuations of one context in one row: the context is read once, the answers side by side after it.
-
-A row is the context's tokens followed by every answer's. Attention is a tree: each answer sees the context and itself,
-never another answer, and its positions go on from the context's end, as if it stood there alone.
-"""
+"""Log-probabilities of given tokens under a model, each sequence by itself or with every context read once."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import numpy as np
 
-    from fortifai_core.measures.retention import ScoredSequence
+from fortifai_core.errors import StageFailed
+from fortifai_core.language import shared_contexts
+from fortifai_core.language.shared_contexts import ScoredSequence
 
-# Architectures whose code takes a mask [rows, 1, length, length] and positions as given (tested on tiny ones).
-KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
-# Sharing costs a mask of length² a row; below this share of tokens saved it is not worth its while.
-WORTHWHILE = 0.25
-# Elements of the masks that exist at once: 64 MiB as float32.
-MASKS_AT_ONCE = 2**24
-ANSWERS_IN_ROW = 8
+# logits held at once, as float32: half a gibibyte
+LOGITS_AT_ONCE = 2**27
 
 
-@dataclass(frozen=True)
-class Row:
-    """One context and the sequences that continue it, by their indices; `starts` is where each answer begins."""
+def log_probabilities(
+    model: Any, sequences: Sequence[ScoredSequence], *, batch: int, shared: bool | None = None
+) -> list[np.ndarray]:
+    """log p of each sequence's last tokens: one float64 [targets] a sequence, in the order given, in nats.
 
-    prefix: tuple[int, ...]
-    members: tuple[int, ...]
-    starts: tuple[int, ...]
-    length: int
+    Args:
+        model: token ids [rows, length] → object with `.logits` [rows, length, vocabulary]; left in the mode it was in.
+        sequences: each with more tokens than targets, and a target at least.
+        batch: sequences at a time; fewer where their logits would be large.
+        shared: read every context once; None: where the model's code takes it and enough tokens are saved.
 
-
-def rows_of(sequences: Sequence[ScoredSequence]) -> list[Row]:
-    """Sequences with the same context together, at most `ANSWERS_IN_ROW` in a row; in order of first appearance."""
-    groups: dict[tuple[int, ...], list[list[int]]] = {}
-    for index, one in enumerate(sequences):
-        prefix = tuple(one.tokens[: len(one.tokens) - one.targets])
-        parts = groups.setdefault(prefix, [[]])
-        if len(parts[-1]) == ANSWERS_IN_ROW:
-            parts.append([])
-        parts[-1].append(index)
-    rows = []
-    for prefix, parts in groups.items():
-        for members in parts:
-            starts, end = [], len(prefix)
-            for index in members:
-                starts.append(end)
-                end += sequences[index].targets
-            rows.append(Row(prefix, tuple(members), tuple(starts), end))
-    return rows
+    Raises:
+        StageFailed: the model's logits are not numbers.
+    """
+    if shared is None:
+        core = model.get_base_model() if hasattr(model, "get_base_model") else model
+        shared = shared_contexts.worthwhile(core, sequences)
+    return (shared_log_probabilities if shared else sequence_log_probabilities)(model, sequences, batch=batch)
 
 
-def tokens_read(sequences: Sequence[ScoredSequence]) -> tuple[int, int]:
-    """Tokens that the model reads: (every sequence by itself, contexts shared); padding not counted."""
-    return sum(len(one.tokens) for one in sequences), sum(row.length for row in rows_of(sequences))
+def text_setting(core: Any, name: str) -> int | None:
+    """A number from the configuration of a model's text part; None where it has none of that name."""
+    config: Any = getattr(core, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) else None
 
 
-def worthwhile(core: Any, sequences: Sequence[ScoredSequence]) -> bool:
-    """Whether to share: the model's code is known to take a tree, and enough tokens are saved. From the data alone."""
-    config = getattr(core, "config", None)
-    if config is None or not hasattr(config, "get_text_config"):
-        return False
-    text = config.get_text_config()
-    if text.model_type not in KNOWN or getattr(text, "_attn_implementation", None) not in ("sdpa", "eager"):
-        return False
-    window = getattr(text, "sliding_window", None)
-    if window is not None and max((len(one.tokens) for one in sequences), default=0) >= window:
-        return False  # a layer that looks no further than its window would need a mask of its own
-    plain, shared = tokens_read(sequences)
-    return shared <= (1 - WORTHWHILE) * plain
-
-
-def batches(rows: Sequence[Row], *, batch: int, logits: int) -> Iterator[list[Row]]:
-    """Rows of like length together, within the limits on answers, masks and logits (`logits`: positions at once)."""
-    order = sorted(range(len(rows)), key=lambda i: (rows[i].length, len(rows[i].prefix), i))
-    chosen: list[Row] = []
+def _batches(
+    sequences: Sequence[ScoredSequence], *, batch: int, vocabulary: int
+) -> Iterator[tuple[list[int], int, int]]:
+    """(indices, first and last position + 1 of the logits needed), by length, within `LOGITS_AT_ONCE`."""
+    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i].tokens), sequences[i].targets, i))
+    rows: list[int] = []
+    first = last = 0
     for index in order:
-        row = rows[index]
-        first = min([len(row.prefix), *(len(one.prefix) for one in chosen)]) - 1
-        count = len(chosen) + 1
-        full = (
-            sum(len(one.members) for one in chosen) + len(row.members) > batch
-            or count * row.length**2 > MASKS_AT_ONCE
-            or count * (row.length - first) > logits
-        )
-        if chosen and full:
-            yield chosen
-            chosen = []
-        chosen.append(row)
-    if chosen:
-        yield chosen
+        end = len(sequences[index].tokens) - 1
+        begin = end - sequences[index].targets
+        wider, longer = (min(first, begin), max(last, end)) if rows else (begin, end)
+        if rows and (len(rows) == batch or (len(rows) + 1) * (longer - wider) * vocabulary > LOGITS_AT_ONCE):
+            yield rows, first, last
+            rows, wider, longer = [], begin, end
+        rows.append(index)
+        first, last = wider, longer
+    if rows:
+        yield rows, first, last
 
 
-def inputs(
-    rows: Sequence[Row], sequences: Sequence[ScoredSequence], *, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(ids [rows, length], positions [rows, length], additive mask [rows, 1, length, length])."""
+def sequence_log_probabilities(model: Any, sequences: Sequence[ScoredSequence], *, batch: int) -> list[np.ndarray]:
+    """log p of each sequence's last tokens: one float64 [targets] a sequence, in the order given, in nats.
+
+    Padding stands behind the tokens, where a causal model does not look. Logits are computed where they are needed
+    only, if the model takes `logits_to_keep` (those of transformers do), and the log-softmax is taken in float32.
+
+    Args:
+        model: token ids [rows, length] → object with `.logits` [rows, length, vocabulary]; left in the mode it was in.
+        sequences: each with more tokens than targets, and a target at least.
+        batch: sequences at a time; fewer where their logits would be large.
+
+    Raises:
+        StageFailed: the model's logits are not numbers.
+    """
     import torch
 
-    length = max(row.length for row in rows)
-    ids = torch.zeros((len(rows), length), dtype=torch.long)
-    positions = torch.zeros((len(rows), length), dtype=torch.long)
-    # −1: padding, 0: the context, n: the n-th answer
-    branch = torch.full((len(rows), length), -1, dtype=torch.long)
-    for place, row in enumerate(rows):
-        context = len(row.prefix)
-        ids[place, :context] = torch.tensor(row.prefix, dtype=torch.long)
-        positions[place, :context] = torch.arange(context)
-        branch[place, :context] = 0
-        for number, (index, start) in enumerate(zip(row.members, row.starts, strict=True), start=1):
-            one = sequences[index]
-            end = start + one.targets
-            ids[place, start:end] = torch.as_tensor(one.tokens[len(one.tokens) - one.targets :], dtype=torch.long)
-            positions[place, start:end] = torch.arange(context, context + one.targets)
-            branch[place, start:end] = number
-    at = torch.arange(length)
-    own, other = branch[:, :, None], branch[:, None, :]
-    seen = (at[None, :] <= at[:, None]) & ((other == own) | (other == 0))
-    seen[:, at, at] = True  # padding looks at itself, or its softmax would be 0/0
-    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
-    return ids, positions, mask[:, None]
+    from fortifai_core.language.decoding import inference
+
+    result: list[np.ndarray] = [np.empty(0)] * len(sequences)
+    with inference(model) as core:
+        accepted = inspect.signature(core.forward).parameters
+        vocabulary = text_setting(core, "vocab_size") or 1
+        device = next((p.device for p in core.parameters()), torch.device("cpu"))
+        for rows, first, last in _batches(sequences, batch=batch, vocabulary=vocabulary):
+            ids = torch.zeros((len(rows), last + 1), dtype=torch.long)
+            for row, index in enumerate(rows):
+                tokens = torch.as_tensor(sequences[index].tokens, dtype=torch.long)
+                ids[row, : len(tokens)] = tokens
+            ids = ids.to(device)
+            options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
+            if "logits_to_keep" in accepted:
+                options["logits_to_keep"] = torch.arange(first, last, device=device)
+                logits = core(input_ids=ids[:, :last], **options).logits.float()
+            else:
+                logits = core(input_ids=ids[:, :last], **options).logits[:, first:last].float()
+            target = ids[:, first + 1 : last + 1, None]
+            scores = (logits.gather(-1, target) - logits.logsumexp(-1, keepdim=True))[..., 0].double().cpu().numpy()
+            for row, index in enumerate(rows):
+                end = len(sequences[index].tokens) - 1 - first
+                result[index] = scores[row, end - sequences[index].targets : end].copy()
+    return _checked(result)
+
+
+def shared_log_probabilities(model: Any, sequences: Sequence[ScoredSequence], *, batch: int) -> list[np.ndarray]:
+    """`sequence_log_probabilities` with every context read once, for models that `shared_contexts` knows.
+
+    The same numbers but for rounding: the sums within a softmax are taken in another order.
+    """
+    import torch
+
+    from fortifai_core.language.decoding import inference
+
+    result: list[np.ndarray] = [np.empty(0)] * len(sequences)
+    with inference(model) as core:
+        parameter = next(core.parameters())
+        vocabulary = text_setting(core, "vocab_size") or 1
+        at_once = max(1, LOGITS_AT_ONCE // vocabulary)
+        for rows in shared_contexts.batches(shared_contexts.rows_of(sequences), batch=batch, logits=at_once):
+            tensors = shared_contexts.inputs(rows, sequences, dtype=parameter.dtype)
+            ids, positions, mask = (tensor.to(parameter.device) for tensor in tensors)
+            first = min(len(row.prefix) for row in rows) - 1
+            logits = core(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                use_cache=False,
+                logits_to_keep=torch.arange(first, ids.shape[1], device=ids.device),
+            ).logits.float()
+            total = logits.logsumexp(-1)
+            for place, row in enumerate(rows):
+                for index, start in zip(row.members, row.starts, strict=True):
+                    count = sequences[index].targets
+                    # the first token of an answer is foretold at the context's end, the others within the answer
+                    asked = torch.tensor([len(row.prefix) - 1, *range(start, start + count - 1)], device=ids.device)
+                    wanted = ids[place, start : start + count]
+                    scores = logits[place, asked - first, wanted] - total[place, asked - first]
+                    result[index] = scores.double().cpu().numpy()
+    return _checked(result)
+
+
+def _checked(log_probabilities: list[np.ndarray]) -> list[np.ndarray]:
+    if any(bool(np.isnan(of_sequence).any()) for of_sequence in log_probabilities):
+        raise StageFailed("scoring: the model's logits are not numbers; its training has diverged")
+    return log_probabilities

@@ -5,7 +5,7 @@ tell more: on held-out real text,
 
     D(M_0 ‖ M_i) = mean over positions of Σ_v p_0(v | context) ln(p_0(v | context) / p_i(v | context)),   in nats.
 
-The reference is M_0 *of the same arm*, not the base model: M_0 has learned its first split from real text only, so
+What it is compared with is M_0 *of the same arm*, not the base model: M_0 has learned its first split from real text only, so
 what is measured is the recursion and not that learning. This direction sees what was forgotten: a token that M_0 holds
 possible and M_i no longer does is expensive.
 
@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from fortifai_core.errors import DataError, StageFailed
+from fortifai_core.language.scoring import LOGITS_AT_ONCE, sequence_log_probabilities, text_setting
+from fortifai_core.language.shared_contexts import ScoredSequence
 from fortifai_core.measures.text_counts import windows
 
 # Hundredths, and thousandths above 0.99: the thresholds that people choose are edges.
@@ -55,8 +57,6 @@ def target_log_probabilities(model: Any, sample: Sequence[Sequence[int]], *, bat
         DataError: the sample is empty.
         StageFailed: the model's logits are not numbers.
     """
-    from fortifai_core.measures.retention import ScoredSequence, sequence_log_probabilities
-
     if not sample:
         raise DataError("sample", 0, "there is no text of two tokens to measure confidence on")
     scored = [ScoredSequence(window, len(window) - 1) for window in sample]
@@ -91,13 +91,13 @@ def live_fraction_of(counts: Sequence[int], *, gamma: float) -> float | None:
     return sum(counts[: int(edge[0])]) / total
 
 
-def model_kl(reference: Any, model: Any, sample: Sequence[Sequence[int]], *, batch: int) -> tuple[float, int]:
-    """Mean D(reference ‖ model) over the sample's positions, in nats, and the positions; see the module's formula.
+def model_kl(first: Any, model: Any, sample: Sequence[Sequence[int]], *, batch: int) -> tuple[float, int]:
+    """Mean D(first ‖ model) over the sample's positions, in nats, and the positions; see the module's formula.
 
     Both read the same tokens. Distributions are taken in float32 and summed in float64.
 
     Args:
-        reference, model: token ids [rows, length] → object with `.logits`; of one vocabulary.
+        first, model: M_0 and M_i, token ids [rows, length] → object with `.logits`; of one vocabulary.
         batch: windows at a time, fewer where their logits would be large.
 
     Raises:
@@ -107,16 +107,15 @@ def model_kl(reference: Any, model: Any, sample: Sequence[Sequence[int]], *, bat
     import torch
 
     from fortifai_core.language.decoding import inference
-    from fortifai_core.measures.retention import LOGITS_AT_ONCE, text_setting
 
     if not sample:
         raise DataError("sample", 0, "model KL needs a text of two tokens at least")
     total, positions = 0.0, 0
-    with inference(reference) as first, inference(model) as second:
-        sizes = [text_setting(core, "vocab_size") for core in (first, second)]
+    with inference(first) as core_0, inference(model) as core_i:
+        sizes = [text_setting(core, "vocab_size") for core in (core_0, core_i)]
         if sizes[0] != sizes[1]:
-            raise DataError("vocabulary", sizes[1], f"the reference model's has {sizes[0]} entries")
-        device = next((p.device for p in second.parameters()), torch.device("cpu"))
+            raise DataError("vocabulary", sizes[1], f"the first model's has {sizes[0]} entries")
+        device = next((p.device for p in core_i.parameters()), torch.device("cpu"))
         longest = max(map(len, sample))
         rows = max(1, min(batch, LOGITS_AT_ONCE // (longest * (sizes[0] or 1))))
         for start in range(0, len(sample), rows):
@@ -128,8 +127,8 @@ def model_kl(reference: Any, model: Any, sample: Sequence[Sequence[int]], *, bat
             real = torch.zeros(ids.shape, dtype=torch.bool, device=device)
             for row, window in enumerate(group):
                 real[row, : len(window) - 1] = True
-            log_p = first(input_ids=ids).logits.float().log_softmax(-1)[real]
-            log_q = second(input_ids=ids).logits.float().log_softmax(-1)[real]
+            log_p = core_0(input_ids=ids).logits.float().log_softmax(-1)[real]
+            log_q = core_i(input_ids=ids).logits.float().log_softmax(-1)[real]
             p = log_p.exp()
             # 0 · ln(0 / q) is 0, also where both logarithms are −inf
             terms = torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p))

@@ -1,4 +1,4 @@
-"""How far the text and the model have moved from the real distribution: unigram KL, perplexity, distinct n-grams.
+"""What counting tokens says of a text and of a model: unigram KL, perplexity, distinct n-grams.
 
 **Unigram KL.** The paper's Figures 7 and A3 show "KL divergence between the distribution of model-generated outputs
 and the original training data distribution" and give neither formula nor direction. In its authors' notebook these
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from fortifai_core.errors import DataError
+from fortifai_core.language.scoring import sequence_log_probabilities
+from fortifai_core.language.shared_contexts import ScoredSequence
 
 # batches of sequences that are sorted by length together
 SORTED_BATCHES = 32
@@ -38,8 +40,10 @@ class UnigramCounts:
         """
         ids = np.asarray(tokens, dtype=np.int64)
         if ids.size and (ids.min() < 0 or ids.max() >= len(self.counts)):
-            found = int(ids.min()) if ids.min() < 0 else int(ids.max())
-            raise DataError("token id", found, f"is not in the vocabulary of {len(self.counts)}: another tokenizer's?")
+            stranger = int(ids.min()) if ids.min() < 0 else int(ids.max())
+            raise DataError(
+                "token id", stranger, f"is not in the vocabulary of {len(self.counts)}: another tokenizer's?"
+            )
         self.counts += np.bincount(ids, minlength=len(self.counts))
 
     @property
@@ -84,8 +88,6 @@ def perplexity(
         DataError: no sequence has two tokens.
         StageFailed: the model's logits are not numbers.
     """
-    from fortifai_core.measures.retention import ScoredSequence, sequence_log_probabilities
-
     if sequence_length < 2:
         raise ValueError(f"a window of {sequence_length} tokens predicts nothing")
     total, count = 0.0, 0

@@ -60,19 +60,19 @@ def self_bleu(sequences: Sequence[Sequence[Hashable]], *, order: int = 4) -> flo
     for n in range(1, order + 1):
         counts = [_grams(sequence, n) for sequence in kept]
         best: dict[tuple[Hashable, ...], tuple[int, int, int]] = {}  # greatest count, whose, the next greatest
-        for index, own in enumerate(counts):
-            for gram, count in own.items():
+        for index, grams in enumerate(counts):
+            for gram, count in grams.items():
                 first, owner, second = best.get(gram, (0, -1, 0))
                 if count > first:
                     best[gram] = (count, index, first)
                 elif count > second:
                     best[gram] = (first, owner, count)
-        for index, own in enumerate(counts):
+        for index, grams in enumerate(counts):
             matches = 0
-            for gram, count in own.items():
+            for gram, count in grams.items():
                 first, owner, second = best[gram]
                 matches += min(count, second if owner == index else first)
-            precision[index] += math.log((matches or BLEU_EPSILON) / own.total()) / order
+            precision[index] += math.log((matches or BLEU_EPSILON) / grams.total()) / order
     lengths = [len(sequence) for sequence in kept]
     scores = []
     for index, length in enumerate(lengths):
@@ -156,10 +156,10 @@ def lengths(texts: Iterable[str]) -> Lengths:
     for text in texts:
         documents += 1
         for sentence in _SENTENCE_END.split(text):
-            found = words(sentence)
-            sentences += bool(found)
-            count += len(found)
-            letters += sum(map(len, found))
+            of_sentence = words(sentence)
+            sentences += bool(of_sentence)
+            count += len(of_sentence)
+            letters += sum(map(len, of_sentence))
     if not count:
         raise DataError("words", 0, "there is no text to measure")
     return Lengths(count / documents, count / sentences, letters / count)
@@ -228,7 +228,7 @@ def fact_shares(entities: Mapping[str, Entity], documents: Iterable[tuple[str, s
     true = false = absent = 0
     for name, text in documents:
         if name in entities:
-            found = fact_survival(entities[name], text)
-            true, false, absent = true + found.true, false + found.false, absent + found.absent
+            stated = fact_survival(entities[name], text)
+            true, false, absent = true + stated.true, false + stated.false, absent + stated.absent
     facts = true + false + absent
     return FactShares(facts, true / facts, false / facts, absent / facts) if facts else None

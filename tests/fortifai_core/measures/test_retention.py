@@ -21,14 +21,10 @@ from transformers import (
 
 from fortifai_core.corpus.documents import Question
 from fortifai_core.errors import DataError, StageFailed
-from fortifai_core.measures import retention as module
-from fortifai_core.measures.retention import (
-    QuestionScore,
-    ScoredSequence,
-    retention,
-    score_questions,
-    sequence_log_probabilities,
-)
+from fortifai_core.language import scoring
+from fortifai_core.language.scoring import sequence_log_probabilities
+from fortifai_core.language.shared_contexts import ScoredSequence, tokens_read, worthwhile
+from fortifai_core.measures.retention import QuestionScore, retention, score_questions
 
 
 def encode(text: str) -> list[int]:
@@ -234,7 +230,7 @@ def test_the_head_is_run_where_it_is_needed_only_and_within_the_limit(monkeypatc
     assert [len(one) for one in sequence_log_probabilities(model, sequences[:1], batch=100)] == [sequences[0].targets]
     assert shapes == [(1, sequences[0].targets, 40)]
     shapes.clear()
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 2000)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 2000)
     limited = sequence_log_probabilities(model, sequences, batch=100)
     assert len(shapes) > 1 and all(math.prod(shape) <= 2000 for shape in shapes)
     for a, b in zip(whole, limited, strict=True):
@@ -277,8 +273,6 @@ def test_contexts_read_once_give_the_scores_of_every_answer_by_itself(family: st
 
 
 def test_contexts_are_shared_where_that_saves_enough_and_the_model_is_known() -> None:
-    from fortifai_core.language.scoring import tokens_read, worthwhile
-
     def sequences(context: int, answer: int) -> list[ScoredSequence]:
         return [ScoredSequence([*range(2, context + 2), *[9] * (answer - 1), last], answer) for last in (5, 6)]
 
