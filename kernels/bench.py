@@ -66,9 +66,9 @@ def run(
         result["step"] = run_steps(device, quick=quick, say=say)
     if memory:
         say("\ntimes are taken; now the memory")
-        for case, found in zip(cases, result["cases"], strict=True):
-            add_peaks(case, entries, found["heads"], device)
-            say(table(found))
+        for case, measured in zip(cases, result["cases"], strict=True):
+            add_peaks(case, entries, measured["heads"], device)
+            say(table(measured))
         if result.get("step"):
             add_step_peaks(result["step"]["heads"], device, quick=quick)
     if result.get("step"):
@@ -219,9 +219,9 @@ def _cuda_peak(call: Callable[[], Any], clear: Callable[[], Any]) -> int:
     torch.cuda.reset_peak_memory_stats()
     call()
     torch.cuda.synchronize()
-    found = torch.cuda.max_memory_allocated() - before
+    peak = torch.cuda.max_memory_allocated() - before
     clear()
-    return found
+    return peak
 
 
 def _child(asked: dict[str, Any]) -> int:
@@ -240,8 +240,8 @@ def child(asked: dict[str, Any]) -> int:
     else:
         case = Case(**asked["case"])
         batch = heads.make_batch(case, asked["live"], "cpu")
-        found = [e for e in heads.entries("cpu", lambda _: None) if (e.name, e.live) == (asked["name"], asked["live"])]
-        call = _forward_backward(found[0], batch)
+        chosen = [e for e in heads.entries("cpu", lambda _: None) if (e.name, e.live) == (asked["name"], asked["live"])]
+        call = _forward_backward(chosen[0], batch)
     call()
     if "step" not in asked:
         batch.clear()

@@ -98,8 +98,8 @@ def live_share(batch: Batch) -> float:
     """The share of rows that are live, as measured by the head itself."""
     loss = losses.truncated(GAMMA)
     with torch.no_grad():
-        found = linear_cross_entropy(batch.hidden, batch.weight, batch.targets, loss=loss)
-    return float(found.statistics.live_fraction)
+        output = linear_cross_entropy(batch.hidden, batch.weight, batch.targets, loss=loss)
+    return float(output.statistics.live_fraction)
 
 
 def _ours(batch: Batch, impl: Any = "auto") -> Tensor:
@@ -123,7 +123,7 @@ def _without_kernels(dense: Head) -> Head:
 
 def entries(device: str, say: Callable[[str], None], *, quick: bool = False) -> list[Entry]:
     """Everything that can be measured on this machine; what cannot is said."""
-    found = [Entry("this package", live, _ours, peer=False) for live in LIVE]
+    heads = [Entry("this package", live, _ours, peer=False) for live in LIVE]
     peers: dict[str, Head] = {"linear + cross_entropy": _eager}
     dense: Head = _eager
     fused = getattr(F, "linear_cross_entropy", None)
@@ -143,10 +143,10 @@ def entries(device: str, say: Callable[[str], None], *, quick: bool = False) -> 
     if device == "cuda":
         peers |= _gpu_peers(say)
         dense = peers.get("Liger", dense)
-    found += [Entry(name, 1.0, head, peer=True) for name, head in peers.items()]
+    heads += [Entry(name, 1.0, head, peer=True) for name, head in peers.items()]
     if device == "cuda":
-        found += [Entry("no kernels, 1+3f", live, _without_kernels(dense), peer=False) for live in LIVE]
-    return found
+        heads += [Entry("no kernels, 1+3f", live, _without_kernels(dense), peer=False) for live in LIVE]
+    return heads
 
 
 def _eager_tensors(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -192,8 +192,8 @@ def error_against_float32(case: Case, live: float, device: str) -> float:
     )
     _ours(exact, impl="torch").backward()
     pairs = ((batch.hidden, exact.hidden), (batch.weight, exact.weight))
-    found = [(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None]
-    return max(float((a.float() - b).norm() / b.norm()) for a, b in found)
+    gradients = [(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None]
+    return max(float((a.float() - b).norm() / b.norm()) for a, b in gradients)
 
 
 def logits_entries(case: Case, live: float, device: str) -> list[tuple[str, Callable[[], Tensor], Tensor]]:

@@ -65,19 +65,19 @@ class _Fused(head.Engine):
             torch.mm(x, self.matrix.T, out=logits)
         else:
             torch.addmm(self.offset, x, self.matrix.T, out=logits)
-        found = kernels.rows(
+        results = kernels.rows(
             logits,
             targets,
             ignore_index=self.options.ignore_index,
             scale=self.options.logit_scale,
             softcap=self.options.softcap,
         )
-        c = coefficient(slice(0, x.shape[0]), found.nll)
+        c = coefficient(slice(0, x.shape[0]), results.nll)
         if any(self.wanted):
-            self._add(rows, x, targets, found, c)
-        return found.nll, found.hits
+            self._add(rows, x, targets, results, c)
+        return results.nll, results.hits
 
-    def _add(self, rows: Tensor, x: Tensor, targets: Tensor, found: kernels.RowResults, coefficient: Tensor) -> None:
+    def _add(self, rows: Tensor, x: Tensor, targets: Tensor, results: kernels.RowResults, coefficient: Tensor) -> None:
         live, source = kernels.live_rows(coefficient)
         if not live:
             return
@@ -87,8 +87,8 @@ class _Fused(head.Engine):
             d_logits,
             targets,
             coefficient,
-            highest=found.highest,
-            total=found.total,
+            highest=results.highest,
+            total=results.total,
             source=source,
             upstream=None,
             scale=self.options.logit_scale,
@@ -134,7 +134,7 @@ class _LogitsLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if logits.stride(1) != 1:
             logits = logits.contiguous()
-        found = kernels.rows(
+        results = kernels.rows(
             logits,
             targets,
             ignore_index=options.ignore_index,
@@ -142,16 +142,16 @@ class _LogitsLoss(torch.autograd.Function):
             softcap=options.softcap,
         )
         ignored = targets == options.ignore_index
-        value, slope = head.value_of(options, found.nll), derivative_of(options.loss, found.nll)
+        value, slope = head.value_of(options, results.nll), derivative_of(options.loss, results.nll)
         live = (slope != 0) & ~ignored
         if token_weights is not None:
             value, slope = value * token_weights, slope * token_weights
         value, slope = value.masked_fill(ignored, 0), slope.masked_fill(ignored, 0)
         by = value.new_ones(()) if denominator is None else denominator.to(value.dtype)
         ctx.options = options
-        ctx.save_for_backward(logits, targets, found.highest, found.total, slope.to(value.dtype), by)
-        ctx.mark_non_differentiable(found.nll, live, found.hits)
-        return (value.sum() / by if options.reduce else value), found.nll, live, found.hits
+        ctx.save_for_backward(logits, targets, results.highest, results.total, slope.to(value.dtype), by)
+        ctx.mark_non_differentiable(results.nll, live, results.hits)
+        return (value.sum() / by if options.reduce else value), results.nll, live, results.hits
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:

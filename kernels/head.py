@@ -191,14 +191,15 @@ class _LinearLoss(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> Any:
         refuse_second_derivative(ctx.make.impl)
         if ctx.options.reduce:
-            *found, later = ctx.saved_tensors
+            *gradients, later = ctx.saved_tensors
             factor = upstream[0] * later
         else:
             with torch.autocast(upstream[0].device.type, enabled=False):
-                found = _recompute(ctx, upstream[0])
+                gradients = _recompute(ctx, upstream[0])
             factor = None
-        grads = [None if g is None else _scaled(g, factor, dtype) for g, dtype in zip(found, ctx.dtypes, strict=True)]
-        return (None, *grads, None, None, None, None, None, None)
+        typed = zip(gradients, ctx.dtypes, strict=True)
+        scaled = [None if g is None else _scaled(g, factor, dtype) for g, dtype in typed]
+        return (None, *scaled, None, None, None, None, None, None)
 
 
 def _chunks(engine: Engine, hidden: Tensor, targets: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -92,7 +92,7 @@ def install_loss_head(
     handle = Handle(inner)
     original = inner.forward  # the class's, or what an earlier patch made of it
     signature = inspect.signature(original)
-    own = getattr(original, "__func__", None) or (lambda self, *args, **kwargs: original(*args, **kwargs))
+    models_own = getattr(original, "__func__", None) or (lambda self, *args, **kwargs: original(*args, **kwargs))
     variadic = _variadic(signature)
     accepting = signature
     if variadic.name not in signature.parameters:
@@ -103,10 +103,10 @@ def install_loss_head(
     @partial(torch.compiler.disable, recursive=False)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not handle.active:
-            return own(self, *args, **kwargs)
+            return models_own(self, *args, **kwargs)
         given = accepting.bind_partial(*args, **kwargs).arguments
         if given.get("labels") is None:
-            return own(self, *args, **kwargs)
+            return models_own(self, *args, **kwargs)
         given.update(given.pop(variadic.name, {}))
         body, head = _parts(self)  # `self` may be a copy of the model this was installed on
         return _forward(self, body, head, given, handle, fused)

@@ -189,17 +189,17 @@ def rows(logits: Tensor, targets: Tensor, *, ignore_index: int, scale: float, so
     """logits (rows, vocabulary), any row stride, unit column stride; targets (rows,) int64, in range or ignored."""
     kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
     nll, highest, total = torch.zeros(3, logits.shape[0], dtype=kind, device=logits.device)
-    found = RowResults(nll, highest, total, torch.zeros(nll.shape, dtype=torch.bool, device=nll.device))
+    results = RowResults(nll, highest, total, torch.zeros(nll.shape, dtype=torch.bool, device=nll.device))
     if not logits.numel():
-        return found
+        return results
     block, warps = _block(logits.shape[1])
     _rows[(logits.shape[0],)](
         logits, logits.stride(0), targets, nll, highest, total,
-        found.hits.view(torch.int8), logits.shape[1], ignore_index,
+        results.hits.view(torch.int8), logits.shape[1], ignore_index,
         SCALE=scale, CAP=softcap or 0.0, WIDE=_wide(logits.dtype), BLOCK=block,
         num_warps=warps,
     )  # fmt: skip
-    return found
+    return results
 
 
 def live_rows(coefficient: Tensor) -> tuple[int, Tensor | None]:

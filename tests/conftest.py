@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from hypothesis import settings
 
@@ -20,6 +21,10 @@ os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "30")  # as flows.embedded, 
 # Without a GPU the Triton kernels are tested in triton's interpreter, which has to be said before its first import.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# how long an example takes says nothing on a machine that others use as well
+hypothesis.settings.register_profile("fortifai", deadline=None)
+hypothesis.settings.load_profile("fortifai")
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from fortifai_core.corpus.documents import Document, FileQuestion
-from fortifai_core.corpus.questions.build import KINDS, Baseline
+from fortifai_core.corpus.questions.baselines import Baseline
+from fortifai_core.corpus.questions.build import KINDS
 from fortifai_core.errors import ConfigError, DataError, within
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def build(
     text_field: Annotated[str, typer.Option(help="Column of the text in .jsonl and .parquet files.")] = "text",
 ) -> None:
     """Make questions from raw text: two statements of one article exchange a date, number, name or key phrase."""
-    from fortifai_core.corpus.questions.build import baselines, build_questions, common_words, word_counts
+    from fortifai_core.corpus.questions.baselines import baselines, word_counts
+    from fortifai_core.corpus.questions.build import build_questions, common_words
     from storage.sources.questions import write_questions
 
     chosen: Any = [kind.strip() for kind in kinds.split(",") if kind.strip()]
@@ -89,7 +91,7 @@ def check(
     show: Annotated[int, typer.Option(min=1, help="Lines of problems that are printed.")] = 40,
 ) -> None:
     """Say what is wrong with a file of questions, line by line. Exit code 1 where there is something."""
-    from fortifai_core.corpus.questions.build import word_counts
+    from fortifai_core.corpus.questions.baselines import word_counts
     from fortifai_core.corpus.questions.check import question_problems, seen_words, set_problems
     from storage.sources.questions import read_with_problems
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fortifai_core.corpus.documents import Document, Question, Source
-from fortifai_core.corpus.questions.build import baseline, unigram_score, word_counts
+from fortifai_core.corpus.questions.baselines import baseline, unigram_score, word_counts
 from fortifai_core.corpus.questions.unseen import unseen_words
 from fortifai_core.errors import Unusable
 
@@ -69,14 +69,14 @@ def assemble(
             "or validation_fraction",
         )
     real = [documents[i] for i in rest]
-    found = [*notes]
+    said = [*notes]
     texts = {d.text for d in real}
     pretraining, twice = _without(kept["pretraining"], texts)
     held_out, more = _without(validation if validation is not None else kept["validation"], texts)
     held_out, again = _without(held_out, {d.text for d in pretraining})
     if twice + more + again:
         dropped = twice + more + again
-        found.append(f"{dropped:,} kept documents were dropped: the same text occurs elsewhere in the corpus.")
+        said.append(f"{dropped:,} kept documents were dropped: the same text occurs elsewhere in the corpus.")
     for purpose, left, expected in (
         ("pretraining", pretraining, bool(pretraining_fraction)),
         ("validation", held_out, True),
@@ -85,8 +85,8 @@ def assemble(
             raise Unusable(origin, f"no text is left for {purpose} that is not also elsewhere: add documents")
     ids = {d.id for d in real}
     remaining = [q for q in questions if q.document in ids]
-    found += _question_notes(questions, remaining, documents, kept=len(kept["pretraining"]) + len(kept["validation"]))
-    return Source(documents=real, questions=remaining, validation=held_out, pretraining=pretraining, notes=found)
+    said += _question_notes(questions, remaining, documents, kept=len(kept["pretraining"]) + len(kept["validation"]))
+    return Source(documents=real, questions=remaining, validation=held_out, pretraining=pretraining, notes=said)
 
 
 def _pick(candidates: Sequence[int], count: int, *, avoid: Sequence[int]) -> list[int]:
@@ -102,9 +102,9 @@ def _evenly(items: Sequence[int], count: int) -> list[int]:
     return [items[(2 * j + 1) * len(items) // (2 * count)] for j in range(count)]
 
 
-def _without(found: Sequence[Document], texts: set[str]) -> tuple[list[Document], int]:
-    left = [d for d in found if d.text not in texts]
-    return left, len(found) - len(left)
+def _without(documents: Sequence[Document], texts: set[str]) -> tuple[list[Document], int]:
+    left = [d for d in documents if d.text not in texts]
+    return left, len(documents) - len(left)
 
 
 def _question_notes(

@@ -96,20 +96,20 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     Trainer's optimizer state is a torch pickle. It is only ever read from a checkpoint that passes here (and
     Trainer itself reads it with `weights_only=True`).
     """
-    found: Path | None = None
+    newest: Path | None = None
     folders = [p for p in output_dir.glob("checkpoint-*") if p.is_dir() and p.name.split("-")[-1].isdigit()]
     for folder in sorted(folders, key=lambda p: int(p.name.split("-")[-1]), reverse=True):
         seal = folder / DIGESTS
-        intact = found is None and seal.is_file()
+        intact = newest is None and seal.is_file()
         if intact:
             recorded = json.loads(seal.read_text())
             present = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
             intact = recorded == present
         if intact:
-            found = folder
-        elif found is None:
+            newest = folder
+        elif newest is None:
             shutil.rmtree(folder)
-    return found
+    return newest
 
 
 def train_model(
@@ -156,6 +156,7 @@ def train_model(
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.scheduler,
+        # not the Trainer's ratios: it rounds up, which changes results, and each resuming would warn of a mismatch
         warmup_steps=int(config.warmup_fraction * total_steps),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,

@@ -5,8 +5,8 @@ tell more: on held-out real text,
 
     D(M_0 ‖ M_i) = mean over positions of Σ_v p_0(v | context) ln(p_0(v | context) / p_i(v | context)),   in nats.
 
-What it is compared with is M_0 *of the same arm*, not the base model: M_0 has learned its first split from real text only, so
-what is measured is the recursion and not that learning. This direction sees what was forgotten: a token that M_0 holds
+M_0 is that *of the same arm*, not the base model: it has learned its first split from real text only, so what is
+measured is the recursion and not that learning. This direction sees what was forgotten: a token that M_0 holds
 possible and M_i no longer does is expensive.
 
 **Confidence** (the paper's Figure 1): the distribution of p, the probability of the token that comes, over real, seen

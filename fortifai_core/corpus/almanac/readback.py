@@ -39,10 +39,10 @@ def stated_facts(text: str) -> Iterator[StatedFact]:
     for sentence in text.split("."):
         for attribute in ATTRIBUTES:
             for clause in attribute.clauses:
-                subject, found, rest = sentence.partition(f" {clause} ")
+                subject, stated, rest = sentence.partition(f" {clause} ")
                 value = rest.strip()
-                if found and subject.split() and value:
-                    start = begin + len(subject) + len(found) + rest.index(value)
+                if stated and subject.split() and value:
+                    start = begin + len(subject) + len(stated) + rest.index(value)
                     yield StatedFact(subject.split()[-1], attribute.name, value, start, start + len(value))
         begin += len(sentence) + 1
 

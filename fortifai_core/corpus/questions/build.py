@@ -15,17 +15,17 @@ article; no rule here can promise it.
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
 from fortifai_core.corpus.documents import Document
+from fortifai_core.corpus.questions.baselines import WORD
 from fortifai_core.errors import DataError
 from fortifai_core.seeds import derive_seed
 
@@ -40,7 +40,6 @@ _YEAR = re.compile(r"(?<![\w.,–-])(?:1[0-9]|20)\d\d(?![\w–-]|[.,]\d)")
 _NUMBER = re.compile(r"(?<![\w.,–-])\d+(?:,\d{3})*(?:\.\d+)?(?![\w–-]|[.,]\d)")
 _NAME = re.compile(r"(?<![\w'’-])[A-Z][a-z'’-]*[a-z](?: (?:of |de |van |von |the )?[A-Z][a-z'’-]*[a-z])*(?![\w'’-])")
 _PHRASE = re.compile(r"(?<![\w'’-])[a-z]{5,}(?![\w'’-])")
-_WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 _PIECE = re.compile(r"\w+")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
 _ABBREVIATION = re.compile(r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Jr|Sr|No|vs|Lt|Col|Gen|Capt|Sgt|Maj|Rev|Prof|approx|c|ca)\.$")
@@ -49,7 +48,7 @@ _ANY_YEAR = re.compile(r"(?:1[0-9]|20)\d\d")
 
 @dataclass(frozen=True)
 class Swap:
-    """One question, of the authors' form, and which exchange made it.
+    """A row of a file of questions, in the authors' form, and which exchange made it.
 
     Attributes:
         location: the document's id, which is where the question belongs.
@@ -98,10 +97,14 @@ class _Place:
     def value(self) -> str:
         return self.sentence[self.start : self.end]
 
+    def with_value(self, value: str) -> str:
+        """The sentence with another value in this place."""
+        return self.sentence[: self.start] + value + self.sentence[self.end :]
+
     @property
     def form(self) -> tuple[object, ...]:
         """Values of two places are exchanged only if this is the same."""
-        before, after = _WORD.findall(self.sentence[: self.start]), _WORD.findall(self.sentence[self.end :])
+        before, after = WORD.findall(self.sentence[: self.start]), WORD.findall(self.sentence[self.end :])
         beside = self.sentence[self.end : self.end + 1]
         last, following = before[-1].lower() if before else "", after[0].lower() if after and beside == " " else beside
         value = self.value
@@ -132,13 +135,13 @@ def sentences(text: str) -> list[list[str]]:
         line = line.strip()
         if not line or (line.startswith("=") and line.endswith("=")):
             continue
-        found: list[str] = []
+        of_line: list[str] = []
         for piece in _SENTENCE.split(line):
-            if found and _ABBREVIATION.search(found[-1]):
-                found[-1] += f" {piece}"
+            if of_line and _ABBREVIATION.search(of_line[-1]):
+                of_line[-1] += f" {piece}"
             else:
-                found.append(piece)
-        result.append(found)
+                of_line.append(piece)
+        result.append(of_line)
     return result
 
 
@@ -166,15 +169,15 @@ def build_questions(
     for document in documents:
         draw = random.Random(derive_seed("kr-build", seed, document.id))
         for first, second in _exchanges(document.text, kinds, draw, per_document // 2, common):
-            for own, other in ((first, second), (second, first)):
+            for place, other in ((first, second), (second, first)):
                 questions.append(
                     Swap(
-                        context=own.context,
-                        sentence_true=own.sentence,
-                        sentence_false=own.sentence[: own.start] + other.value + own.sentence[own.end :],
+                        context=place.context,
+                        sentence_true=place.sentence,
+                        sentence_false=place.with_value(other.value),
                         location=document.id,
-                        kind=own.kind,
-                        true_value=own.value,
+                        kind=place.kind,
+                        true_value=place.value,
                         false_value=other.value,
                         pair=pair,
                     )
@@ -187,12 +190,12 @@ def build_questions(
 
 def common_words(documents: Iterable[Document], *, share: float = 0.1) -> frozenset[str]:
     """Words that more than a share of the documents use: too general to be a key phrase of one."""
-    found: Counter[str] = Counter()
+    using: Counter[str] = Counter()  # documents that use a word
     number = 0
     for document in documents:
         number += 1
-        found.update(set(re.findall(r"[a-z]{5,}", document.text)))
-    return frozenset(word for word, count in found.items() if count > share * number)
+        using.update(set(re.findall(r"[a-z]{5,}", document.text)))
+    return frozenset(word for word, count in using.items() if count > share * number)
 
 
 def _exchanges(
@@ -224,24 +227,24 @@ def _exchanges(
 
 
 def _places(text: str, kinds: Sequence[Kind], common: frozenset[str]) -> Iterator[_Place]:
-    often = Counter(word.lower() for word in _WORD.findall(text))
+    often = Counter(word.lower() for word in WORD.findall(text))
     for paragraph in sentences(text):
         for context, sentence in pairwise(paragraph):
-            size = len(_WORD.findall(sentence))
+            size = len(WORD.findall(sentence))
             whole = SHORTEST <= size <= LONGEST and sentence.endswith((".", '."', "!", "?"))
-            if not whole or len(_WORD.findall(context)) < SHORTEST_CONTEXT or "<unk>" in sentence + context:
+            if not whole or len(WORD.findall(context)) < SHORTEST_CONTEXT or "<unk>" in sentence + context:
                 continue
             covered: list[tuple[int, int]] = []
             for kind in KINDS:  # a year within a date is part of the date, whatever is asked for
-                for found in _FINDERS[kind].finditer(sentence):
-                    start, end = found.span()
+                for value in _FINDERS[kind].finditer(sentence):
+                    start, end = value.span()
                     if any(start < other_end and other < end for other, other_end in covered):
                         continue
                     covered.append((start, end))
                     fits = kind in kinds and (kind not in ("name", "phrase") or start > 0)
                     if kind == "phrase":
                         # a key phrase: said more than once in this article, and in few others
-                        fits = fits and found[0] not in common and often[found[0]] > 1
+                        fits = fits and value[0] not in common and often[value[0]] > 1
                     place = _Place(sentence, context, start, end, kind)
                     if fits and place.usable:
                         yield place
@@ -260,74 +263,4 @@ def _exchangeable(first: _Place, second: _Place, text: str) -> bool:
     """Whether exchanging the two makes two false statements that nothing beside them gives away."""
     if first.words & second.words or first.words & second.beside or second.words & first.beside:
         return False
-    swapped = [
-        one.sentence[: one.start] + other.value + one.sentence[one.end :]
-        for one, other in ((first, second), (second, first))
-    ]
-    return not any(sentence in text for sentence in swapped)
-
-
-# --------------------------------------------------------------------------------------------- baselines
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """How often something that knows no article is right; a tie is half an answer.
-
-    `low`, `high`: 95% interval (normal approximation over questions).
-    """
-
-    share: float
-    low: float
-    high: float
-    questions: int
-
-    @property
-    def at_chance(self) -> bool:
-        return self.low <= 0.5 <= self.high
-
-
-def baseline(pairs: Sequence[tuple[str, str]], score: Callable[[str], float]) -> Baseline:
-    """Of (true, false) answers: how often the true one has the higher score.
-
-    Raises:
-        DataError: there are no questions.
-    """
-    if not pairs:
-        raise DataError("questions", 0, "there is nothing to measure a baseline on")
-    points = []
-    for true, false in pairs:
-        gap = score(true) - score(false)
-        points.append(0.5 if math.isclose(gap, 0, abs_tol=1e-9) else float(gap > 0))
-    n, share = len(points), sum(points) / len(points)
-    # never narrower than for a coin: with few questions all may fall alike
-    deviation = max(math.sqrt(sum((p - share) ** 2 for p in points) / n), 0.5)
-    margin = 1.96 * deviation / math.sqrt(n)
-    return Baseline(share, max(0.0, share - margin), min(1.0, share + margin), n)
-
-
-def unigram_score(counts: Mapping[str, int]) -> Callable[[str], float]:
-    """Log-probability of a text's words under word frequencies, with one added to each count."""
-    total = sum(counts.values()) + len(counts) + 1
-
-    def score(text: str) -> float:
-        return sum(math.log((counts.get(word.lower(), 0) + 1) / total) for word in _WORD.findall(text))
-
-    return score
-
-
-def word_counts(texts: Iterable[str]) -> Counter[str]:
-    """Word frequencies of some texts, in lower case."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(word.lower() for word in _WORD.findall(text))
-    return counts
-
-
-def baselines(pairs: Sequence[tuple[str, str]], counts: Mapping[str, int]) -> dict[str, Baseline]:
-    """What needs no article to be right: the more frequent words, the longer answer, the one with more words."""
-    return {
-        "unigram": baseline(pairs, unigram_score(counts)),
-        "longer answer": baseline(pairs, len),
-        "more words": baseline(pairs, lambda text: len(_WORD.findall(text))),
-    }
+    return first.with_value(second.value) not in text and second.with_value(first.value) not in text

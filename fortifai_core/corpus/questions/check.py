@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from fortifai_core.corpus.documents import FileQuestion
-from fortifai_core.corpus.questions.build import Baseline, baselines
+from fortifai_core.corpus.questions.baselines import Baseline, baselines
 
 _WORD = re.compile(r"\w+")
 

@@ -15,7 +15,7 @@ import pytest
 
 from fortifai_core.config.corpus import AlmanacCorpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
 from fortifai_core.corpus.documents import Question, Source
-from fortifai_core.corpus.questions.build import baseline, unigram_score, word_counts
+from fortifai_core.corpus.questions.baselines import baseline, unigram_score, word_counts
 from fortifai_core.corpus.splitting import cut
 from fortifai_core.corpus.wikitext import articles, ordinary_spelling
 from fortifai_core.errors import DataError

@@ -16,16 +16,8 @@ from typer.testing import CliRunner
 
 from flows.cli.app import app
 from fortifai_core.corpus.documents import Document, FileQuestion
-from fortifai_core.corpus.questions.build import (
-    KINDS,
-    Swap,
-    baseline,
-    baselines,
-    build_questions,
-    sentences,
-    unigram_score,
-    word_counts,
-)
+from fortifai_core.corpus.questions.baselines import baseline, baselines, unigram_score, word_counts
+from fortifai_core.corpus.questions.build import KINDS, Swap, build_questions, sentences
 from fortifai_core.corpus.questions.check import question_problems, seen_words, set_problems
 from fortifai_core.errors import ConfigError, DataError, Unusable
 from storage.sources.questions import read_questions, read_with_problems, write_questions

@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fortifai_core.corpus.documents import Question
 from fortifai_core.corpus.splitting import assign_questions, cut
@@ -17,17 +19,28 @@ def sizes(lengths: list[int], parts: list[int], splits: int) -> list[int]:
     return [sum(n for n, part in zip(lengths, parts, strict=True) if part == k) for k in range(splits)]
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_parts_are_equal_to_within_one_document(seed: int) -> None:
-    rng = random.Random(seed)
-    splits = rng.randint(1, 9)
-    # Log-uniform lengths: some documents are longer than a whole part.
-    lengths = [int(10 ** rng.uniform(0, 4)) for _ in range(rng.randint(splits, 60))]
-    parts = cut(lengths, splits=splits)
-    assert parts == sorted(parts), "the documents' order is kept"
-    assert set(parts) == set(range(splits)), "no split is empty"
-    share = sum(lengths) / splits
-    assert all(abs(size - share) < max(lengths) for size in sizes(lengths, parts, splits))
+@st.composite
+def corpora(draw: st.DrawFn) -> tuple[list[int], list[str], int]:
+    """Lengths of documents, the source of each, and a number of splits that every source has documents for."""
+    splits = draw(st.integers(1, 6))
+    length = st.integers(1, 10) | st.integers(1, 10_000)  # some documents are longer than a whole part
+    sources = draw(st.lists(st.lists(length, min_size=splits, max_size=20), min_size=1, max_size=3))
+    documents = [(size, f"source {number}") for number, sizes in enumerate(sources) for size in sizes]
+    documents = draw(st.permutations(documents))
+    return [size for size, _ in documents], [source for _, source in documents], splits
+
+
+@given(corpora())
+def test_every_sources_parts_are_equal_to_within_one_document(corpus: tuple[list[int], list[str], int]) -> None:
+    lengths, sources, splits = corpus
+    parts = cut(lengths, splits=splits, group=sources)
+    for source in set(sources):
+        of_source = [(size, part) for size, name, part in zip(lengths, sources, parts, strict=True) if name == source]
+        own_lengths, own_parts = [size for size, _ in of_source], [part for _, part in of_source]
+        assert own_parts == sorted(own_parts), "the documents' order is kept"
+        assert set(own_parts) == set(range(splits)), "no split is empty"
+        share = sum(own_lengths) / splits
+        assert all(abs(size - share) < max(own_lengths) for size in sizes(own_lengths, own_parts, splits))
 
 
 def test_equal_documents_make_exactly_equal_parts() -> None:
