@@ -53,7 +53,7 @@ format: $(VENV)/.dev  ## put every file into its canonical form
 
 docs: $(VENV)/.docs  ## the reference of the command line anew, and the site of docs/ into site/; a warning is an error
 	@$(BIN)/python -m flows.cli.reference docs/reference.md
-	@$(BIN)/python -m mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "site/index.html"
 
 bench: $(VENV)/.run  ## speed and memory of the loss heads, as ratios
