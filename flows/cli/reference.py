@@ -23,7 +23,8 @@ output and nothing else there.
 
 def commands(group: Any = None, prefix: str = "fortifai") -> Iterator[tuple[str, Any]]:
     """Every command with its full name (`fortifai kr build`), groups included, in the program's own order."""
-    for name, command in (group or typer.main.get_command(app)).commands.items():
+    program: Any = group or typer.main.get_command(app)
+    for name, command in program.commands.items():
         yield f"{prefix} {name}", command
         if hasattr(command, "commands"):
             yield from commands(command, f"{prefix} {name}")
