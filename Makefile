@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ROOMS := flows tasks fortifai_core kernels storage deployments
 
-.PHONY: help demo test test-long lint format bench bench-gpu gpu-wheels constraints clean
+.PHONY: help demo test test-long lint format docs bench bench-gpu gpu-wheels constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -21,6 +21,10 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.run
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.database: $(VENV)/.run
@@ -46,6 +50,11 @@ lint: $(VENV)/.dev  ## ruff, mypy, import contracts, dead code
 format: $(VENV)/.dev  ## put every file into its canonical form
 	@$(BIN)/ruff check --quiet --fix $(ROOMS) tests || true
 	@$(BIN)/ruff format --quiet $(ROOMS) tests
+
+docs: $(VENV)/.docs  ## the reference of the command line anew, and the site of docs/ into site/; a warning is an error
+	@$(BIN)/python -m flows.cli.reference docs/reference.md
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "site/index.html"
 
 bench: $(VENV)/.run  ## speed and memory of the loss heads, as ratios
 	@$(BIN)/fortifai bench kernels

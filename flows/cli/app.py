@@ -40,6 +40,7 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field:
 Store = Annotated[str | None, typer.Option("--store", help="Artifact store: a folder or URL. [FORTIFAI_STORE]")]
 Refresh = Annotated[list[str] | None, typer.Option("--refresh", help="Build this stage anew, and all after it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Which = Annotated[str, typer.Argument(help="An experiment's name or id; `latest` is the newest.")]
 
 
 def show_json(value: Any) -> None:
@@ -99,7 +100,7 @@ def demo(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def resume(experiment: Annotated[str, typer.Argument()] = "latest", store: Store = None, as_json: Json = False) -> None:
+def resume(experiment: Which = "latest", store: Store = None, as_json: Json = False) -> None:
     """Go on with an experiment that was stopped: finished stages are found, the rest is computed."""
     from flows.load import validate
     from flows.local import run_here
@@ -150,7 +151,7 @@ def serve(
 
 @app.command()
 def report(
-    experiment: Annotated[str, typer.Argument()] = "latest",
+    experiment: Which = "latest",
     target: Annotated[Path | None, typer.Option("--out", help="Copy page, figures and tables to this folder.")] = None,
     store: Store = None,
     as_json: Json = False,
@@ -209,7 +210,7 @@ def show(
 
 @app.command()
 def sql(
-    query: Annotated[str, typer.Argument()],
+    query: Annotated[str, typer.Argument(help="One query; quote it for the shell.")],
     store: Store = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, in full.")] = False,
     as_json: Json = False,
@@ -295,7 +296,7 @@ def export(
     target: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
     experiment: Annotated[str, typer.Option(help="An experiment's name or id.")] = "latest",
     arm: Annotated[str, typer.Option(help="The arm, e.g. tce-0.9.")] = "ce",
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="The run's seed.")] = 0,
     generation: Annotated[int, typer.Option(help="Whose model, or after whose regenerations.")] = 0,
     store: Store = None,
 ) -> None:

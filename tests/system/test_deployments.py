@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.events.worker import EventsWorker
+from prefect.testing.fixtures import asserting_events_worker as asserting_events_worker
 
 from flows.load import load_any_config, presets
 from flows.server import serving
 from fortifai_core.families.registry import FamilyExperiment
 from helpers import ENTRYPOINT, FAMILY_ENTRYPOINT
+from tasks.engine.publish import announce
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 
@@ -65,11 +68,19 @@ def test_automations_are_ones_that_prefect_takes() -> None:
     assert not collapse.enabled  # it names a block that each server has to make first
 
 
-def test_the_event_that_the_automation_waits_for_is_the_one_that_is_emitted() -> None:
-    source = (DEPLOYMENTS.parent / "tasks" / "publish.py").read_text()
-    trigger = read("automations.yaml")["automations"][1]["trigger"]
-    assert f'"{trigger["expect"][0]}"' in source
-    assert f'f"{trigger["match"]["prefect.resource.id"].removesuffix("*")}' in source
+def test_the_automation_answers_the_event_of_a_failed_run(
+    prefect_server: None, asserting_events_worker: EventsWorker
+) -> None:
+    from prefect.server.events.schemas.automations import EventTrigger
+    from prefect.server.events.schemas.events import ReceivedEvent
+
+    announce(experiment="tiny", arm="ce", seed=1, generation=2, model="0" * 64, metrics={}, failure={"value": 0.7})
+    asserting_events_worker.drain()
+    emitted = [ReceivedEvent.model_validate(e.model_dump()) for e in asserting_events_worker._client.events]
+    trigger = EventTrigger.model_validate(read("automations.yaml")["automations"][1]["trigger"])
+    assert [event.event for event in emitted if trigger.covers(event) and trigger.expects(event.event)] == [
+        "collapse.detected"
+    ]
 
 
 def test_compose_is_consistent() -> None:
@@ -97,7 +108,8 @@ def test_the_image_holds_every_room_and_does_not_run_as_root() -> None:
     lines = (DEPLOYMENTS / "Dockerfile").read_text().splitlines()
     copied = {name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]}
     root = DEPLOYMENTS.parent
-    rooms = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    rooms = [name for name in found if not name.endswith(".*")]
     assert set(rooms) <= copied
     allowed = (DEPLOYMENTS / "Dockerfile.dockerignore").read_text().splitlines()
     assert {f"!{name}" for name in copied} <= set(allowed)
