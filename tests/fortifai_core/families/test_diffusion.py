@@ -14,8 +14,7 @@ from fortifai_core.families.base import Arrays, Generation, Mask, NoMask, Result
 from fortifai_core.families.images.config import DynamicQuantileMask
 from fortifai_core.families.images.diffusion import DiffusionFamily, alpha_bars, denoise, noised
 from fortifai_core.families.images.diffusion_config import DiffusionConfig
-from fortifai_core.families.pictures import draw
-from fortifai_core.families.registry import family_from_config
+from fortifai_core.families.registry import draw, family_from_config
 
 TINY = DiffusionConfig(hidden=32, blocks=1, epochs=3, steps=20)
 
