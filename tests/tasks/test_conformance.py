@@ -47,6 +47,7 @@ SMALL: dict[str, tuple[float, list[str]]] = {
     "diffusion": (0.8, [*DIGITS, "family.hidden=16", "family.blocks=1", "family.steps=10"]),
 }
 GENERATIONS = 4
+PLAIN = Runtime()
 ONE_SEGMENT, TWO_A_SEGMENT = "family.segment=100", "family.segment=2"
 # classes that draw inside know one regime
 REGIMES = [
@@ -70,11 +71,11 @@ def plan_of(name: str, *overrides: str) -> Plan:
     return plan_for(load_any_config(name, [*small, *common, *overrides]))
 
 
-def build_all(plan: Plan, store: ArtifactStore) -> None:
+def build_all(plan: Plan, store: ArtifactStore, runtime: Runtime = PLAIN) -> None:
     """Every stage but the report."""
     for stage in plan.stages():
         if stage.role != "report":
-            build(stage, store, Runtime(), progress=quiet)
+            build(stage, store, runtime, progress=quiet)
 
 
 def bits(arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -289,40 +290,40 @@ LANGUAGE = [
     "splits=2",
     "corpus.entities=5",
     "corpus.pretraining_entities=8",
-    "model.pretraining_epochs=1",
-    "training.epochs=1",
+    "model.pretraining_epochs=4",
+    "training.epochs=4",
     "evaluation.drift_sample=300",
     "losses=[{type: cross-entropy}, {type: tce, gamma: 1}]",
 ]
+# a checkpoint after every step, a part-file for every two blocks
+OFTEN = Runtime(save_steps=1, shard_blocks=2)
 
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> Built:
     store = ArtifactStore(tmp_path_factory.mktemp("language") / "store")
     plan = plan_experiment(load_experiment_config("smoke", LANGUAGE), Digests({}))
-    build_all(plan, store)
+    build_all(plan, store, Runtime(shard_blocks=OFTEN.shard_blocks))
     return Built("smoke", plan, store)
+
+
+def cut_off(done: int, total: int, unit: str) -> None:
+    """Ends a training in its third step, and everything else when half of it is done."""
+    if done > (2 if unit == "steps" else total / 2):
+        raise Cut
 
 
 def test_a_language_model_cut_off_within_every_stage_ends_with_the_same_bits(language: Built, tmp_path: Path) -> None:
     """Every training resumes from its checkpoint, every rewriting from its parts, and all else begins anew."""
-    store, cut, resumed = ArtifactStore(tmp_path), set[str](), 0
+    store, resumed, cut = ArtifactStore(tmp_path), 0, set[str]()
     for stage in language.plan.stages():
         if stage.role == "report":
             continue
-        told: list[int] = []
-
-        def cutting(done: int, total: int, _unit: str, told: list[int] = told) -> None:
-            told.append(done)
-            if done > 2 or 2 * done > total:
-                raise Cut
-
-        runtime = Runtime(save_steps=1, shard_blocks=2)
         try:
-            build(stage, store, runtime, progress=cutting)
+            build(stage, store, OFTEN, progress=cut_off)
         except Cut:
             cut.add(stage.role)
-        artifact, _ = build(stage, store, runtime, progress=quiet)
+        artifact, _ = build(stage, store, OFTEN, progress=quiet)
         resumed += bool(artifact.manifest.metrics.get("resumed-from"))
     assert cut >= {"base", "train", "regenerate"}
     assert resumed == sum(stage.kind == "model" for stage in language.plan.stages())
