@@ -13,7 +13,7 @@ from storage.store.experiments import StageRecord, list_experiments, load_experi
 from storage.store.manifest import Manifest
 from storage.store.store import ArtifactStore
 from tasks.engine.plans import Plan
-from tasks.engine.stages import Reference, Stage
+from tasks.engine.stages import Stage
 
 _Place = tuple[str, str | None, int | None, int | None, int | None]
 
@@ -24,19 +24,18 @@ def _place(stage: Stage | StageRecord) -> _Place:
 
 def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
     """One row a stage: is it found, and if not, why not (compared with the last run under the same name)."""
-    earlier: dict[_Place, Manifest] = {}
+    # what runs of several seeds share has one place: there may be an artifact for each seed
+    earlier: dict[_Place, list[Manifest]] = {}
     for record in list_experiments(store):
         if record.name == plan.config.name:
             for stage in record.stages:
                 artifact = store.find(stage.kind, stage.key)
                 if artifact is not None:
-                    earlier[_place(stage)] = artifact.manifest
+                    earlier.setdefault(_place(stage), []).append(artifact.manifest)
     rows = []
-    missing: set[Reference] = set()
     for planned in plan.uses():
         is_there = store.find(planned.kind, planned.key) is not None
-        if not is_there:
-            missing.add(planned.reference)
+        key = f"{planned.kind} {planned.key[:12]}"
         rows.append(
             {
                 "run": planned.run,
@@ -44,17 +43,17 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
                 "kind": planned.kind,
                 "key": planned.key,
                 "found": is_there,
-                "why": f"{planned.kind} {planned.key[:12]}"
-                if is_there
-                else _why(planned, earlier.get(_place(planned)), missing),
+                "why": key if is_there else _why(planned, earlier.get(_place(planned), [])),
             }
         )
     return rows
 
 
-def _why(stage: Stage, before: Manifest | None, missing: set[Reference]) -> str:
-    if before is None:
+def _why(stage: Stage, earlier: list[Manifest]) -> str:
+    if not earlier:
         return "never computed"
+    # the nearest, and of those the newest
+    before = min(reversed(earlier), key=lambda manifest: len(differences(manifest.content, stage.content)))
     if before.stage_version != stage.spec.version:
         return f"the stage's code is version {stage.spec.version}, found is {before.stage_version}"
     changed = [f"{path}: {old!r} → {new!r}" for path, old, new in differences(before.content, stage.content)]

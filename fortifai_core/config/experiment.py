@@ -5,6 +5,7 @@ Only `runtime` never changes a result: it is left out of every artifact's key.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from pydantic import Field, model_validator
@@ -76,6 +77,14 @@ class ExperimentConfig(Frozen):
         if self.training.batch_size % self.training.gradient_accumulation:
             remedy = f"must be a multiple of gradient_accumulation = {self.training.gradient_accumulation}"
             raise Inconsistent("training.batch_size", self.training.batch_size, remedy)
+        rewriting = self.regeneration
+        if rewriting.engine != rewriting.engine_used:
+            # said here, once: its own validators run again in every spec that holds it
+            warnings.warn(
+                f"regeneration.engine = {rewriting.engine!r}: beams are decoded by the reference engine; for the speed "
+                "of `aligned` set regeneration.decoding to greedy or sample",
+                stacklevel=2,
+            )
         return self
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from enum import StrEnum
 from typing import Literal
 
@@ -92,12 +91,6 @@ class Regeneration(Frozen):
         if self.longest_input < needed:
             remedy = f"a chunk holds a context and a block: at least context_tokens + block_tokens = {needed}"
             raise Inconsistent("regeneration.chunk_tokens", self.chunk_tokens, remedy)
-        if self.engine != self.engine_used:
-            warnings.warn(
-                f"regeneration.engine = {self.engine!r}: beams are decoded by the reference engine; for the speed of "
-                "`aligned` set regeneration.decoding to greedy or sample",
-                stacklevel=2,
-            )
         return self
 
 

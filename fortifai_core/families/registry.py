@@ -84,7 +84,9 @@ class FamilyFailure(Frozen):
     relative: bool = Field(
         False, description="The threshold is a share of the measure's value at M_0, which must be positive."
     )
-    stop_arm: bool = Field(False, description="Stop a run in the generation in which it fails.")
+    stop_arm: bool = Field(
+        False, description="Stop a run that has failed, at the end of the stage (`family.segment`) in which it did."
+    )
 
 
 class FamilyRuntime(Frozen):

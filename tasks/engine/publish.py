@@ -113,7 +113,8 @@ def announce(
                 "prefect.resource.id": f"fortifai.run.{experiment}.{arm}.{seed}",
                 "prefect.resource.name": run,
             },
-            payload={**payload, **failure},
+            # where a stage makes several generations, it failed in one of them
+            payload={**payload, "generation": failure["failed_in"], **failure},
         )
 
 

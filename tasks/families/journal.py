@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from fortifai_core.errors import ArtifactDamaged
 from fortifai_core.families.base import Made
 from storage.store import durable
 from storage.tables.arrays import read_arrays, read_parameters, write_arrays, write_parameters
@@ -27,10 +28,11 @@ class Journal:
         folder: the stage's workspace.
         first: the first generation of the stage.
         keep: whether another attempt can go on from here; otherwise nothing but samples is written.
+        every: seconds after which what was finished meanwhile is written.
     """
 
-    def __init__(self, folder: Path, *, first: int, keep: bool = True) -> None:
-        self.folder, self.first, self.keep = folder, first, keep
+    def __init__(self, folder: Path, *, first: int, keep: bool = True, every: float = EVERY_SECONDS) -> None:
+        self.folder, self.first, self.keep, self.every = folder, first, keep, every
         self.made: list[Made] = []  # without their samples, which need not fit into memory together
         self._written = 0
         self._since = time.monotonic()
@@ -43,7 +45,7 @@ class Journal:
         if made.sample:
             write_arrays(self.folder / sample_name(made.generation), made.sample)
         self.made.append(replace(made, sample={}))
-        if self.keep and time.monotonic() - self._since >= EVERY_SECONDS:
+        if self.keep and time.monotonic() - self._since >= self.every:
             self._write()
 
     def sample(self, generation: int) -> dict[str, Any]:
@@ -62,14 +64,16 @@ class Journal:
         self._written, self._since = len(self.made), time.monotonic()
 
     def _read(self) -> None:
-        """What an attempt before this one had written, as far as it follows without a gap."""
+        """What attempts before this one had written, as far as it follows without a gap."""
         for path in sorted(self.folder.glob("made-*.json")):
-            arrays = by_generation(read_parameters(path.with_suffix(".safetensors")))
-            for listed in json.loads(path.read_bytes()):
-                generation = listed["generation"]
-                if generation != self.first + len(self.made):
-                    return
-                self.made.append(Made(**{**listed, "parameters": arrays[generation]}))
+            try:
+                arrays = by_generation(read_parameters(path.with_suffix(".safetensors")))
+                generations = json.loads(path.read_bytes())
+            except (ArtifactDamaged, ValueError):
+                continue  # a gap: what is damaged is made again, or a run would fail for ever
+            for listed in generations:
+                if listed["generation"] == self.first + len(self.made):
+                    self.made.append(Made(**{**listed, "parameters": arrays[listed["generation"]]}))
         self._written = len(self.made)
 
 

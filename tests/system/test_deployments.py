@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prefect.events.clients import AssertingEventsClient
 from prefect.events.worker import EventsWorker
-from prefect.testing.fixtures import asserting_events_worker as asserting_events_worker
 
 from flows.load import load_any_config, presets
 from flows.server import serving
@@ -68,19 +69,53 @@ def test_automations_are_ones_that_prefect_takes() -> None:
     assert not collapse.enabled  # it names a block that each server has to make first
 
 
-def test_the_automation_answers_the_event_of_a_failed_run(
-    prefect_server: None, asserting_events_worker: EventsWorker
-) -> None:
-    from prefect.server.events.schemas.automations import EventTrigger
-    from prefect.server.events.schemas.events import ReceivedEvent
+@pytest.fixture
+def events() -> Iterator[type[AssertingEventsClient]]:
+    """Prefect's own client for tests: it keeps the events that are emitted instead of sending them."""
+    EventsWorker.drain_all()  # of tests before this one
+    AssertingEventsClient.reset()
+    EventsWorker.set_client_override(AssertingEventsClient)
+    try:
+        yield AssertingEventsClient
+    finally:
+        EventsWorker.drain_all()
+        EventsWorker.set_client_override(None)
+        AssertingEventsClient.reset()
 
-    announce(experiment="tiny", arm="ce", seed=1, generation=2, model="0" * 64, metrics={}, failure={"value": 0.7})
-    asserting_events_worker.drain()
-    emitted = [ReceivedEvent.model_validate(e.model_dump()) for e in asserting_events_worker._client.events]
-    trigger = EventTrigger.model_validate(read("automations.yaml")["automations"][1]["trigger"])
-    assert [event.event for event in emitted if trigger.covers(event) and trigger.expects(event.event)] == [
-        "collapse.detected"
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("failed", [True, False])
+def test_the_automation_waits_for_what_is_emitted_when_a_run_fails(
+    events: type[AssertingEventsClient], failed: bool
+) -> None:
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger
+
+    collapse = AutomationCore.model_validate(read("automations.yaml")["automations"][1]).trigger
+    assert isinstance(collapse, EventTrigger)
+    announce(
+        experiment="tiny",
+        arm="tce-0.9",
+        seed=3,
+        generation=9,
+        model="ab" * 32,
+        metrics={"kr-split-0": 0.4},
+        failure={"status": "failed", "failed_in": 7, "threshold": 0.5} if failed else None,
+    )
+    EventsWorker.drain_all()
+    assert events.last is not None
+    finished, *others = events.last.events
+    assert (finished.event, finished.resource.name) == ("generation.finished", "tiny · tce-0.9 · seed 3 · g9")
+    assert finished.payload["kr-split-0"] == 0.4 and finished.payload["generation"] == 9
+    # judged by Prefect's own rules of what a trigger expects and matches
+    emitted = [finished, *others]
+    waited_for = [
+        event for event in emitted if event.event in collapse.expect and collapse.match.matches(event.resource)
     ]
+    assert waited_for == others and len(others) == failed
+    for event in others:
+        # where a stage makes several generations, it says in which of them the run failed
+        told = [event.payload[name] for name in ("experiment", "arm", "seed", "generation", "threshold")]
+        assert told == ["tiny", "tce-0.9", 3, 7, 0.5]
 
 
 def test_compose_is_consistent() -> None:

@@ -6,9 +6,11 @@ import asyncio
 import io
 import json
 import re
+import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from rich.console import Console
 
 from artifacts import flip_one_of_each_kind
 from flows.load import load_any_config
-from flows.prepare import Prepared, prepare_experiment
+from flows.prepare import Prepared, plan_for, prepare_experiment
+from flows.tools.explain import explain_plan
 from fortifai_core.config.stages import Runtime
+from fortifai_core.errors import ConfigError
 from helpers import Recorder, cli, digests, start_cli
 from storage.catalog.catalog import query
 from storage.store.store import ArtifactStore
@@ -53,8 +57,8 @@ def quiet(_done: int, _total: int, _unit: str) -> None:
     """Progress that nobody looks at."""
 
 
-def prepared(store: Path, preset: str, *overrides: str) -> Prepared:
-    return prepare_experiment(load_any_config(preset, overrides), store=str(store))
+def prepared(store: Path, preset: str, *overrides: str, refresh: Sequence[str] = ()) -> Prepared:
+    return prepare_experiment(load_any_config(preset, overrides), store=str(store), refresh=refresh)
 
 
 def build_all(one: Prepared, *, upto: int | None = None) -> list[Stage]:
@@ -114,10 +118,49 @@ def test_cut_between_and_within_stages_it_ends_with_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         build_all(one)
     monkeypatch.undo()
-    build_all(one, upto=7)
+    build_all(one, upto=5)
     again = prepared(tmp_path / "cut", "gmm", *GMM)
-    assert len(build_all(again)) == len(again.plan.stages()) - 7
+    assert len(build_all(again)) == len(again.plan.stages()) - 5
     assert digests(again.store) == digests(finished.store)
+
+
+@pytest.mark.parametrize(("role", "kept"), [("data", set()), ("segment", {"data"}), ("failure", {"data", "segment"})])
+def test_refresh_builds_anew_what_is_asked_for_and_what_follows_from_it(
+    finished: Prepared, tmp_path: Path, role: str, kept: set[str]
+) -> None:
+    shutil.copytree(finished.store.root, tmp_path / "store")
+    again = prepared(tmp_path / "store", "gmm", *GMM, refresh=[role])
+    built = build_all(again)
+    assert {s.role for s in built} == {"data", "segment", "failure", "report"} - kept
+    assert {s.reference for s in built} == {s.reference for s in again.plan.stages() if s.role not in kept}
+    assert digests(again.store) == digests(finished.store)
+
+
+@pytest.mark.parametrize("role", ["family-train", "sample"])
+def test_roles_that_no_stage_has_are_refused_with_those_that_there_are(tmp_path: Path, role: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--refresh = '{role}'.*segment"):
+        prepared(tmp_path, "gmm", *GMM, refresh=[role])
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("override", "said", "stage"),
+    [
+        ("family.components=3", "family.components: 2 → 3", "segment"),
+        ("family.projections=9", "family.projections: 8 → 9", "segment"),
+        ("family.data.noise=0.1", "family.data.noise: 0.06 → 0.1", "data"),
+        ("failure.threshold=0.25", "threshold: 0.5 → 0.25", "failure"),
+    ],
+)
+def test_the_plan_says_which_field_changed_from_what_to_what(
+    finished: Prepared, override: str, said: str, stage: str
+) -> None:
+    plan = plan_for(load_any_config("gmm", [*GMM, override]))
+    rows = explain_plan(plan, finished.store)
+    missing = [row for row in rows if not row["found"]]
+    assert missing[0]["stage"].startswith(stage) and missing[0]["why"] == said
+    # what comes after it is made from something else, or has the field among its own, as the report has all
+    assert all(row["why"].endswith(said) or "made from something else" in row["why"] for row in missing)
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(finished: Prepared) -> None:
@@ -162,11 +205,15 @@ def test_the_catalog_knows_families(finished: Prepared) -> None:
     assert runs == [("ce", 1, 2), ("ce", 2, 2), ("tce-0.8", 1, 2), ("tce-0.8", 2, 2)]
     counted = query(store, "select count(*) from metrics where metric = 'live-fraction'")[1]
     assert counted == [(12,)]  # M_0 is one artifact for both arms, and each arm has its row
-    assert query(store, "select count(*) from generations")[1] == [(12,)]
-    missing = query(store, "select count(*) from stages where role like 'family-%' and not present")[1]
-    assert missing == [(0,)]
-    parents = "select distinct role from lineage where kind = 'family-evaluation' order by 1"
-    assert [name for (name,) in query(store, parents)[1]] == ["data", "first", "model", "sample"]
+    # a row for M_0 and one for the stage that makes all others
+    assert query(store, "select distinct generation, stages from generations order by 1")[1] == [(0, 2), (2, 2)]
+    roles = "select role, count(*) from stages where kind like 'family-%' and present group by role order by 1"
+    # M_0 and the generations after it of every run, each with its check; M_0 is found under both of its arms
+    assert query(store, roles)[1] == [("data", 2), ("failure", 8), ("segment", 8)]
+    assert query(store, "select count(*) from stages where kind like 'family-%' and not present")[1] == [(0,)]
+    parents = "select distinct role, parent_kind from lineage where kind = 'family-segment' order by 1"
+    found = query(store, parents)[1]
+    assert found == [("data", "family-data"), ("earlier.0", "family-segment"), ("start", "family-segment")]
 
 
 def test_a_gaussian_s_segments_go_on_where_they_ended(tmp_path: Path) -> None:
@@ -191,11 +238,14 @@ def test_a_gaussian_s_segments_go_on_where_they_ended(tmp_path: Path) -> None:
 def test_a_vae_from_its_digits_to_its_report(tmp_path: Path) -> None:
     one = prepared(tmp_path, "vae", *VAE, "regime=accumulate")
     build_all(one)
-    train = [s for s in one.plan.stages() if s.role == "family-train" and s.generation == 1]
-    assert all(set(s.parents) == {"data", "X_1", "model"} for s in train)
-    evaluations = one.store.ls("family-evaluation")
-    assert len(evaluations) == 4
-    assert all({e["name"] for e in m.files} == {"metrics.parquet", "preview.png"} for m in evaluations)
+    (segments,) = {len(run.generations) for run in one.plan.runs}
+    assert segments == 1 and len(one.store.ls("family-segment")) == 2
+    files = {"metrics.parquet", "models.safetensors", "preview.png", "sample-00000.parquet", "sample-00001.parquet"}
+    assert all({e["name"] for e in m.files} == files for m in one.store.ls("family-segment"))
+    # M_1 is trained on real images and on all that M_0 drew
+    counts = query(one.store, "select distinct generation, count from metrics where metric = 'loss' order by 1")[1]
+    (real,) = {m.metrics["items"] for m in one.store.ls("family-data")}
+    assert counts == [(0, real), (1, real + 300)]
     page = (report_folder(one) / "report.html").read_text()
     assert "Figure 9" in page and "ELBO" in page
     drawn = {path.name for path in (report_folder(one) / "figures").glob("*.png")}
@@ -232,10 +282,10 @@ def test_names_from_outside_are_escaped_and_claims_follow_the_intervals(finished
 
 
 def run(one: Prepared) -> Recorder:
-    from flows.family import run_family_experiment
+    from flows.experiment import run_here
 
     recorder = Recorder()
-    asyncio.run(run_family_experiment(one, recorder))
+    asyncio.run(run_here(one, recorder))
     return recorder
 
 
@@ -269,12 +319,26 @@ def test_the_flow_builds_every_stage_once_and_the_ui_shows_table_chart_and_pictu
 @pytest.mark.usefixtures("prefect_server")
 def test_an_arm_stops_when_it_has_failed(tmp_path: Path) -> None:
     stop = ["failure={metric: sliced-wasserstein, threshold: 1.2, when: above, relative: true, stop_arm: true}"]
-    one = prepared(tmp_path, "gmm", *GMM, "generations=6", "arms=[{type: none}]", *stop)
+    settings = [*GMM, "generations=11", "family.segment=2", "arms=[{type: none}]"]
+    one = prepared(tmp_path, "gmm", *settings, *stop)
     recorder = run(one)
-    trained = Counter(s.seed for s in recorder.built if s.role == "family-train")
-    checks = {m.metrics["failed_in"] for m in one.store.ls("family-failure") if m.metrics["status"] == "failed"}
-    assert max(trained.values()) < 6 and max(trained.values()) == max(checks) + 1
-    assert any(s.role == "family-report" for s in recorder.built)
+    newest = {s.seed: s.generation or 0 for s in recorder.built if s.role == "segment"}
+    stopped = {seed: last for seed, last in newest.items() if last < 10}
+    assert stopped
+    for seed, last in stopped.items():
+        # it ends with the stage in which it failed, which may make a generation after that
+        step = next(step for step in one.plan.run("ce", seed).generations if step.last == last)
+        assert step.failure is not None
+        check = one.store.find(*step.failure.reference)
+        assert check is not None and check.manifest.metrics["status"] == "failed"
+        assert step.first <= check.manifest.metrics["failed_in"] <= last
+    assert any("failed by generation" in note for note in recorder.notes)
+    # the report reads what was made, and nothing else
+    read = {reference for stage in recorder.built if stage.role == "report" for reference in stage.parents.values()}
+    assert read == {s.reference for s in recorder.built if s.role != "report"}
+    # nothing that was computed is lost to the change of the option
+    again = run(prepared(tmp_path, "gmm", *settings, *stop, "failure.stop_arm=false"))
+    assert {s.generation for s in again.built if s.role == "segment"} == set(range(min(newest.values()) + 2, 11, 2))
 
 
 def sets(overrides: list[str]) -> list[str]:
@@ -284,19 +348,26 @@ def sets(overrides: list[str]) -> list[str]:
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_killed_and_resumed_by_the_printed_command_it_ends_with_the_same_digests(tmp_path: Path) -> None:
-    overrides = sets([*GMM, "generations=8"])
-    whole = prepared(tmp_path / "whole", "gmm", *GMM, "generations=8")
+    """In the middle of a segment, whose journal it goes on from."""
+    settings = [*GMM, "seeds=[1]", "arms=[{type: none}]", "generations=161", "family.segment=1000"]
+    whole = prepared(tmp_path / "whole", "gmm", *settings)
     build_all(whole)
-    process = start_cli(tmp_path, "cut", "run", "gmm", *overrides)
+    process = start_cli(tmp_path, "cut", "run", "gmm", *sets(settings))
     store = ArtifactStore(tmp_path / "cut")
+    (segment,) = (s for s in whole.plan.stages() if s.role == "segment" and s.generation == 160)
+    workspace = store.root / "work" / f"{segment.kind}-{segment.key}"
     deadline = time.monotonic() + 120
-    while len(store.ls("family-evaluation")) < 6 and time.monotonic() < deadline:
+    while not list(workspace.glob("made-*.json")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     (command,) = re.findall(r"go on with: fortifai (resume gmm-\w+)", output)
-    assert len(store.ls("family-evaluation")) < len(whole.store.ls("family-evaluation"))
+    assert store.find(*segment.reference) is None
+    journal = sorted(workspace.glob("made-*.json"))
+    assert journal
+    kept = [entry["generation"] for path in journal for entry in json.loads(path.read_text())]
+    assert kept == list(range(1, len(kept) + 1)) and len(kept) < 160
     said = cli(tmp_path, "cut", *command.split())
     assert "stages computed" in said and "report:" in said
     assert digests(store) == digests(whole.store)
@@ -312,7 +383,8 @@ def test_the_commands_on_a_family(tmp_path: Path) -> None:
     assert "0 stages computed" in again
     rows = json.loads(cli(tmp_path, "store", "plan", *gmm, "--set", "arms.1.gamma=0.7", "--json"))
     missing = {(row["run"], row["stage"]) for row in rows if not row["found"]}
-    assert ("tce-0.7 · seed 1", "train · g1") in missing and not any(where.startswith("ce") for where, _ in missing)
+    assert ("tce-0.7 · seed 1", "segment · g2 · from g1") in missing
+    assert not any(where.startswith("ce") for where, _ in missing)
     changed = json.loads(cli(tmp_path, "store", "plan", *gmm, "--set", "family.components=3", "--json"))
     assert "family.components: 2 → 3" in next(row["why"] for row in changed if not row["found"])
     assert "gmm-" in cli(tmp_path, "store", "ls") and "tce-0.8" in cli(tmp_path, "store", "ls")

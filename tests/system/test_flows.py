@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from artifacts import flip_one_of_each_kind
+from flows.experiment import run_here
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, plan_for, prepare_experiment
 from fortifai_core.errors import ConfigError, DataError, StoreError
@@ -28,11 +29,9 @@ OVERRIDES = ["runtime.workers=1", "runtime.threads=1"]
 
 
 def run(store: Path | str, *overrides: str, preset: str = "smoke") -> tuple[Recorder, Prepared, dict[str, Any]]:
-    from flows.recursive import run_experiment
-
     prepared = prepare_experiment(load_experiment_config(preset, [*OVERRIDES, *overrides]), store=str(store))
     recorder = Recorder()
-    outcome = asyncio.run(run_experiment(prepared, recorder))
+    outcome = asyncio.run(run_here(prepared, recorder))
     return recorder, prepared, outcome
 
 
@@ -146,7 +145,7 @@ def test_where_all_is_found_and_no_server_keeps_a_record_no_flow_is_run(
         local.run_here(config, **again)
 
 
-def test_no_more_runs_are_at_work_than_there_are_workers() -> None:
+def test_no_more_runs_are_at_work_than_there_are_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import experiment
 
     active: list[tuple[str, int]] = []
@@ -161,7 +160,8 @@ def test_no_more_runs_are_at_work_than_there_are_workers() -> None:
         done.append((arm, seed))
 
     plan = plan_for(load_experiment_config("smoke", ["seeds=[0,1,2,3,4]"]))
-    asyncio.run(experiment._in_turns(plan, one_run, at_once=3))
+    monkeypatch.setattr(experiment, "run_arm", one_run)
+    asyncio.run(experiment._in_turns(plan, at_once=3))
     assert max(seen) == 3
     assert sorted(done) == sorted((run.arm, run.seed) for run in plan.runs)
 
@@ -198,12 +198,10 @@ def test_an_artifact_that_is_gone_or_damaged_is_rebuilt_as_it_was(
 
 @pytest.mark.long
 def test_refresh_rebuilds_what_follows_from_the_stage_and_nothing_else(copied: Path) -> None:
-    from flows.recursive import run_experiment
-
     config = load_experiment_config("smoke", OVERRIDES)
     prepared = prepare_experiment(config, store=str(copied), refresh=["evaluate"])
     recorder = Recorder()
-    asyncio.run(run_experiment(prepared, recorder))
+    asyncio.run(run_here(prepared, recorder))
     assert {s.role for s in recorder.built} == {"evaluate", "failure", "report"}
 
 

@@ -139,14 +139,14 @@ def test_sigterm_within_the_flow_still_says_how_to_go_on(tmp_path: Path) -> None
 import asyncio, contextlib, os, signal, types
 from prefect import flow
 from rich.console import Console
-import flows.recursive, flows.local
+import flows.experiment, flows.local
 async def struck(prepared, reporter):
     @flow(validate_parameters=False)
     async def here():
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(5)
     await here()
-flows.recursive.run_experiment = struck
+flows.experiment.run_here = struck
 flows.local.TerminalReporter = lambda *_: contextlib.nullcontext()
 flows.local.prefect_api = lambda *_: contextlib.nullcontext()
 prepared = types.SimpleNamespace(plan=None, store=types.SimpleNamespace(logs=__import__("pathlib").Path(".")))

@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from artifacts import put
 from flows.load import benchmark_overrides, load_experiment_config
 from fortifai_core.config.stages import Runtime
 from fortifai_core.corpus.documents import Question
@@ -22,11 +21,13 @@ from fortifai_core.errors import ConfigError
 from fortifai_core.measures.retention import score_questions
 from storage.catalog.catalog import query
 from storage.sources.hub import Rows
-from storage.store.store import ArtifactStore, Draft
+from storage.store.keys import artifact_key
+from storage.store.store import ArtifactStore
 from tasks.engine.build import build
-from tasks.engine.stages import Stage, stage
+from tasks.engine.stages import Reference, Stage
 from tasks.language.benchmark_data import describe, known
 from tasks.language.benchmarks import evaluate, item_rows, load_tasks, metric_rows
+from tasks.language.specs import BenchmarkCheckSpec, BenchmarkSpec, BenchmarkTask
 
 MIRROR = os.environ.get("FORTIFAI_DATA", "")
 needs_mirror = pytest.mark.skipif(not MIRROR, reason="compares with the data of the local mirror: set FORTIFAI_DATA")
@@ -158,21 +159,22 @@ def make_model(vocabulary: int, seed: int = 0, window: int = 512) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def commit(store: ArtifactStore, one: Stage, *parts: Any) -> None:
-    def builder(draft: Draft) -> None:
-        for part in parts:
-            is_tokenizer = not hasattr(part, "forward")
-            part.save_pretrained(draft.path / "tokenizer" if is_tokenizer and len(parts) > 1 else draft.path)
-        draft.commit(stage_version=1, content={}, parents={})
-
-    put(store, one.kind, one.key, builder)
+def commit(store: ArtifactStore, kind: str, name: str, *parts: Any) -> Reference:
+    """An artifact that the test makes by hand, of a tokenizer or of a model with one."""
+    reference = Reference(kind, artifact_key(kind, version=1, content={"test": name}))
+    with store.build(*reference) as draft:
+        if draft.found is None:
+            for part in parts:
+                is_tokenizer = not hasattr(part, "forward")
+                part.save_pretrained(draft.path / "tokenizer" if is_tokenizer and len(parts) > 1 else draft.path)
+            draft.commit(stage_version=1, content={}, parents={})
+    return reference
 
 
 def check_stage(store: ArtifactStore, fewshot: int | None, window: int) -> Stage:
-    tokenizer = stage("tokenizer", content={}, parents={})
-    commit(store, tokenizer, make_tokenizer())
-    content = {"benchmark": "gsm8k", "limit": 5, "fewshot": fewshot, "window": window}
-    return stage("benchmark-check", content=content, parents={"tokenizer": tokenizer})
+    tokenizer = commit(store, "tokenizer", "words", make_tokenizer())
+    task = BenchmarkTask("gsm8k", 5, fewshot, {})
+    return Stage(BenchmarkCheckSpec(task=task, window=window, tokenizer=tokenizer, base=None))
 
 
 @pytest.mark.usefixtures("made_up")
@@ -200,10 +202,9 @@ def test_requests_that_lm_eval_cuts_are_counted(tmp_path: Path) -> None:
     store, tokenizer = ArtifactStore(tmp_path / "store"), make_tokenizer()
     counts = {}
     for window in (4, 64):
-        model = stage("train", content={"window": window}, parents={})
-        commit(store, model, make_model(len(tokenizer), window=window), tokenizer)
-        content = {"benchmark": "hellaswag_text", "limit": 3, "fewshot": None}
-        one = stage("benchmark", content=content, parents={"model": model})
+        made = make_model(len(tokenizer), window=window)
+        model = commit(store, "model", f"window {window}", made, tokenizer)
+        one = Stage(BenchmarkSpec(task=BenchmarkTask("hellaswag_text", 3, None, {}), model=model, base=None))
         artifact, _ = build(one, store, Runtime(), progress=lambda *_: None)
         counts[window] = artifact.manifest.metrics["requests-cut"]
     assert counts[64] == 0 and 0 < int(counts[4]) <= 3 * 4
@@ -215,10 +216,9 @@ def test_item_scores_are_kept_and_in_the_catalog_and_of_this_model_alone(tmp_pat
     tokenizer = make_tokenizer()
     answers = []
     for seed in (0, 1):
-        model = stage("train", content={"seed": seed}, parents={})
-        commit(store, model, make_model(len(tokenizer), seed), tokenizer)
-        content = {"benchmark": "hellaswag_text", "limit": 7, "fewshot": None, "version": "1.0", "data": {}}
-        one = stage("benchmark", content=content, parents={"model": model})
+        model = commit(store, "model", f"seed {seed}", make_model(len(tokenizer), seed), tokenizer)
+        task = BenchmarkTask("hellaswag_text", 7, None, {"version": "1.0", "data": {}})
+        one = Stage(BenchmarkSpec(task=task, model=model, base=None))
         artifact, found = build(one, store, Runtime(), progress=lambda *_: None)
         assert not found and artifact.manifest.metrics["items"] == 7
         sql = f"SELECT metric, count(*), avg(value) FROM benchmark_items WHERE key = '{one.key}' GROUP BY 1 ORDER BY 1"

@@ -17,8 +17,9 @@ from storage.store.experiments import StageRecord, record_experiment
 from storage.store.store import ArtifactStore
 from storage.tables import parquet
 from tasks.engine.build import build
-from tasks.engine.stages import Plan, Stage
-from tasks.language.plan import plan_experiment
+from tasks.engine.plans import Plan
+from tasks.engine.stages import Stage
+from tasks.language.plan import Digests, plan_experiment
 
 SMALLEST = [
     "generations=2",
@@ -33,7 +34,7 @@ SMALLEST = [
 
 
 def planned(*overrides: str) -> Plan:
-    return plan_experiment(load_experiment_config("smoke", [*SMALLEST, *overrides]), corpus_digests={})
+    return plan_experiment(load_experiment_config("smoke", [*SMALLEST, *overrides]), Digests({}))
 
 
 @pytest.fixture(scope="module")

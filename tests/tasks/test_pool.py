@@ -12,7 +12,7 @@ from flows.load import load_experiment_config
 from fortifai_core.config.stages import Runtime
 from tasks.engine.pool import Worker, WorkerPool
 from tasks.engine.stages import Stage
-from tasks.language.plan import plan_experiment
+from tasks.language.plan import Digests, plan_experiment
 
 
 class Idle(Worker):
@@ -40,7 +40,7 @@ def pool(tmp_path: Path, workers: int) -> tuple[WorkerPool, list[str]]:
 
 def stages(*roles: str) -> list[Stage]:
     config = load_experiment_config("smoke", ["evaluation.benchmarks=[blimp]"])
-    plan = plan_experiment(config, corpus_digests={}, benchmarks={"blimp": {"version": "1", "data": {}}})
+    plan = plan_experiment(config, Digests({}, benchmarks={"blimp": {"version": "1", "data": {}}}))
     return [next(s for s in plan.stages() if s.role == role) for role in roles]
 
 

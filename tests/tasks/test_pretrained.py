@@ -59,14 +59,14 @@ def save_tiny(folder: Path, architecture: str) -> Path:
 
 
 def run(tmp_path: Path, model: dict[str, Any], **training: Any) -> Prepared:
-    from flows.recursive import run_experiment
+    from flows.experiment import run_here
 
     config = load_experiment_config("smoke", ["runtime.workers=1", "runtime.threads=1"]).model_dump()
     config["model"] = {"type": "pretrained", **model}
     config["losses"] = [{"type": "tce", "gamma": 0.9}]
     config["training"] |= training
     prepared = prepare_experiment(validate(config), store=str(tmp_path / "store"))
-    asyncio.run(run_experiment(prepared, LogReporter()))
+    asyncio.run(run_here(prepared, LogReporter()))
     return prepared
 
 

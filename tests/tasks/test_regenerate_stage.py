@@ -19,17 +19,17 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterTaskRunId
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from artifacts import put
 from flows.load import load_experiment_config
 from fortifai_core.config.stages import Regeneration, Runtime
 from fortifai_core.corpus.tokenization import train_tokenizer
-from storage.store.store import Artifact, ArtifactStore, Draft
+from storage.store.keys import artifact_key
+from storage.store.store import Artifact, ArtifactStore
 from storage.tables import parquet
 from tasks.engine import prefect_tasks
 from tasks.engine.build import build
 from tasks.engine.session import Session, session
-from tasks.engine.stages import Stage, stage
-from tasks.language.plan import _regeneration_content
+from tasks.engine.stages import Reference, Stage
+from tasks.language.specs import RegenerateSpec, VersionedText
 
 TEXT = "The town of Ardenlith was founded in 1340, and its river is called the Senn. "
 # 50 tokens a part: the documents below make several
@@ -37,21 +37,21 @@ RUNTIME = Runtime(shard_blocks=5)
 
 
 @pytest.fixture
-def parents(tmp_path: Path) -> tuple[ArtifactStore, dict[str, Stage]]:
+def parents(tmp_path: Path) -> tuple[ArtifactStore, dict[str, Reference]]:
     """A store with a tiny random model and a corpus of one split."""
     store = ArtifactStore(tmp_path / "store")
     tokenizer = train_tokenizer([TEXT] * 4, vocabulary=300)
-    model, corpus = stage("train", content={}, parents={}), stage("corpus", content={}, parents={})
-
-    def put_model(draft: Draft) -> None:
+    model, corpus = (
+        Reference(kind, artifact_key(kind, version=1, content={"test": "tiny"})) for kind in ("model", "corpus")
+    )
+    with store.build(*model) as draft:
         torch.manual_seed(0)
         shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
         shape |= {"num_attention_heads": 2, "vocab_size": 300, "initializer_range": 0.3}
         LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(draft.path)
         tokenizer.save_pretrained(draft.path / "tokenizer")
         draft.commit(stage_version=1, content={}, parents={})
-
-    def put_corpus(draft: Draft) -> None:
+    with store.build(*corpus) as draft:
         rows = []
         for number in range(6):
             text = TEXT * (number + 1)
@@ -60,18 +60,16 @@ def parents(tmp_path: Path) -> tuple[ArtifactStore, dict[str, Stage]]:
             rows[-1]["kept"] = len(tokens)
         parquet.write_table(draft.path / "split-00000.parquet", rows, schema="split-text")
         draft.commit(stage_version=1, content={}, parents={})
-
-    put(store, model.kind, model.key, put_model)
-    put(store, corpus.kind, corpus.key, put_corpus)
     return store, {"model": model, "corpus": corpus}
 
 
-def rewriting(parents: dict[str, Stage], **options: Any) -> Stage:
+def rewriting(parents: dict[str, Reference], **options: Any) -> Stage:
     config = Regeneration(
         block_tokens=10, context_tokens=12, head_tokens=4, context="document", decoding="sample", **options
     )
-    content = {"regeneration": _regeneration_content(config), "seed": 0, "generation": 0, "text": [0, 0]}
-    return stage("regenerate", content=content, parents=parents)
+    return Stage(
+        RegenerateSpec(regeneration=config, seed=0, generation=0, base=None, text=VersionedText(0, 0), **parents)
+    )
 
 
 def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
@@ -79,7 +77,7 @@ def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def test_both_engines_make_the_same_text_and_say_what_each_token_is(
-    parents: tuple[ArtifactStore, dict[str, Stage]],
+    parents: tuple[ArtifactStore, dict[str, Reference]],
 ) -> None:
     store, stages = parents
     told: dict[str, list[tuple[int, int, str]]] = {"reference": [], "aligned": []}
@@ -92,7 +90,7 @@ def test_both_engines_make_the_same_text_and_say_what_each_token_is(
     texts = {engine: rows_of(artifact) for engine, artifact in made.items()}
     assert [r["tokens"] for r in texts["aligned"]] == [r["tokens"] for r in texts["reference"]]
     assert len(made["aligned"].files("part-*.parquet")) > 1
-    corpus = store.find("corpus", stages["corpus"].key)
+    corpus = store.find(*stages["corpus"])
     assert corpus is not None
     old = parquet.read_rows(corpus.file("split-00000.parquet"))
     for before, row in zip(old, texts["aligned"], strict=True):
@@ -113,7 +111,7 @@ def test_both_engines_make_the_same_text_and_say_what_each_token_is(
 
 
 def test_a_crash_loses_one_part_and_the_rest_comes_out_the_same(
-    parents: tuple[ArtifactStore, dict[str, Stage]], monkeypatch: pytest.MonkeyPatch
+    parents: tuple[ArtifactStore, dict[str, Reference]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, stages = parents
     wanted = rewriting(stages, engine="aligned")
@@ -142,7 +140,7 @@ def test_a_crash_loses_one_part_and_the_rest_comes_out_the_same(
     assert [r["tokens"] for r in rows_of(resumed)] == [r["tokens"] for r in rows_of(reference)]
 
 
-def test_what_earlier_attempts_made_is_no_pace_of_this_one(parents: tuple[ArtifactStore, dict[str, Stage]]) -> None:
+def test_what_earlier_attempts_made_is_no_pace_of_this_one(parents: tuple[ArtifactStore, dict[str, Reference]]) -> None:
     """Going on after a crash, the first word says how much is there, and speed counts what is made now."""
     store, stages = parents
     wanted = rewriting(stages, engine="aligned")
@@ -194,7 +192,7 @@ class Silent:
 
 @pytest.mark.usefixtures("prefect_server")
 def test_the_ui_shows_speed_acceptance_and_the_time_left_while_a_split_is_rewritten(
-    parents: tuple[ArtifactStore, dict[str, Stage]], monkeypatch: pytest.MonkeyPatch
+    parents: tuple[ArtifactStore, dict[str, Reference]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, stages = parents
     wanted = rewriting(stages, engine="aligned")

@@ -6,15 +6,18 @@ import json
 
 import pytest
 
-from flows.load import load_experiment_config
+from flows.load import load_any_config, load_experiment_config, presets
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import ConfigError
-from tasks.engine.stages import Plan, Stage
-from tasks.language.plan import plan_experiment
+from fortifai_core.families.registry import FamilyExperiment
+from tasks.engine.plans import Plan
+from tasks.engine.stages import ROLES, Reference, Spec, Stage, references
+from tasks.families.plan import plan_family
+from tasks.language.plan import Digests, plan_experiment
 
 
 def plan(*overrides: str) -> Plan:
-    return plan_experiment(load_experiment_config("tiny", overrides), corpus_digests={})
+    return plan_experiment(load_experiment_config("tiny", overrides), Digests({}))
 
 
 def keys(p: Plan) -> set[str]:
@@ -110,13 +113,52 @@ def test_arms_read_the_same_text_in_the_same_order() -> None:
     assert first["ce"].parents == first["tce-0.9"].parents
 
 
-def test_a_stage_survives_json() -> None:
-    for stage in plan().stages():
-        assert Stage.from_json(json.loads(json.dumps(stage.to_json()))) == stage
+PRETRAINED = "{type: pretrained, path: somewhere/small, lora: {rank: 2, target_modules: [q_proj]}}"
+CUSTOM = "{type: custom, name: own, function: 'losses_of_mine:own'}"
+ALMANACS = "{type: mixture, parts: [{type: almanac, seed: 1}, {type: text, files: [/somewhere/a.txt]}]}"
+# What no preset asks for, over the preset `smoke`.
+ELSEWISE = {
+    "pretrained": [f"model={PRETRAINED}", f"losses=[{CUSTOM}]", "regime=accumulate"],
+    "mixture": [f"corpus={ALMANACS}", "regeneration.context=document", "regeneration.chunk_tokens=128"],
+    "judged by drift": ["failure.metric=model-kl", "failure.threshold=0.5", "regime=fresh-mix"],
+    "benchmarks": ["evaluation.benchmarks=[blimp]", "evaluation.benchmark_limit=7"],
+}
+
+
+def planned(name: str) -> Plan:
+    """The plan of a preset or of one of `ELSEWISE`, for data that need not be there."""
+    config = load_any_config("smoke" if name in ELSEWISE else name, ELSEWISE.get(name, ()))
+    if isinstance(config, FamilyExperiment):
+        return plan_family(config, data_digests={"file": "abc"})
+    benchmarks = {asked: {"version": "1.0", "data": {"a": "abc"}} for asked in config.evaluation.benchmarks}
+    digests = Digests({"files.0": "abc"}, "small@1", {"losses_of_mine:own": "def"}, benchmarks)
+    return plan_experiment(config, digests)
+
+
+@pytest.mark.parametrize("name", [*presets(), *ELSEWISE])
+def test_a_stage_survives_the_way_to_a_worker(name: str) -> None:
+    for stage in planned(name).stages():
+        arrived = Stage.from_json(json.loads(json.dumps(stage.to_json())))
+        assert arrived == stage and type(arrived.spec) is type(stage.spec)
+        assert (arrived.key, arrived.parents, arrived.label) == (stage.key, stage.parents, stage.label)
+
+
+def test_no_kind_of_stage_is_left_out_of_that() -> None:
+    seen = {type(stage.spec) for name in (*ELSEWISE, *presets()) for stage in planned(name).stages()}
+    assert seen == {spec for spec in Spec.__subclasses__() if spec.builder}
+    # the roles that `--refresh` takes are those that stages have
+    assert {spec.role for spec in seen} == set(ROLES)
+
+
+@pytest.mark.parametrize("name", ["tiny", "gmm"])
+def test_every_reference_in_a_spec_is_a_parent(name: str) -> None:
+    """What a builder may read is in the key: a reference that `parents()` forgot would be read unseen."""
+    for stage in planned(name).stages():
+        assert {reference for _, reference in references(stage.spec)} == set(stage.parents.values())
 
 
 def test_parents_come_before_children() -> None:
-    done: set[tuple[str, str]] = set()
+    done: set[Reference] = set()
     for stage in plan("regime=fresh-mix").stages():
         assert set(stage.parents.values()) <= done
         done.add(stage.reference)
@@ -135,7 +177,7 @@ def test_no_paths_in_keys() -> None:
     elsewhere = {"type": "text", "files": ["/else/b.txt"]}
     base = load_experiment_config("tiny").model_dump()
     one, two = (
-        plan_experiment(ExperimentConfig.model_validate({**base, "corpus": c}), corpus_digests={"files.0": "abc"})
+        plan_experiment(ExperimentConfig.model_validate({**base, "corpus": c}), Digests({"files.0": "abc"}))
         for c in (text, elsewhere)
     )
     assert by_place(one) == by_place(two)
@@ -145,9 +187,7 @@ def benchmarked(*overrides: str, limit: int | None = None) -> Plan:
     config = load_experiment_config(
         "tiny", ["evaluation.benchmarks=[blimp]", f"evaluation.benchmark_limit={limit or 'null'}", *overrides]
     )
-    return plan_experiment(
-        config, corpus_digests={}, benchmarks={"blimp": {"version": "1.0", "data": {"blimp_a": "abc"}}}
-    )
+    return plan_experiment(config, Digests({}, benchmarks={"blimp": {"version": "1.0", "data": {"blimp_a": "abc"}}}))
 
 
 def test_benchmarks_add_stages_and_change_no_other_key() -> None:
@@ -213,7 +253,7 @@ def test_a_check_by_drift_reads_the_drift_of_every_generation_so_far() -> None:
     judged = plan("failure.metric=model-kl", "failure.threshold=0.5", "failure.stop_arm=true")
     for run in judged.runs:
         for step in run.generations:
-            drifts = [g.drift.reference for g in run.generations[: step.generation + 1] if g.drift is not None]
+            drifts = [g.drift.reference for g in run.generations[: step.last + 1] if g.drift is not None]
             assert list(step.failure.parents.values()) == drifts
     # what an arm was judged by is there when it is stopped, and the report reads it
     run = judged.runs[0]
@@ -239,5 +279,8 @@ def test_a_measure_that_cannot_be_judged_by_is_refused(overrides: list[str], nam
 
 
 def test_the_report_reads_the_corpus_of_every_seed() -> None:
-    parents = plan("seeds=[0, 1]").report().parents
-    assert parents["corpus/0"] != parents["corpus/1"] and parents["source/0"] != parents["source/1"]
+    both = plan("seeds=[0, 1]")
+    read = set(both.report().parents.values())
+    for role in ("corpus", "source"):
+        made = {s.reference for s in both.shared if s.role == role}
+        assert len(made) == 2 and made <= read

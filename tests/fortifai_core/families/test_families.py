@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -17,19 +16,24 @@ from fortifai_core.families.registry import FamilyExperiment
 from fortifai_core.report.family_analysis import estimate, median_estimate, spread
 from fortifai_core.wording import number
 from storage.tables.arrays import read_arrays, read_parameters, write_arrays, write_parameters
-from tasks.engine.stages import Stage
-from tasks.families.stages import FamilyPlan
-from tasks.language.plan import plan_experiment
+from tasks.engine.plans import Plan
+from tasks.engine.stages import Reference, Stage
+from tasks.families.specs import SegmentSpec
 
 
-def plan(preset: str, *overrides: str) -> FamilyPlan:
+def plan(preset: str, *overrides: str) -> Plan:
     made = plan_for(load_any_config(preset, overrides))
-    assert isinstance(made, FamilyPlan)
+    assert isinstance(made.config, FamilyExperiment)
     return made
 
 
-def keys(p: FamilyPlan, *, report: bool = False) -> set[str]:
-    return {s.key for s in p.stages() if report or s.role != "family-report"}
+def keys(p: Plan, *, report: bool = False) -> set[str]:
+    return {s.key for s in p.stages() if report or s.role != "report"}
+
+
+def segment(stage: Stage) -> SegmentSpec:
+    assert isinstance(stage.spec, SegmentSpec)
+    return stage.spec
 
 
 # ------------------------------------------------------------------------------------------------ configuration
@@ -79,16 +83,6 @@ def test_mnist_is_looked_for_before_anything_runs(tmp_path: Path, monkeypatch: p
 # ------------------------------------------------------------------------------------------------ keys
 
 
-def test_the_keys_of_language_models_are_what_they_always_were() -> None:
-    """Whoever has artifacts of these presets finds them. Raise a VERSION on purpose, then renew the digest here."""
-    found = {
-        name: [one.key for one in plan_experiment(load_experiment_config(name), corpus_digests={}).uses()]
-        for name in ("smoke", "tiny")
-    }
-    digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
-    assert digest == "605dc39bb14522bbfc4aa5f89a851d2cd171ef49f5efad3ffed682a622086b19"
-
-
 @pytest.mark.parametrize("preset", ["gmm", "gaussian", "vae"])
 def test_planning_twice_gives_the_same_keys_and_runtime_is_in_none(preset: str) -> None:
     first = plan(preset)
@@ -99,63 +93,84 @@ def test_planning_twice_gives_the_same_keys_and_runtime_is_in_none(preset: str) 
 
 @pytest.mark.parametrize("preset", ["gmm", "gaussian", "vae"])
 def test_parents_come_before_children_and_stages_survive_json(preset: str) -> None:
-    done: set[tuple[str, str]] = set()
+    done: set[Reference] = set()
     for one in plan(preset).stages():
         assert set(one.parents.values()) <= done
         done.add(one.reference)
         assert Stage.from_json(json.loads(json.dumps(one.to_json()))) == one
 
 
-@pytest.mark.parametrize(("preset", "few", "many"), [("gmm", 4, 6), ("vae", 3, 5), ("gaussian", 500, 1000)])
+@pytest.mark.parametrize(
+    ("preset", "few", "many"), [("gmm", 101, 201), ("vae", 5, 10), ("zipf", 50, 60), ("gaussian", 500, 1000)]
+)
 def test_raising_generations_computes_only_the_new_ones(preset: str, few: int, many: int) -> None:
     short, long = plan(preset, f"generations={few}"), plan(preset, f"generations={many}")
     assert keys(short) < keys(long)
-    new = [s for s in long.stages() if s.key not in keys(short) and s.role != "family-report"]
+    new = [s for s in long.stages() if s.key not in keys(short) and s.role != "report"]
+    assert min(s.spec.first for s in new if isinstance(s.spec, SegmentSpec)) == few
     assert min(s.generation or 0 for s in new) >= few
 
 
-def test_a_segment_that_is_cut_short_is_the_only_one_computed_anew() -> None:
-    short, long = plan("gaussian", "generations=300"), plan("gaussian", "generations=1000")
-    lost = [s for s in short.stages() if s.key not in keys(long) and s.role == "family-segment"]
-    assert {(s.content["first"], s.content["last"]) for s in lost} == {(250, 299)}
+@pytest.mark.parametrize(
+    ("preset", "few", "many", "cut"), [("gaussian", 300, 1000, (250, 299)), ("gmm", 60, 200, (51, 59))]
+)
+def test_a_segment_that_is_cut_short_is_the_only_one_computed_anew(
+    preset: str, few: int, many: int, cut: tuple[int, int]
+) -> None:
+    short, long = plan(preset, f"generations={few}"), plan(preset, f"generations={many}")
+    lost = [segment(s) for s in short.stages() if s.key not in keys(long) and s.role == "segment"]
+    assert {(spec.first, spec.last) for spec in lost} == {cut}
+
+
+@pytest.mark.parametrize("preset", ["gmm", "vae", "zipf", "diffusion", "gaussian"])
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_segments_follow_each_other_without_gap_or_overlap(preset: str, size: int) -> None:
+    for run in plan(preset, f"family.segment={size}", "generations=10").runs:
+        made = [i for step in run.generations for i in range(step.first, step.last + 1)]
+        assert made == list(range(10))
+        assert all(step.last - step.first < size for step in run.generations)
+        specs = [segment(step.train) for step in run.generations]
+        assert [(spec.first, spec.last) for spec in specs] == [(step.first, step.last) for step in run.generations]
 
 
 @pytest.mark.parametrize("regime", ["replace", "accumulate"])
-def test_what_each_generation_is_trained_on(regime: str) -> None:
-    run = plan("gmm", f"regime={regime}", "generations=4").runs[0]
-    read = [sorted(name for name in step.train.parents if name != "model") for step in run.steps]
-    assert (
-        read
-        == {
-            "replace": [["data"], ["X_1"], ["X_2"], ["X_3"]],
-            "accumulate": [["data"], ["X_1", "data"], ["X_1", "X_2", "data"], ["X_1", "X_2", "X_3", "data"]],
-        }[regime]
-    )
-    assert [("model" in step.train.parents) for step in run.steps] == [False, True, True, True]
+def test_what_each_segment_is_trained_on(regime: str) -> None:
+    p = plan("gmm", f"regime={regime}", "generations=7", "family.segment=2")
+    for run in p.runs:
+        segments = [step.train.reference for step in run.generations]
+        assert [(step.first, step.last) for step in run.generations] == [(0, 0), (1, 2), (3, 4), (5, 6)]
+        for index, spec in enumerate(segment(step.train) for step in run.generations):
+            before = segments[:index]
+            assert run.data is not None and spec.data == run.data.reference
+            assert list(spec.earlier) == (before if regime == "accumulate" else before[-1:])
+            assert spec.start == (segments[0] if before else None)
+            assert set(spec.parents().values()) == {spec.data, *spec.earlier, *segments[: min(index, 1)]}
 
 
 def test_arms_share_what_the_mask_has_no_say_in() -> None:
     """A mixture's M_0 is fitted to all of the real data; a VAE's ELBO is clipped from the first generation on."""
     for preset, shared in (("gmm", True), ("vae", False)):
         p = plan(preset, "seeds=[1]", "generations=2")
-        first, second = p.runs[0].steps, p.runs[1].steps
+        first, second = p.runs[0].generations, p.runs[1].generations
         assert (first[0].train.key == second[0].train.key) == shared
-        assert first[1].train.key != second[1].train.key
+        assert (first[0].last == 0) == shared, "what is shared is M_0 alone"
+        assert first[-1].train.key != second[-1].train.key
 
 
 @pytest.mark.parametrize(
     ("preset", "override", "roles"),
     [
-        ("gmm", "family.projections=64", {"family-evaluate", "family-failure"}),
-        ("gmm", "failure.threshold=0.4", {"family-failure"}),
-        ("gmm", "arms.1.gamma=0.7", {"family-train", "family-sample", "family-evaluate", "family-failure"}),
-        ("vae", "family.neighbours=3", {"family-evaluate"}),
-        ("gaussian", "family.sampling_bias=0.95", {"family-segment", "family-failure"}),
+        ("gmm", "family.projections=64", {"segment", "failure"}),
+        ("gmm", "family.data.noise=0.1", {"data", "segment", "failure"}),
+        ("gmm", "failure.threshold=0.4", {"failure"}),
+        ("gmm", "arms.1.gamma=0.7", {"segment", "failure"}),
+        ("vae", "family.neighbours=3", {"segment"}),
+        ("gaussian", "family.sampling_bias=0.95", {"segment", "failure"}),
     ],
 )
 def test_a_changed_field_is_felt_where_it_is_read(preset: str, override: str, roles: set[str]) -> None:
     before, after = plan(preset), plan(preset, override)
-    assert {s.role for s in after.stages() if s.key not in keys(before, report=True)} - {"family-report"} == roles
+    assert {s.role for s in after.stages() if s.key not in keys(before, report=True)} - {"report"} == roles
 
 
 def test_a_new_seed_or_arm_leaves_the_others_as_they_are() -> None:

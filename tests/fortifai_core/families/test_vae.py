@@ -362,7 +362,7 @@ def test_figures_are_drawn_and_the_same_twice(tmp_path: Path) -> None:
 def test_a_preview_shows_real_and_made_images(tmp_path: Path) -> None:
     results = chain()
     sample = results.runs[0].generations[-1].sample
-    preview(real=results.real, sample=sample, title="elbo · M1", path=tmp_path / "preview.png")
+    preview(real=results.real, sample=sample, parameters={}, title="elbo · M1", path=tmp_path / "preview.png")
     assert (tmp_path / "preview.png").read_bytes().startswith(b"\x89PNG")
 
 
