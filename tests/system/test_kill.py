@@ -140,7 +140,7 @@ import asyncio, contextlib, os, signal, types
 from prefect import flow
 from rich.console import Console
 import flows.experiment, flows.local
-async def struck(prepared, reporter):
+async def struck(prepared, reporter, pool):
     @flow(validate_parameters=False)
     async def here():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -148,7 +148,7 @@ async def struck(prepared, reporter):
     await here()
 flows.experiment.run_here = struck
 flows.local.TerminalReporter = lambda *_: contextlib.nullcontext()
-flows.local.prefect_api = lambda *_: contextlib.nullcontext()
+flows.local.prefect_api_beside = flows.local.workers = lambda *_: contextlib.nullcontext()
 prepared = types.SimpleNamespace(plan=None, store=types.SimpleNamespace(logs=__import__("pathlib").Path(".")))
 flows.local._run(prepared, Console(), command="fortifai resume this")
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import subprocess
 import sys
@@ -266,6 +267,7 @@ def test_a_run_under_a_server_says_so_in_its_log(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(flow, "LogReporter", Log)
     monkeypatch.setattr(flow, "prepare_experiment", lambda *_, **__: None)
+    monkeypatch.setattr(flow, "workers", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(flow, "run_prepared", nothing)
     for overrides in ([], BEAMS):
         with warnings.catch_warnings():
