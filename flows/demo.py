@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +32,25 @@ PARTS = (
 )
 
 
-def run_demo(*, store: str | None, console: Console) -> dict[str, Any]:
+def run_demo(
+    *, store: str | None, console: Console, parts: Sequence[tuple[str, str, tuple[str, ...]]] = PARTS
+) -> dict[str, Any]:
     """Run both experiments, print what came out of both, and write the page beside the store's artifacts."""
-    prepared = [prepare_experiment(load_any_config(preset), store=store) for preset, _, _ in PARTS]
+    prepared = [prepare_experiment(load_any_config(preset), store=store) for preset, _, _ in parts]
     outcomes = [execute(one, console, resume="fortifai demo") for one in prepared]
-    parts = []
-    for one, (_, question, figures) in zip(prepared, PARTS, strict=True):
+    shown = []
+    for one, (_, question, figures) in zip(prepared, parts, strict=True):
         record = load_experiment(one.store, one.record_id)
         folder = report_folder(one.store, record)
         if folder is None:
             raise StoreError("experiment", record.label, "its report is gone; run `fortifai demo` again")
         table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-        parts.append(DemoPart(question, table, tuple(_figures(folder, figures)), folder / "report.html"))
-    for part in parts:
+        shown.append(DemoPart(question, table, tuple(_figures(folder, figures)), folder / "report.html"))
+    for part in shown:
         console.print(f"\n[bold reverse] {part.question} [/]", highlight=False)
         print_results(part.table, console)
     page = prepared[0].store.logs.parent / "demo.html"
-    durable.write_bytes(page, demo_page(parts).encode())
+    durable.write_bytes(page, demo_page(shown).encode())
     console.print(f"\none page for both: {page}", soft_wrap=True)
     console.print(spent(outcomes))
     return {"page": str(page), "experiments": outcomes}

@@ -142,7 +142,7 @@ def model_parameters(model: ScratchModel) -> int:
 def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None:
     """Refuse an experiment whose models alone would not fit on the disk."""
     free = store.free_bytes()
-    if free is None or isinstance(config, FamilyExperiment) or not isinstance(config.model, ScratchModel):
+    if isinstance(config, FamilyExperiment) or not isinstance(config.model, ScratchModel):
         return
     weights = model_parameters(config.model) * BYTES_PER_PARAMETER
     missing = sum(one.kind == "model" and store.find(one.kind, one.key) is None for one in plan.stages())
