@@ -1,4 +1,4 @@
-"""An experiment on a model class other than a language model, as one frozen, typed value."""
+"""The registry of model classes other than language models, and an experiment on one of them as a typed value."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def artifact_key(
 
     Args:
         kind: what it is (`model`, `split`, `evaluation`, …).
-        version: the `VERSION` of the stage that makes it; raise that to invalidate on purpose.
+        version: the `version` of the spec of the stage that makes it; raise that to invalidate on purpose.
         content: the part of the configuration that changes the result. Never paths, hosts, worker counts,
             batch sizes of inference, or the number of generations asked for.
         parents: keys of the artifacts it is made from, in order or by role.

@@ -33,7 +33,7 @@ class Manifest:
 
     Attributes:
         kind, key: its address in the store.
-        stage_version: the `VERSION` of the stage that made it.
+        stage_version: the `version` of the spec of the stage that made it.
         content: the part of the configuration in its key.
         parents: keys of the artifacts it was made from, by role.
         files: every file of it.

@@ -1,8 +1,8 @@
 """Which code, packages and hardware made an artifact; and, on a hit, whether they have changed since.
 
 None of it is part of a key: a comment changed in a module must not throw away a week of training. It is kept
-in the manifest, and a difference (`drift`) is said aloud. To invalidate on purpose, raise the stage's
-VERSION.
+in the manifest, and a difference (`drift`) is said aloud. To invalidate on purpose, raise the
+`version` of the stage's spec.
 """
 
 from __future__ import annotations
