@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from flows.prepare import Prepared
 from storage.store.store import ArtifactStore
+from tasks.engine.session import Reporter
 from tasks.engine.stages import Stage
 
 # What every deployment names as its flow.
@@ -38,6 +42,18 @@ class Recorder:
 
     def noted(self, message: str) -> None:
         self.notes.append(message)
+
+
+def run_flow(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
+    """The flow of an experiment to its end, with workers of its own; what it says of itself."""
+    from flows.experiment import run_here
+    from flows.workers import workers
+
+    async def run() -> dict[str, Any]:
+        async with workers(prepared) as pool:
+            return await run_here(prepared, reporter, pool)
+
+    return asyncio.run(run())
 
 
 def digests(store: ArtifactStore) -> dict[str, dict[str, str]]:

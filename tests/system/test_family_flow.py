@@ -23,7 +23,7 @@ from flows.prepare import Prepared, plan_for, prepare_experiment
 from flows.tools.explain import explain_plan
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import ConfigError
-from helpers import Recorder, cli, digests, start_cli
+from helpers import Recorder, cli, digests, run_flow, start_cli
 from storage.catalog.catalog import query
 from storage.store.store import ArtifactStore
 from tasks.engine.build import build
@@ -281,10 +281,8 @@ def test_names_from_outside_are_escaped_and_claims_follow_the_intervals(finished
 
 
 def run(one: Prepared) -> Recorder:
-    from flows.experiment import run_here
-
     recorder = Recorder()
-    asyncio.run(run_here(one, recorder))
+    run_flow(one, recorder)
     return recorder
 
 

@@ -16,11 +16,10 @@ import pytest
 from rich.console import Console
 
 from artifacts import flip_one_of_each_kind
-from flows.experiment import run_here
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, plan_for, prepare_experiment
 from fortifai_core.errors import ConfigError, DataError, StoreError
-from helpers import Recorder
+from helpers import Recorder, run_flow
 from helpers import digests as artifact_digests
 from storage.store.store import ArtifactStore
 
@@ -31,7 +30,7 @@ OVERRIDES = ["runtime.workers=1", "runtime.threads=1"]
 def run(store: Path | str, *overrides: str, preset: str = "smoke") -> tuple[Recorder, Prepared, dict[str, Any]]:
     prepared = prepare_experiment(load_experiment_config(preset, [*OVERRIDES, *overrides]), store=str(store))
     recorder = Recorder()
-    outcome = asyncio.run(run_here(prepared, recorder))
+    outcome = run_flow(prepared, recorder)
     return recorder, prepared, outcome
 
 
@@ -201,7 +200,7 @@ def test_refresh_rebuilds_what_follows_from_the_stage_and_nothing_else(copied: P
     config = load_experiment_config("smoke", OVERRIDES)
     prepared = prepare_experiment(config, store=str(copied), refresh=["evaluate"])
     recorder = Recorder()
-    asyncio.run(run_here(prepared, recorder))
+    run_flow(prepared, recorder)
     assert {s.role for s in recorder.built} == {"evaluate", "failure", "report"}
 
 

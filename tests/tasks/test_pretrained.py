@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import LogReporter
 from fortifai_core.config.model import LoraConfig
 from fortifai_core.errors import DataError
+from helpers import run_flow
 from storage.tables.models import ADAPTER, load_model, model_identity
 from tasks.language.train import _with_adapter
 
@@ -59,14 +59,13 @@ def save_tiny(folder: Path, architecture: str) -> Path:
 
 
 def run(tmp_path: Path, model: dict[str, Any], **training: Any) -> Prepared:
-    from flows.experiment import run_here
 
     config = load_experiment_config("smoke", ["runtime.workers=1", "runtime.threads=1"]).model_dump()
     config["model"] = {"type": "pretrained", **model}
     config["losses"] = [{"type": "tce", "gamma": 0.9}]
     config["training"] |= training
     prepared = prepare_experiment(validate(config), store=str(tmp_path / "store"))
-    asyncio.run(run_here(prepared, LogReporter()))
+    run_flow(prepared, LogReporter())
     return prepared
 
 

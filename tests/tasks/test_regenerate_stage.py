@@ -167,6 +167,9 @@ class Here:
     def __init__(self, store: ArtifactStore, *, published: threading.Event) -> None:
         self.store, self.published = store, published
 
+    def has_begun(self, stage: Stage) -> bool:
+        return False
+
     async def build(self, stage: Stage, on_progress: Callable[[int, int, str], None]) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
 
