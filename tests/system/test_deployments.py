@@ -104,7 +104,7 @@ def test_the_automation_waits_for_what_is_emitted_when_a_run_fails(
     EventsWorker.drain_all()
     assert events.last is not None
     finished, *others = events.last.events
-    assert (finished.event, finished.resource.name) == ("generation.finished", "tiny · tce-0.9 · seed 3 · g9")
+    assert (finished.event, finished.resource.name) == ("generation.finished", "tiny · TCE 0.9 · seed 3 · g9")
     assert finished.payload["kr-split-0"] == 0.4 and finished.payload["generation"] == 9
     # judged by Prefect's own rules of what a trigger expects and matches
     emitted = [finished, *others]

@@ -410,8 +410,9 @@ def test_logits_that_are_more_than_the_head_are_refused(monkeypatch: pytest.Monk
 
 
 def test_beams_are_decoded_by_the_reference_engine_and_this_is_said(models: dict[str, Any]) -> None:
+    config = settings(decoding="beam", beams=3)
     with pytest.warns(UserWarning, match=r"regeneration\.engine = 'aligned': beams are decoded by the reference"):
-        config = settings(decoding="beam", beams=3)
+        ExperimentConfig.model_validate({"regeneration": {"engine": "aligned", "decoding": "beam"}})
     documents = random_documents([20, 11])
     result = rewrite(models["llama"], documents, config)
     assert result == rewrite(models["llama"], documents, settings("reference", decoding="beam", beams=3))
