@@ -192,7 +192,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, store: ArtifactStore, state: st
 
     manifests, experiments = store.ls(check=True), list_experiments(store)
     contents = {
-        "catalog_state": tables.table([{"fingerprint": state, "url": store.url}], fingerprint="string", url="string"),
+        "catalog_state": tables.table("fingerprint url", [{"fingerprint": state, "url": store.url}]),
         "paper_results": tables.paper_results(),
         "artifacts": tables.artifacts(store, manifests),
         "files": tables.files(store, manifests),

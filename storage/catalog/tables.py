@@ -17,17 +17,22 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def table(rows: Iterable[Mapping[str, Any]], **columns: str) -> pa.Table:
+# A column of this name has this type in every table; all others are text.
+_TYPES = {
+    **dict.fromkeys(
+        ("stage_version", "size", "splits", "generations", "seed", "generation", "split", "version"), "int64"
+    ),
+    **dict.fromkeys(("seconds", "percent"), "float64"),
+    **dict.fromkeys(("created", "updated"), "timestamp[us]"),
+    "present": "bool",
+}
+
+
+def table(columns: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """A table of these columns; what else a row holds is left out."""
     import pyarrow as pa
 
-    types = {
-        "string": pa.string(),
-        "int": pa.int64(),
-        "double": pa.float64(),
-        "bool": pa.bool_(),
-        "time": pa.timestamp("us"),
-    }
-    schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
+    schema = pa.schema([(name, pa.type_for_alias(_TYPES.get(name, "string"))) for name in columns.split()])
     return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
 
 
@@ -39,81 +44,43 @@ def _time(text: str) -> datetime | None:
 def artifacts(store: ArtifactStore, manifests: list[Manifest]) -> pa.Table:
     rows = (
         {
-            "kind": m.kind,
-            "key": m.key,
-            "stage_version": m.stage_version,
-            "content": json.dumps(m.content),
-            "metrics": json.dumps(m.metrics),
-            "provenance": json.dumps(m.provenance),
+            **vars(m),
+            **{name: json.dumps(getattr(m, name)) for name in ("content", "metrics", "provenance")},
             "created": _time(m.created),
-            "seconds": m.seconds,
             "size": m.size,
             "path": store.address(f"artifacts/{m.kind}/{m.key}"),
         }
         for m in manifests
     )
-    return table(
-        rows,
-        kind="string",
-        key="string",
-        stage_version="int",
-        content="string",
-        metrics="string",
-        provenance="string",
-        created="time",
-        seconds="double",
-        size="int",
-        path="string",
-    )
+    return table("kind key stage_version content metrics provenance created seconds size path", rows)
 
 
 def files(store: ArtifactStore, manifests: list[Manifest]) -> pa.Table:
     rows = (
-        {
-            "kind": m.kind,
-            "key": m.key,
-            "path": store.address(f"artifacts/{m.kind}/{m.key}/{entry['name']}"),
-            **entry,
-        }
+        {**vars(m), "path": store.address(f"artifacts/{m.kind}/{m.key}/{entry['name']}"), **entry}
         for m in manifests
         for entry in m.files
     )
-    return table(rows, kind="string", key="string", name="string", size="int", sha256="string", path="string")
+    return table("kind key name size sha256 path", rows)
 
 
 def experiments(experiments: list[Experiment]) -> pa.Table:
     rows = (
         {
+            **e.config,
+            **vars(e),
             "experiment": e.label,
-            "id": e.id,
-            "name": e.name,
             "status": e.state,
             "created": _time(e.created),
             "updated": _time(e.updated),
             "corpus": _type_of(e.config.get("corpus") or (e.config.get("family") or {}).get("data")),
             "model": _type_of(e.config.get("model") or e.config.get("family")),
-            "regime": e.config.get("regime"),
-            "splits": e.config.get("splits"),
-            "generations": e.config.get("generations"),
             "config": json.dumps(e.config),
         }
         for e in experiments
     )
-    return table(
-        rows,
-        experiment="string",
-        id="string",
-        name="string",
-        status="string",
-        created="time",
-        updated="time",
-        corpus="string",
-        model="string",
-        regime="string",
-        splits="int",
-        generations="int",
-        config="string",
-    )
+    columns = "experiment id name status created updated corpus model regime splits generations config"
+    return table(columns, rows)
 
 
 def _type_of(part: Any) -> str | None:
@@ -129,43 +96,13 @@ def stages(store: ArtifactStore, manifests: list[Manifest], experiments: list[Ex
     rows = []
     for label, stage in [*named, *((None, stage) for stage in loose)]:
         manifest = present.get((stage.kind, stage.key))
-        rows.append(
-            {
-                "experiment": label,
-                "kind": stage.kind,
-                "key": stage.key,
-                "role": stage.role,
-                "arm": stage.arm,
-                "seed": stage.seed,
-                "generation": stage.generation,
-                "split": stage.split,
-                "version": stage.version,
-                "present": manifest is not None,
-                "seconds": manifest.seconds if manifest else None,
-                "created": _time(manifest.created) if manifest else None,
-                "stage_version": manifest.stage_version if manifest else None,
-                "size": manifest.size if manifest else None,
-                "path": store.address(f"artifacts/{stage.kind}/{stage.key}") if manifest else None,
-            }
-        )
-    return table(
-        rows,
-        experiment="string",
-        kind="string",
-        key="string",
-        role="string",
-        arm="string",
-        seed="int",
-        generation="int",
-        split="int",
-        version="int",
-        present="bool",
-        seconds="double",
-        created="time",
-        stage_version="int",
-        size="int",
-        path="string",
-    )
+        made: dict[str, Any] = {}
+        if manifest is not None:
+            path = store.address(f"artifacts/{stage.kind}/{stage.key}")
+            made = {**vars(manifest), "created": _time(manifest.created), "size": manifest.size, "path": path}
+        rows.append({**made, **vars(stage), "experiment": label, "present": manifest is not None})
+    place = "experiment kind key role arm seed generation split version"
+    return table(f"{place} present seconds created stage_version size path", rows)
 
 
 def edges(manifests: list[Manifest], experiments: list[Experiment]) -> pa.Table:
@@ -177,27 +114,13 @@ def edges(manifests: list[Manifest], experiments: list[Experiment]) -> pa.Table:
         for (kind, key), roles in parents.items()
         for role, parent in roles.items()
     )
-    return table(rows, kind="string", key="string", role="string", parent="string")
+    return table("kind key role parent", rows)
 
 
 def paper_results() -> pa.Table:
     text = (resources.files("storage") / "paper" / "results.csv").read_text(encoding="utf-8")
-    rows = [
-        {
-            **row,
-            "paper_table": row["table"],
-            "generation": int(row["generation"]),
-            "percent": float(row["percent"]),
-        }
+    rows = (
+        {**row, "paper_table": row["table"], "generation": int(row["generation"]), "percent": float(row["percent"])}
         for row in csv.DictReader(text.splitlines())
-    ]
-    return table(
-        rows,
-        paper_table="string",
-        dataset="string",
-        model="string",
-        generation="int",
-        method="string",
-        metric="string",
-        percent="double",
     )
+    return table("paper_table dataset model generation method metric percent", rows)

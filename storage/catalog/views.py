@@ -47,43 +47,22 @@ LATER_COLUMNS = frozenset({"split_text"})
 
 _RUN = "s.experiment, s.arm, s.seed, s.generation"
 
-# A view over `{source}` (the Parquet files, with `filename`), `files` and `stages`.
+# Columns of views over Parquet files (`r`), the list of `files` and the `stages` that made them.
 _PARQUET_VIEWS = {
-    "stage_metrics": f"""
-        SELECT {_RUN}, r.split, r.metric, r.value, r.count, f.key
-        FROM {{source}} r JOIN files f ON f.path = r.filename
-        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    "stage_metrics": f"{_RUN}, r.split, r.metric, r.value, r.count, f.key",
     # A stage of such a class holds many generations, so a row says which it is of.
-    "family_metrics": """
-        SELECT s.experiment, s.arm, s.seed, r.generation, NULL AS split, r.metric, r.value, r.count, f.key
-        FROM {source} r JOIN files f ON f.path = r.filename
-        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
-    "scores": f"""
-        SELECT {_RUN}, r.question, r.document, r.split, r.logp_true, r.logp_false, r.correct, f.key
-        FROM {{source}} r JOIN files f ON f.path = r.filename
-        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
-    "questions": """
-        SELECT s.experiment, r.question, r.document, r.split, r.context, r.true_answer, r.false_answer, f.key
-        FROM {source} r JOIN files f ON f.path = r.filename
-        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
-    "confidence": f"""
-        SELECT {_RUN}, r.model, r.text, r.low, r.high, r.count, f.key
-        FROM {{source}} r JOIN files f ON f.path = r.filename
-        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
-    "benchmark_items": f"""
-        SELECT {_RUN}, r.benchmark, r.task, r.item, r.filter, r.metric, r.value, r.target, r.answer, f.key
-        FROM {{source}} r JOIN files f ON f.path = r.filename
-        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+    "family_metrics": "s.experiment, s.arm, s.seed, r.generation, NULL AS split, r.metric, r.value, r.count, f.key",
+    "scores": f"{_RUN}, r.question, r.document, r.split, r.logp_true, r.logp_false, r.correct, f.key",
+    "questions": "s.experiment, r.question, r.document, r.split, r.context, r.true_answer, r.false_answer, f.key",
+    "confidence": f"{_RUN}, r.model, r.text, r.low, r.high, r.count, f.key",
+    "benchmark_items": f"{_RUN}, r.benchmark, r.task, r.item, r.filter, r.metric, r.value, r.target, r.answer, f.key",
     # One row a document of a split version, with its token ids: what `documents` and `tokens` are made of. DuckDB may
     # compute a branch of CASE for rows that do not take it, here of files without a number: hence TRY_CAST.
-    "split_text": f"""
-        SELECT {_RUN},
+    "split_text": f"""{_RUN},
             CASE WHEN f.kind = 'corpus' THEN TRY_CAST(regexp_extract(f.name, '(\\d+)', 1) AS INTEGER)
                  ELSE s.split END AS split,
             CASE WHEN f.kind = 'corpus' THEN 0 ELSE s.version END AS version,
-            r.document, r.position, r.text, r.tokens, r.kept, r.same, r.accepted, f.key
-        FROM {{source}} r JOIN files f ON f.path = r.filename
-        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key""",
+            r.document, r.position, r.text, r.tokens, r.kept, r.same, r.accepted, f.key""",
 }
 
 # Views over tables and other views.
@@ -171,7 +150,9 @@ def parquet_view(name: str, addresses: Sequence[str]) -> str:
         read = f"read_parquet([{files}], filename = true{', union_by_name = true' if later else ''})"
         # a column that none of the files has yet comes from the empty row set, as null
         source = f"(FROM {source} UNION ALL BY NAME FROM {read})" if later else read
-    return f"CREATE VIEW {name} AS {_PARQUET_VIEWS[name].format(source=source)}"
+    return f"""CREATE VIEW {name} AS SELECT {_PARQUET_VIEWS[name]}
+        FROM {source} r JOIN files f ON f.path = r.filename
+        LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key"""
 
 
 def literal_glob(path: str) -> str:

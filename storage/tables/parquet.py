@@ -18,75 +18,38 @@ if TYPE_CHECKING:
 # Column → (Arrow type, may be null). Spelled as text so that this module opens without pyarrow.
 Columns = dict[str, tuple[str, bool]]
 
+
+def _columns(text: str) -> Columns:
+    """From `name type, …`; a question mark after the type says that a value may be null."""
+    pairs = (column.split() for column in text.split(","))
+    return {name: (kind.rstrip("?"), kind.endswith("?")) for name, kind in pairs}
+
+
 # Text before it is tokenised and cut.
-DOCUMENTS: Columns = {
-    "document": ("string", False),
-    "text": ("string", False),
-    "source": ("string", True),
-}
+DOCUMENTS = _columns("document string, text string, source string?")
 # One document of a split. `kept`: tokens equal to the version before; for real text, all of them. `same`: which ones
 # they are, token by token; null for real text, and in files that were written before the column was there.
 # `accepted`: tokens that the aligned engine took over from its draft; null where nothing was drafted.
-SPLIT_TEXT: Columns = {
-    "document": ("string", False),
-    "position": ("int64", False),
-    "text": ("string", False),
-    "tokens": ("list<int32>", False),
-    "kept": ("int32", False),
-    "same": ("list<bool>", True),
-    "accepted": ("int32", True),
-}
+SPLIT_TEXT = _columns(
+    "document string, position int64, text string, tokens list<int32>, kept int32, same list<bool>?, accepted int32?"
+)
 # KR-test items; `split` is null as long as the corpus is not cut.
-QUESTIONS: Columns = {
-    "question": ("string", False),
-    "document": ("string", False),
-    "split": ("int32", True),
-    "context": ("string", False),
-    "true_answer": ("string", False),
-    "false_answer": ("string", False),
-}
+QUESTIONS = _columns(
+    "question string, document string, split int32?, context string, true_answer string, false_answer string"
+)
 # One KR-test item scored by one model; natural logarithms.
-SCORES: Columns = {
-    "question": ("string", False),
-    "document": ("string", False),
-    "split": ("int32", True),
-    "logp_true": ("float64", False),
-    "logp_false": ("float64", False),
-    "correct": ("bool", False),
-}
+SCORES = _columns("question string, document string, split int32?, logp_true float64, logp_false float64, correct bool")
 # Long form; `split` is null for a metric over all splits. `value` may be NaN, never null.
-METRICS: Columns = {
-    "metric": ("string", False),
-    "split": ("int32", True),
-    "value": ("float64", False),
-    "count": ("int64", False),
-}
+METRICS = _columns("metric string, split int32?, value float64, count int64")
 # The same for a family, whose stages may compute many generations; `count`: items or replicates it is the mean of.
-FAMILY_METRICS: Columns = {
-    "generation": ("int32", False),
-    "metric": ("string", False),
-    "value": ("float64", False),
-    "count": ("int64", False),
-}
+FAMILY_METRICS = _columns("generation int32, metric string, value float64, count int64")
 # A histogram of p, the probability of the token that comes: `count` of them in (low, high].
-CONFIDENCE: Columns = {
-    "model": ("string", False),
-    "text": ("string", False),
-    "low": ("float64", False),
-    "high": ("float64", False),
-    "count": ("int64", False),
-}
+CONFIDENCE = _columns("model string, text string, low float64, high float64, count int64")
 # One item of a benchmark under one metric; `filter` is lm-eval's, which reads the answer out of generated text.
-BENCHMARK_ITEMS: Columns = {
-    "benchmark": ("string", False),
-    "task": ("string", False),
-    "item": ("int64", False),
-    "filter": ("string", False),
-    "metric": ("string", False),
-    "value": ("float64", False),
-    "target": ("string", True),
-    "answer": ("string", True),
-}
+BENCHMARK_ITEMS = _columns(
+    "benchmark string, task string, item int64, filter string, metric string, value float64, "
+    "target string?, answer string?"
+)
 SCHEMAS: dict[str, Columns] = {
     "documents": DOCUMENTS,
     "split-text": SPLIT_TEXT,
@@ -110,16 +73,12 @@ def arrow_schema(name: str) -> pa.Schema:
 
     if name not in SCHEMAS:
         raise ValueError(f"schema = {name!r}: one of {', '.join(SCHEMAS)}")
-    types = {
-        "string": pa.string(),
-        "int32": pa.int32(),
-        "int64": pa.int64(),
-        "float64": pa.float64(),
-        "bool": pa.bool_(),
-        "list<int32>": pa.list_(pa.int32()),
-        "list<bool>": pa.list_(pa.bool_()),
-    }
-    return pa.schema([pa.field(c, types[t], nullable=n) for c, (t, n) in SCHEMAS[name].items()])
+
+    def arrow(kind: str) -> pa.DataType:
+        inner = kind.removeprefix("list<").removesuffix(">")
+        return pa.type_for_alias(kind) if inner == kind else pa.list_(pa.type_for_alias(inner))
+
+    return pa.schema([pa.field(c, arrow(t), nullable=n) for c, (t, n) in SCHEMAS[name].items()])
 
 
 def write_table(
