@@ -150,7 +150,7 @@ def compare(
             on_model=lambda done, total, name: status.update(f"{done + 1} of {total} models: {name}"),
         )
     if as_json:
-        typer.echo(json.dumps(comparison.to_json(), indent=2))
+        typer.echo(json.dumps(asdict(comparison), indent=2))
     else:
         _show_comparison(comparison)
 

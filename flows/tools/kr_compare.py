@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,6 @@ class Comparison:
     sets: list[dict[str, Any]]
     rows: list[dict[str, Any]]
     agreements: list[Agreement]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "sets": self.sets,
-            "rows": self.rows,
-            "agreements": [asdict(agreement) for agreement in self.agreements],
-        }
 
 
 def compare(
@@ -129,7 +122,7 @@ def question_sets(
     split_of = {
         document: int(path.stem.rpartition("-")[2])
         for path in corpus.files("split-*.parquet")
-        for document in parquet.read_table_columns(path, ["document"])["document"]
+        for document in parquet.iter_column(path, "document")
     }
     experiments_own = [_of_corpus(corpus)] if len(files) == 1 else []
     return experiments_own + [_from_file(path, record, stage, split_of) for path in files]

@@ -9,7 +9,7 @@ from typing import Any
 
 from fortifai_core.errors import StageFailed
 from storage.store import durable
-from storage.store.locks import Held
+from storage.store.locks import Lease
 from storage.store.manifest import Manifest, now
 from storage.store.remote import Remote
 from storage.store.tree import Artifact, Tree
@@ -25,7 +25,7 @@ class Draft:
     """
 
     def __init__(
-        self, tree: Tree, remote: Remote | None, kind: str, key: str, *, held: Held, found: Artifact | None
+        self, tree: Tree, remote: Remote | None, kind: str, key: str, *, held: Lease | None, found: Artifact | None
     ) -> None:
         self.kind, self.key, self.found = kind, key, found
         self.path = tree.draft(kind, key)
@@ -72,10 +72,11 @@ class Draft:
             seconds=time.monotonic() - self._started if seconds is None else seconds,
         )
         manifest.to_json()  # what cannot be encoded is refused before anything is moved
-        self._held.check()
+        if self._held is not None:  # a file lock cannot be lost while its owner lives
+            self._held.check()
         with durable.naming_full_disk(self.path):
             artifact = self._tree.commit(self.path, manifest)
-        if self._remote is not None:
+        if self._remote is not None and self._held is not None:
             self._held.check()
             self._remote.upload(artifact)
         durable.remove_tree(self._tree.workspace(self.kind, self.key))

@@ -19,37 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from fortifai_core.errors import StageFailed, StoreError
 
+if TYPE_CHECKING:
+    from storage.store.remote import Remote
+
 log = logging.getLogger("fortifai.storage")
-
-
-class Held(Protocol):
-    """A lock in our hands."""
-
-    def check(self) -> None:
-        """Raise `StageFailed` when the lock was lost while we held it."""
-
-
-class LeaseObjects(Protocol):
-    """What a lease needs of an object store. Names are relative to the store."""
-
-    def create(self, name: str, data: bytes) -> bool:
-        """Create an object; False when there is one already."""
-
-    def write(self, name: str, data: bytes) -> None:
-        """Create or overwrite an object."""
-
-    def read(self, name: str) -> bytes | None:
-        """An object's bytes, or None when there is none."""
-
-    def names(self, directory: str) -> list[str]:
-        """The last parts of the names below a directory."""
-
-    def delete(self, name: str) -> None:
-        """Delete an object if it is there."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +38,8 @@ class LeaseTimes:
     poll: float = 2.0
 
 
-class _LocalHold:
-    def check(self) -> None:
-        """A file lock cannot be lost while its owner lives."""
-
-
 @contextmanager
-def file_lock(path: Path, *, what: str) -> Iterator[Held]:
+def file_lock(path: Path, *, what: str) -> Iterator[None]:
     """Hold the lock file `path`, waiting for it as long as it takes; the system releases it when this process dies.
 
     Args:
@@ -90,7 +62,7 @@ def file_lock(path: Path, *, what: str) -> Iterator[Held]:
         remedy = "choose a place where you may read and write"
         raise StoreError(str(path), error.strerror or str(error), remedy) from error
     try:
-        yield _LocalHold()
+        yield
     finally:
         lock.release()
 
@@ -99,7 +71,7 @@ def file_lock(path: Path, *, what: str) -> Iterator[Held]:
 class Lease:
     """Our number in a lease's series, kept alive by a thread."""
 
-    objects: LeaseObjects
+    objects: Remote
     directory: str
     number: int
     owner: str
@@ -157,13 +129,7 @@ class Lease:
 
 
 @contextmanager
-def lease(
-    objects: LeaseObjects,
-    directory: str,
-    *,
-    what: str,
-    times: LeaseTimes | None = None,
-) -> Iterator[Held]:
+def lease(objects: Remote, directory: str, *, what: str, times: LeaseTimes | None = None) -> Iterator[Lease]:
     """Hold the lease `directory` on object storage, waiting for it as long as it takes.
 
     Args:
@@ -183,7 +149,7 @@ def lease(
         held.release()
 
 
-def _acquire(objects: LeaseObjects, directory: str, owner: str, what: str, times: LeaseTimes) -> Lease:
+def _acquire(objects: Remote, directory: str, owner: str, what: str, times: LeaseTimes) -> Lease:
     told = False
     seen: tuple[int, bytes | None] = (-1, None)
     since = time.monotonic()
@@ -201,7 +167,7 @@ def _acquire(objects: LeaseObjects, directory: str, owner: str, what: str, times
         time.sleep(0 if free else times.poll)
 
 
-def _claim(objects: LeaseObjects, directory: str, number: int, owner: str) -> bool:
+def _claim(objects: Remote, directory: str, number: int, owner: str) -> bool:
     name, record = f"{directory}/{number:08d}", _record(owner, 0, over=False)
     if not objects.create(name, record):
         return False
@@ -217,7 +183,7 @@ def _claim(objects: LeaseObjects, directory: str, number: int, owner: str) -> bo
     return True
 
 
-def _numbers(objects: LeaseObjects, directory: str) -> list[int]:
+def _numbers(objects: Remote, directory: str) -> list[int]:
     return [int(name) for name in objects.names(directory) if name.isdigit()]
 
 

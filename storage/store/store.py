@@ -16,7 +16,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 from fortifai_core.errors import ArtifactDamaged, StoreError
 from storage.store import durable
 from storage.store.draft import Draft
-from storage.store.locks import Held, LeaseTimes, file_lock, lease
+from storage.store.locks import Lease, LeaseTimes, file_lock, lease
 from storage.store.manifest import Manifest
 from storage.store.remote import Remote, cache_directory
 from storage.store.tree import Artifact, Tree
@@ -327,14 +327,14 @@ class ArtifactStore:
             raise StoreError(self.url, str(blocked), f"make it writable; damage was found: {damage}") from damage
 
     @contextmanager
-    def _locked(self, kind: str, key: str) -> Iterator[Held]:
+    def _locked(self, kind: str, key: str) -> Iterator[Lease | None]:
         what = f"{kind} {key[:12]}"
-        with ExitStack() as stack:
-            held = stack.enter_context(file_lock(self.tree.lock(kind, key), what=what))
-            if self.remote is not None:
-                directory = f"locks/{kind}-{key}"
-                held = stack.enter_context(lease(self.remote, directory, what=what, times=self.lease_times))
-            yield held
+        with file_lock(self.tree.lock(kind, key), what=what):
+            if self.remote is None:
+                yield None
+                return
+            with lease(self.remote, f"locks/{kind}-{key}", what=what, times=self.lease_times) as held:
+                yield held
 
 
 def _compare(manifest: Manifest, sizes: Mapping[str, int]) -> None:

@@ -133,10 +133,21 @@ def read_rows(
     Raises:
         ArtifactDamaged: a file is missing, unreadable, lacks a column, or has no rows.
     """
-    rows: list[dict[str, Any]] = []
+    return list(iter_rows(paths, columns=columns))
+
+
+def iter_rows(
+    paths: str | Path | Iterable[str | Path], *, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """As `read_rows`, one after the other; memory holds one row group."""
     for batch in _batches(paths, columns=columns):
-        rows.extend(batch.to_pylist())
-    return rows
+        yield from batch.to_pylist()
+
+
+def iter_column(paths: str | Path | Iterable[str | Path], name: str) -> Iterator[Any]:
+    """One column of one or several files, value by value. Raises as `read_rows`."""
+    for batch in _batches(paths, columns=[name]):
+        yield from batch.column(name).to_pylist()
 
 
 def read_table_columns(paths: str | Path | Iterable[str | Path], columns: Sequence[str]) -> dict[str, list[Any]]:

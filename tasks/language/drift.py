@@ -128,9 +128,8 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[list[dict[str, Any]], 
     trained_on = (tokens for text in spec.text for tokens in _tokens(context, text))
     # as in training, where documents stand in one stream
     packed = pack(trained_on, sequence_length=length, end_of_text=tokenizer.eos_token_id)
-    validation = parquet.iter_batches(context.artifact(spec.corpus).file("validation.parquet"), columns=["tokens"])
     texts = {
-        "real": sample("real", (tokens for batch in validation for tokens in batch["tokens"])),
+        "real": sample("real", parquet.iter_column(context.artifact(spec.corpus).file("validation.parquet"), "tokens")),
         "seen": sample("seen", packed),
         "self": sample("self", rewritten),
     }
@@ -186,14 +185,11 @@ def _documents(
     context: Context[DriftSpec], text: VersionedText, columns: list[str] | None = None
 ) -> Iterator[dict[str, Any]]:
     names = columns or ["document", "text", "tokens"]
-    for batch in parquet.iter_batches(text_files(context, context.spec.corpus, text), columns=names):
-        for values in zip(*(batch[name] for name in names), strict=True):
-            yield dict(zip(names, values, strict=True))
+    return parquet.iter_rows(text_files(context, context.spec.corpus, text), columns=names)
 
 
 def _tokens(context: Context[DriftSpec], text: VersionedText) -> Iterator[list[int]]:
-    for row in _documents(context, text, columns=["tokens"]):
-        yield row["tokens"]
+    return parquet.iter_column(text_files(context, context.spec.corpus, text), "tokens")
 
 
 def entities_by_document(corpus: Corpus, *, splits: int, world: int) -> dict[str, Entity]:

@@ -54,7 +54,7 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
                 metrics.append(_metric(f"kr-split-{split}", retention(of_split), split, len(of_split)))
         metrics.append(_metric("kr-total", retention(scores), None, len(scores)))
     if spec.perplexity:
-        tokens = parquet.read_table_columns(corpus.file("validation.parquet"), ["tokens"])["tokens"]
+        tokens = list(parquet.iter_column(corpus.file("validation.parquet"), "tokens"))
         value, count = perplexity(
             model,
             tokens,

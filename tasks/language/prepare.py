@@ -54,10 +54,7 @@ def build_tokenizer(context: Context[TokenizerSpec]) -> dict[str, Any]:
     from fortifai_core.corpus.tokenization import train_tokenizer
 
     texts = context.artifact(context.spec.pretraining).file("pretraining.parquet")
-    tokenizer = train_tokenizer(
-        (text for batch in parquet.iter_batches(texts, columns=["text"]) for text in batch["text"]),
-        vocabulary=context.spec.vocabulary,
-    )
+    tokenizer = train_tokenizer(parquet.iter_column(texts, "text"), vocabulary=context.spec.vocabulary)
     tokenizer.save_pretrained(context.directory)
     return {"vocabulary": len(tokenizer)}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from fortifai_core.language.rewriting.blocks import Rewriting, Statistics, TokenisedDocument, plan_blocks
@@ -17,13 +16,6 @@ from tasks.language.specs import RegenerateSpec
 # Positions of keys and values that a row of `runtime.inference_batch` stands for: with the default of 256 rows, the
 # aligned engine has 32,768 of them in memory.
 POSITIONS = 128
-
-
-def _rows(paths: list[Path], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    for batch in parquet.iter_batches(paths, columns=columns):
-        names = list(batch)
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(names, values, strict=True))
 
 
 class _Progress:
@@ -112,9 +104,10 @@ def build_split(context: Context[RegenerateSpec]) -> dict[str, Any]:
     # unit, and with contexts that run across documents everything is one part
     limit = context.runtime.shard_blocks * config.block_tokens
     groups = _groups(
-        _rows(paths, columns=["document", "position", "tokens"]), tokens=limit if not config.across_documents else 2**62
+        parquet.iter_rows(paths, columns=["document", "position", "tokens"]),
+        tokens=limit if not config.across_documents else 2**62,
     )
-    total = sum(len(row["tokens"]) for row in _rows(paths, columns=["tokens"]))
+    total = sum(map(len, parquet.iter_column(paths, "tokens")))
     parts = context.workspace / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     # parts of an attempt by older code lack columns
@@ -146,13 +139,13 @@ def build_split(context: Context[RegenerateSpec]) -> dict[str, Any]:
             parquet.write_table(path, rows, schema="split-text")
         seen += sum(len(row["tokens"]) for row in group)
         asked += due
-        for row in _rows([path], columns=["tokens", "kept", "accepted"]):
+        for row in parquet.iter_rows([path], columns=["tokens", "kept", "accepted"]):
             synthetic.add(row["tokens"])
             changed += len(row["tokens"]) - row["kept"]
             accepted += row["accepted"] or 0
     for path in sorted(parts.glob("part-*.parquet")):
         shutil.copyfile(path, context.directory / path.name)
-    for row in _rows([context.artifact(spec.corpus).file(split_file(split))], columns=["tokens"]):
+    for row in parquet.iter_rows([context.artifact(spec.corpus).file(split_file(split))], columns=["tokens"]):
         real.add(row["tokens"])
     del model
     if torch.cuda.is_available():

@@ -63,10 +63,9 @@ def mutations(context: Context[ReportSpec], config: ExperimentConfig) -> tuple[M
 def _find(paths: Iterable[Path], names: set[str]) -> dict[str, Any] | None:
     """The first row about one of these documents; no more is read than needed."""
     for path in sorted(paths):
-        for batch in parquet.iter_batches(path, columns=["document", "text", "tokens"]):
-            for document, text, tokens in zip(batch["document"], batch["text"], batch["tokens"], strict=True):
-                if document in names:
-                    return {"document": document, "text": text, "tokens": tokens}
+        for row in parquet.iter_rows(path, columns=["document", "text", "tokens"]):
+            if row["document"] in names:
+                return row
     return None
 
 

@@ -35,11 +35,6 @@ def packed_rows(documents: Iterator[list[int]], *, path: Path, sequence_length: 
     return Dataset.from_file(str(path))
 
 
-def _tokens(paths: list[Path]) -> Iterator[list[int]]:
-    for batch in parquet.iter_batches(paths, columns=["tokens"]):
-        yield from batch["tokens"]
-
-
 def fetch_base(context: Context[PretrainedBaseSpec]) -> dict[str, Any]:
     """M_-1: a pretrained model copied into the store."""
     from storage.tables.models import fetch_model
@@ -77,7 +72,7 @@ def build_base(context: Context[BaseSpec]) -> dict[str, Any]:
         )
     )
     path = context.artifact(context.spec.pretraining).file("pretraining.parquet")
-    texts = parquet.read_table_columns(path, ["text"])["text"]
+    texts = list(parquet.iter_column(path, "text"))
     rows = packed_rows(
         iter(encode_documents(tokenizer, texts)),
         path=context.workspace / "pretraining.arrow",
@@ -112,7 +107,7 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     files = [(text, text_files(context, spec.corpus, text)) for text in spec.text]
     paths = [path for _, of_text in files for path in of_text]
     rows = packed_rows(
-        _tokens(paths),
+        parquet.iter_column(paths, "tokens"),
         path=context.workspace / "text.arrow",
         sequence_length=training.sequence_length,
         end_of_text=tokenizer.eos_token_id,
@@ -127,7 +122,7 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     validation = None
     if training.checkpoint == "best":
         validation = packed_rows(
-            _tokens([context.artifact(spec.corpus).file("validation.parquet")]),
+            parquet.iter_column(context.artifact(spec.corpus).file("validation.parquet"), "tokens"),
             path=context.workspace / "validation.arrow",
             sequence_length=training.sequence_length,
             end_of_text=tokenizer.eos_token_id,
@@ -135,7 +130,9 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     seed = derive_seed("train", spec.seed, spec.generation)
     metrics = _train(model, rows, context, training=training, loss=spec.loss, seed=seed, validation=validation)
     _save(model, context, tokenizer=previous.path / "tokenizer")
-    read = [(text.version, sum(len(tokens) for tokens in _tokens(of_text))) for text, of_text in files]
+    read = [
+        (text.version, sum(len(tokens) for tokens in parquet.iter_column(of_text, "tokens"))) for text, of_text in files
+    ]
     return {
         **metrics,
         "tokens-read": round(share * sum(tokens for _, tokens in read)),
