@@ -97,72 +97,44 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
     return session.remember(stage, outcome["metrics"])
 
 
-@task(
-    name="prepare",
-    task_run_name="{stage.label}",
-    tags=["prepare"],
-    persist_result=False,
+def _task(name: str, what: str, *, tag: str = "", label: str = "{stage.label}", **options: Any) -> Any:
+    """The task of one role, as the UI names and describes it; what it does follows from the stage that it is given."""
+    return task(
+        look_up_or_build,
+        name=name,
+        task_run_name=label,
+        tags=[tag or name],
+        description=what,
+        persist_result=False,
+        **options,
+    )
+
+
+prepare = _task(
+    "prepare",
+    "Read a corpus, train or fetch the tokenizer and the base model, cut the corpus into splits.",
     retries=3,
     retry_delay_seconds=exponential_backoff(backoff_factor=2),
     retry_jitter_factor=0.5,
     retry_condition_fn=_outside_trouble,
 )
-async def prepare(stage: Stage) -> Any:
-    """Read a corpus, train or fetch the tokenizer and the base model, cut the corpus into splits."""
-    return await look_up_or_build(stage)
-
-
-@task(name="train", task_run_name="{stage.label}", tags=["train"], persist_result=False)
-async def train(stage: Stage) -> Any:
-    """Train M_i: from M_(i-1) on the newest version of every split, or a family on what the regime gives it."""
-    return await look_up_or_build(stage)
-
-
-@task(name="regenerate", task_run_name="{stage.label}", tags=["regenerate"], persist_result=False)
-async def regenerate(stage: Stage) -> Any:
-    """Rewrite one split with M_i."""
-    return await look_up_or_build(stage)
-
-
-@task(name="evaluate", task_run_name="{stage.label}", tags=["evaluate"], persist_result=False)
-async def evaluate(stage: Stage) -> Any:
-    """Ask M_i the questions of all splits seen so far, and its perplexity on real text; or take a family's measures."""
-    return await look_up_or_build(stage)
-
-
-@task(name="time-to-failure", task_run_name="{stage.label}", tags=["failure"], persist_result=False)
-async def check_failure(stage: Stage) -> Any:
-    """Has the retention of split 0, or a family's measure, crossed its threshold by this generation?"""
-    return await look_up_or_build(stage)
-
-
-@task(name="drift", task_run_name="{stage.label}", tags=["drift"], persist_result=False)
-async def measure_drift(stage: Stage) -> Any:
-    """What became of the text that M_i rewrote, and how confident and how far from M_0 it is."""
-    return await look_up_or_build(stage)
-
-
-@task(name="benchmark", task_run_name="{stage.label}", tags=["benchmark"], persist_result=False)
-async def run_benchmark(stage: Stage) -> Any:
-    """One benchmark of lm-eval on M_i; its result is found again for the same weights, task and data."""
-    return await look_up_or_build(stage)
-
-
-@task(name="report", task_run_name="report", tags=["report"], persist_result=False)
-async def write_report(stage: Stage) -> Any:
-    """One HTML file: the table, the curves, the intervals."""
-    return await look_up_or_build(stage)
-
-
-__all__ = [
-    "check_failure",
+train = _task(
+    "train", "Train M_i: from M_(i-1) on the newest version of every split, or a family on what the regime gives it."
+)
+regenerate = _task("regenerate", "Rewrite one split with M_i.")
+evaluate = _task(
     "evaluate",
-    "look_up_or_build",
-    "measure_drift",
-    "prepare",
-    "reference",
-    "regenerate",
-    "run_benchmark",
-    "train",
-    "write_report",
-]
+    "Ask M_i the questions of all splits seen so far, and its perplexity on real text; or take a family's measures.",
+)
+check_failure = _task(
+    "time-to-failure",
+    "Has the retention of split 0, or a family's measure, crossed its threshold by this generation?",
+    tag="failure",
+)
+measure_drift = _task(
+    "drift", "What became of the text that M_i rewrote, and how confident and how far from M_0 it is."
+)
+run_benchmark = _task(
+    "benchmark", "One benchmark of lm-eval on M_i; its result is found again for the same weights, task and data."
+)
+write_report = _task("report", "One HTML file: the table, the curves, the intervals.", label="report")
