@@ -109,11 +109,7 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
             kind=one.kind,
             key=one.key,
             role=one.role,
-            arm=one.arm,
-            seed=one.seed,
-            generation=one.generation,
-            split=one.split,
-            version=one.version,
+            **one.place,
             parents={name: parent.key for name, parent in one.parents.items()},
         )
         for one in plan.uses()

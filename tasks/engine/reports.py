@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fortifai_core.report.data import Report
     from tasks.engine.context import Context
+    from tasks.engine.stages import Reference
+
+
+def environment(context: Context[Any], first: Reference, packages: Sequence[str], **more: str) -> dict[str, str]:
+    """Where the models were made, from the provenance of the `first` of them. `more`: fields to show besides."""
+    made = context.artifact(first).manifest.provenance
+    shown = [f"{name} {made['packages'][name]}" for name in packages if name in made.get("packages", {})]
+    return {
+        "processor": f"{made.get('cpu', 'unknown')}, {made.get('cpu_count', '?')} cores",
+        **{title: str(made.get(field)) for title, field in more.items()},
+        "software": ", ".join([f"Python {made.get('python', '?')}", *shown]),
+        "code": str((made.get("git") or {}).get("revision", "not from a git checkout"))[:12],
+    }
 
 
 def write_report(context: Context[Any], report: Report) -> None:

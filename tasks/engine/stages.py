@@ -35,6 +35,7 @@ class Spec(Frozen):
         kind: of the artifact that it makes; by default the role.
         version: raise it when the builder's code changes what it makes: every artifact after it is rebuilt.
         builder: `module:function`, imported when a worker needs it.
+        keyed: the fields that enter the key as they are.
         verifies: whether the digests of what is read are checked first: what is trained on, or written with, must be
             what it says.
         waits: whether only the report needs the result, so that anything else gets a worker first.
@@ -44,6 +45,7 @@ class Spec(Frozen):
     kind: ClassVar[str] = ""
     version: ClassVar[int] = 1
     builder: ClassVar[str] = ""
+    keyed: ClassVar[tuple[str, ...]] = ()
     verifies: ClassVar[bool] = False
     waits: ClassVar[bool] = False
 
@@ -55,8 +57,8 @@ class Spec(Frozen):
                 raise TypeError(f"{cls.__name__}: role {cls.role} has version {ROLES[cls.role]} already")
 
     def content(self) -> dict[str, Any]:
-        """The settings that change the result, as JSON types: part of the key."""
-        raise TypeError(f"{type(self).__name__} does not say what its key holds")
+        """The settings that change the result, as JSON types: part of the key. By default the fields `keyed`."""
+        return self.model_dump(mode="json", include=set(self.keyed))
 
     def parents(self) -> dict[str, Reference]:
         """The artifacts that are read, under the names by which manifests know them: by default the fields' own."""
@@ -69,9 +71,14 @@ class Spec(Frozen):
 
 
 def references(value: Any, name: str = "") -> Iterator[tuple[str, Reference]]:
-    """Every reference inside a spec's fields, with the path of the field: `runs.0.steps.1.train`."""
+    """Every reference inside a spec's fields, with the path of the field: `runs.0.steps.1.train`.
+
+    What has `references` of its own says itself what it refers to, told under which name it stands.
+    """
     if isinstance(value, Reference):
         yield name, value
+    elif hasattr(value, "references"):
+        yield from value.references(name)
     elif isinstance(value, Frozen):
         for field in type(value).model_fields:
             yield from references(getattr(value, field), f"{name}.{field}" if name else field)
@@ -136,11 +143,15 @@ class Stage:
         """Whose it is, as people read it: `tce-0.9 · seed 1`, or `shared`."""
         return "shared" if self.arm is None else f"{self.arm} · seed {self.seed}"
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it stands in the experiment."""
+        return {name: getattr(self, name) for name in ("arm", "seed", "generation", "split", "version")}
+
     def to_json(self) -> dict[str, Any]:
         """For a worker's pipe."""
-        place = {name: getattr(self, name) for name in ("arm", "seed", "generation", "split", "version")}
-        kind = type(self.spec)
-        return {"spec": f"{kind.__module__}:{kind.__name__}", "values": self.spec.model_dump(mode="json"), **place}
+        kind, values = type(self.spec), self.spec.model_dump(mode="json")
+        return {"spec": f"{kind.__module__}:{kind.__name__}", "values": values, **self.place}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Stage:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from fortifai_core.families.base import Arrays, Generation, Results, Run
 from fortifai_core.families.registry import FamilyExperiment, draw
 from storage.tables.arrays import read_arrays
 from tasks.engine.context import Context
-from tasks.engine.reports import write_report
+from tasks.engine.reports import environment, write_report
 from tasks.families.builders import DATA, read_metrics, read_models, read_sample
 from tasks.families.specs import ReportSpec, RunResults
 
@@ -18,18 +19,20 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
     from fortifai_core.report.family_analysis import FamilyReport
 
     config = FamilyExperiment.model_validate(context.spec.config)
-    ordered = sorted(context.spec.runs, key=lambda run: _order(config, run))
+    order = itertools.product(config.arm_labels, config.seeds)
+    runs = {(run.arm, run.seed): run for run in context.spec.runs}
     results = Results(
         config=config.family,
         arms=tuple(config.arm_labels),
         real=_real(context),
-        runs=tuple(_run(context, config, run) for run in ordered),
+        runs=tuple(_run(context, config, run) for run in map(runs.__getitem__, order)),
     )
+    first = context.spec.runs[0].segments[0].segment
     report = FamilyReport(
         experiment=config.name,
         config=context.spec.config,
         command=context.spec.command,
-        environment=_environment(context),
+        environment=environment(context, first, ("numpy", "scikit-learn", "torch")),
         results=results,
         figures=tuple(draw(results, context.directory / "figures")),
         failure=config.failure,
@@ -37,11 +40,6 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
     )
     write_report(context, report)
     return {}
-
-
-def _order(config: FamilyExperiment, run: RunResults) -> tuple[int, int]:
-    """Arms as configured, and within an arm the seeds."""
-    return config.arm_labels.index(run.arm), config.seeds.index(run.seed)
 
 
 def _real(context: Context[ReportSpec]) -> Arrays:
@@ -72,15 +70,3 @@ def _seconds(context: Context[ReportSpec]) -> dict[str, dict[str, float]]:
                     of_role = seconds.setdefault(role, {})
                     of_role[run.arm] = of_role.get(run.arm, 0.0) + context.artifact(reference).manifest.seconds
     return seconds
-
-
-def _environment(context: Context[ReportSpec]) -> dict[str, str]:
-    """Where the models were fitted, from the provenance of the first of them."""
-    provenance = context.artifact(context.spec.runs[0].segments[0].segment).manifest.provenance
-    packages = provenance.get("packages", {})
-    shown = [f"{name} {packages[name]}" for name in ("numpy", "scikit-learn", "torch") if name in packages]
-    return {
-        "processor": f"{provenance.get('cpu', 'unknown')}, {provenance.get('cpu_count', '?')} cores",
-        "software": ", ".join([f"Python {provenance.get('python', '?')}", *shown]),
-        "code": str((provenance.get("git") or {}).get("revision", "not from a git checkout"))[:12],
-    }

@@ -36,6 +36,7 @@ class SegmentSpec(Spec):
     """
 
     role, kind, builder, verifies = "segment", "family-segment", "tasks.families.builders:build_segment", True
+    keyed = ("mask", "regime", "seed", "first", "last")
     family: AnyFamily
     mask: AnyMask
     regime: Literal["replace", "accumulate"]
@@ -49,14 +50,7 @@ class SegmentSpec(Spec):
     def content(self) -> dict[str, Any]:
         family = self.family
         read = set() if self.data is None else family.data_fields  # those enter by the data
-        return {
-            "family": family.model_dump(mode="json", exclude={"segment", *read}),
-            "mask": self.mask.model_dump(mode="json"),
-            "regime": self.regime,
-            "seed": self.seed,
-            "first": self.first,
-            "last": self.last,
-        }
+        return {**super().content(), "family": family.model_dump(mode="json", exclude={"segment", *read})}
 
     @property
     def detail(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
+from fortifai_core.config.corpus import AlmanacCorpus, MixtureCorpus
 from fortifai_core.config.experiment import Arm, ExperimentConfig
 from fortifai_core.config.failure_metrics import failure_metric
 from fortifai_core.config.loss import CustomLoss
@@ -69,30 +69,24 @@ def plan_experiment(config: ExperimentConfig, digests: Digests) -> Plan:
         for arm in config.resolved_arms()
     )
     shared = unique([*before, *checks, *(stage for pair in corpora.values() for stage in pair)])
-    return Plan(config, tuple(shared.values()), runs, _Reports(corpora).stage, *SHOWS)
+    return Plan(config, tuple(shared.values()), runs, _report, *SHOWS)
 
 
 def world_of(config: ExperimentConfig, seed: int) -> int:
     """The seed of the almanac's world in runs of `seed`; text that was read is the same for every seed."""
-    return seed if _has_almanac(config.corpus) else 0
-
-
-def _has_almanac(corpus: Corpus) -> bool:
-    parts = corpus.parts if isinstance(corpus, MixtureCorpus) else [corpus]
-    return any(isinstance(part, AlmanacCorpus) for part in parts)
+    parts = config.corpus.parts if isinstance(config.corpus, MixtureCorpus) else [config.corpus]
+    return seed if any(isinstance(part, AlmanacCorpus) for part in parts) else 0
 
 
 def _base_model(config: ExperimentConfig, digests: Digests) -> tuple[Stage, Stage, list[Stage]]:
     """Tokenizer and M_-1; and all stages that make them, in order."""
     model = config.model
     if isinstance(model, PretrainedModel):
-        identity: dict[str, Any] = {"identity": digests.model, "path": model.path, "revision": model.revision}
-        tokenizer = Stage(PretrainedTokenizerSpec(**identity))
-        base = Stage(PretrainedBaseSpec(**identity, dtype=model.dtype, tokenizer=tokenizer.reference))
+        chosen: dict[str, Any] = {"pretrained": digests.model, "path": model.path, "revision": model.revision}
+        tokenizer = Stage(PretrainedTokenizerSpec(**chosen))
+        base = Stage(PretrainedBaseSpec(**chosen, dtype=model.dtype, tokenizer=tokenizer.reference))
         return tokenizer, base, [tokenizer, base]
-    pretraining = Stage(
-        PretrainingSpec(corpus=config.corpus, digests=dict(digests.corpus), splits=config.splits),
-    )
+    pretraining = Stage(PretrainingSpec(corpus=config.corpus, digests=dict(digests.corpus), splits=config.splits))
     tokenizer = Stage(TokenizerSpec(vocabulary=model.vocabulary, pretraining=pretraining.reference))
     base = Stage(BaseSpec(model=model, pretraining=pretraining.reference, tokenizer=tokenizer.reference))
     return tokenizer, base, [pretraining, tokenizer, base]
@@ -100,14 +94,8 @@ def _base_model(config: ExperimentConfig, digests: Digests) -> tuple[Stage, Stag
 
 def _corpus(config: ExperimentConfig, digests: Digests, seed: int, tokenizer: Reference) -> tuple[Stage, Stage]:
     """The source of a seed's runs, and the same cut into splits."""
-    source = Stage(
-        SourceSpec(
-            corpus=config.corpus,
-            digests=dict(digests.corpus),
-            splits=config.splits,
-            world=world_of(config, seed),
-        )
-    )
+    world, files = world_of(config, seed), dict(digests.corpus)
+    source = Stage(SourceSpec(corpus=config.corpus, digests=files, splits=config.splits, world=world))
     return source, Stage(CorpusSpec(splits=config.splits, source=source.reference, tokenizer=tokenizer))
 
 
@@ -249,34 +237,22 @@ class _Run:
         )
 
 
-class _Reports:
-    """Makes the report's stage, for runs that went to their ends or were stopped."""
-
-    def __init__(self, corpora: Mapping[int, tuple[Stage, Stage]]) -> None:
-        self.corpora = corpora
-
-    def stage(self, plan: Plan, stopped: Stopped) -> Stage:
-        config = plan.config
-        assert isinstance(config, ExperimentConfig)
-        # an arm that is stopped rewrites nothing after the generation in which it failed, unless that is what it was
-        # judged by
-        early = failure_metric(config.failure.metric).role == "evaluate"
-        runs = []
-        for run in plan.runs:
-            last = stopped.get((run.arm, run.seed))
-            source, corpus = self.corpora[run.seed]
-            generations = tuple(_results(g, cut=early and g.last == last) for g in run.until(last))
-            runs.append(
-                RunResults(
-                    arm=run.arm,
-                    seed=run.seed,
-                    source=source.reference,
-                    corpus=corpus.reference,
-                    generations=generations,
-                )
-            )
-        command = f"fortifai resume {config.name}"
-        return Stage(ReportSpec(config=config.model_dump(mode="json"), command=command, runs=tuple(runs)))
+def _report(plan: Plan, stopped: Stopped) -> Stage:
+    """The report's stage, for runs that went to their ends or were stopped."""
+    config = plan.config
+    assert isinstance(config, ExperimentConfig)
+    # an arm that is stopped rewrites nothing after the generation in which it failed, unless that is what it was
+    # judged by
+    early = failure_metric(config.failure.metric).role == "evaluate"
+    runs = []
+    for run in plan.runs:
+        last, corpus = stopped.get((run.arm, run.seed)), run.data
+        assert corpus is not None and isinstance(corpus.spec, CorpusSpec)
+        generations = tuple(_results(g, cut=early and g.last == last) for g in run.until(last))
+        artifacts = {"source": corpus.spec.source, "corpus": corpus.reference}
+        runs.append(RunResults(arm=run.arm, seed=run.seed, generations=generations, **artifacts))
+    command = f"fortifai resume {config.name}"
+    return Stage(ReportSpec(config=config.model_dump(mode="json"), command=command, runs=tuple(runs)))
 
 
 def _results(generation: GenerationPlan, *, cut: bool) -> GenerationResults:

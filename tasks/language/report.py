@@ -9,29 +9,36 @@ from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.loss import TruncatedCrossEntropyLoss
 from storage.tables import parquet
 from tasks.engine.context import Context
-from tasks.engine.reports import write_report
-from tasks.language.specs import GenerationResults, ReportSpec, RunResults
+from tasks.engine.reports import environment, write_report
+from tasks.language.specs import GenerationResults, ReportSpec
 
 if TYPE_CHECKING:
-    from fortifai_core.report.data import ArmResult, GenerationResult, RunResult
+    from fortifai_core.report.data import GenerationResult
     from storage.store.store import Artifact
 
 
 def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
     """report.html, its figures (SVG, PNG) and tables (CSV, Parquet), and table.json for the terminal."""
     from fortifai_core.outcomes.paper import paper_time_to_failure, read_results
-    from fortifai_core.report.data import ReportData
+    from fortifai_core.report.data import ArmResult, ReportData, RunResult
     from tasks.language.report_mutation import mutations
 
     config = ExperimentConfig.model_validate(context.spec.config)
     with resources.as_file(resources.files("storage") / "paper" / "results.csv") as path:
         quoted = paper_time_to_failure(read_results(path))
+    arms = {label: list[RunResult]() for label in config.arm_labels}
+    for run in context.spec.runs:
+        generations = tuple(_generation(context, config, g) for g in run.generations)
+        arms[run.arm].append(RunResult(seed=run.seed, generations=generations))
+    first = context.spec.runs[0].generations[0].train
     data = ReportData(
         experiment=config.name,
         config=context.spec.config,
         command=context.spec.command,
-        environment=_environment(context),
-        arms=tuple(_arm(context, config, label) for label in config.arm_labels),
+        environment=environment(
+            context, first, ("torch", "transformers", "prefect"), **{"threads of a worker": "torch_threads"}
+        ),
+        arms=tuple(ArmResult(label=label, runs=tuple(runs)) for label, runs in arms.items()),
         notes=_notes(context),
         quoted=quoted,
         regime=config.regime,
@@ -42,19 +49,6 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
     )
     write_report(context, data)
     return {}
-
-
-def _arm(context: Context[ReportSpec], config: ExperimentConfig, arm: str) -> ArmResult:
-    from fortifai_core.report.data import ArmResult
-
-    runs = [run for run in context.spec.runs if run.arm == arm]
-    return ArmResult(label=arm, runs=tuple(_run(context, config, run) for run in runs))
-
-
-def _run(context: Context[ReportSpec], config: ExperimentConfig, run: RunResults) -> RunResult:
-    from fortifai_core.report.data import RunResult
-
-    return RunResult(seed=run.seed, generations=tuple(_generation(context, config, g) for g in run.generations))
 
 
 def _generation(context: Context[ReportSpec], config: ExperimentConfig, results: GenerationResults) -> GenerationResult:
@@ -114,19 +108,6 @@ def _live_fraction(config: ExperimentConfig, confidence: dict[tuple[str, str], l
 
 def _number(value: float | int | str | None) -> float | None:
     return None if value is None else float(value)
-
-
-def _environment(context: Context[ReportSpec]) -> dict[str, str]:
-    """Where the models were trained, from the provenance of the first of them."""
-    provenance = context.artifact(context.spec.runs[0].generations[0].train).manifest.provenance
-    packages = provenance.get("packages", {})
-    shown = [f"{name} {packages[name]}" for name in ("torch", "transformers", "prefect") if name in packages]
-    return {
-        "processor": f"{provenance.get('cpu', 'unknown')}, {provenance.get('cpu_count', '?')} cores",
-        "threads of a worker": str(provenance.get("torch_threads")),
-        "software": ", ".join([f"Python {provenance.get('python', '?')}", *shown]),
-        "code": str((provenance.get("git") or {}).get("revision", "not from a git checkout"))[:12],
-    }
 
 
 def _notes(context: Context[ReportSpec]) -> list[str]:

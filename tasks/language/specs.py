@@ -5,6 +5,7 @@ What was added to the configuration later is left out of a key where it says wha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from fortifai_core.config.corpus import AlmanacCorpus, Corpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
@@ -27,20 +28,15 @@ class VersionedText(NamedTuple):
     def name(self) -> str:
         return f"D{self.split}^({self.version})"
 
-
-def text_references(texts: tuple[VersionedText, ...]) -> dict[str, Reference]:
-    """The artifacts of the texts that models wrote, by name."""
-    return {text.name: text.artifact for text in texts if text.artifact is not None}
+    def references(self, place: str) -> Iterator[tuple[str, Reference]]:
+        """The artifact, if a model wrote it: one of several texts goes by its name, a single one by its field's."""
+        if self.artifact is not None:
+            yield (self.name if "." in place else place), self.artifact
 
 
 def text_content(texts: tuple[VersionedText, ...]) -> list[list[int]]:
     """Which texts, for a key; the artifacts' own keys stand among the parents."""
     return [[text.split, text.version] for text in texts]
-
-
-def named(**parents: Reference | None) -> dict[str, Reference]:
-    """The parents that there are."""
-    return {name: reference for name, reference in parents.items() if reference is not None}
 
 
 # ----------------------------------------------------------------------------------------- before any generation
@@ -94,61 +90,51 @@ class TokenizerSpec(Spec):
     """A tokenizer trained on the pretraining text."""
 
     role, builder = "tokenizer", "tasks.language.prepare:build_tokenizer"
+    keyed = ("vocabulary",)
     vocabulary: int
     pretraining: Reference
 
-    def content(self) -> dict[str, Any]:
-        return {"vocabulary": self.vocabulary}
-
 
 class PretrainedTokenizerSpec(Spec):
-    """The tokenizer of a pretrained model. `identity` stands for the model's files in keys."""
+    """The tokenizer of a pretrained model. `pretrained` stands for the model's files in keys."""
 
     role, builder = "tokenizer", "tasks.language.prepare:fetch_tokenizer"
-    identity: str
+    keyed = ("pretrained",)
+    pretrained: str
     path: str
     revision: str | None
-
-    def content(self) -> dict[str, Any]:
-        return {"pretrained": self.identity}
 
 
 class BaseSpec(Spec):
     """M_-1, made here from the pretraining text."""
 
     role, kind, builder, verifies = "base", "model", "tasks.language.train:build_base", True
+    keyed = ("model",)
     model: ScratchModel
     pretraining: Reference
     tokenizer: Reference
-
-    def content(self) -> dict[str, Any]:
-        return {"model": self.model.model_dump(mode="json")}
 
 
 class PretrainedBaseSpec(Spec):
     """M_-1, a pretrained model as it stands."""
 
     role, kind, builder, verifies = "base", "model", "tasks.language.train:fetch_base", True
-    identity: str
+    keyed = ("pretrained", "dtype")
+    pretrained: str
     dtype: str
     path: str
     revision: str | None
     tokenizer: Reference
-
-    def content(self) -> dict[str, Any]:
-        return {"pretrained": self.identity, "dtype": self.dtype}
 
 
 class CorpusSpec(Spec):
     """D_k^(0) for every k: the source tokenised and cut into equal splits."""
 
     role, builder = "corpus", "tasks.language.prepare:build_corpus"
+    keyed = ("splits",)
     splits: int
     source: Reference
     tokenizer: Reference
-
-    def content(self) -> dict[str, Any]:
-        return {"splits": self.splits}
 
 
 # ----------------------------------------------------------------------------------------- one generation
@@ -165,6 +151,7 @@ class TrainSpec(Spec):
     """
 
     role, kind, builder, verifies = "train", "model", "tasks.language.train:build_generation", True
+    keyed = ("training", "lora", "regime", "seed", "generation")
     loss: Loss
     loss_source: str | None
     training: Training
@@ -182,24 +169,14 @@ class TrainSpec(Spec):
         if isinstance(self.loss, CustomLoss):  # by what it computes, not by its label
             del loss["name"]
             loss["source"] = self.loss_source
-        return {
-            "loss": loss,
-            "training": self.training.model_dump(mode="json"),
-            "lora": self.lora.model_dump(mode="json") if self.lora else None,
-            "regime": self.regime.value,
-            "seed": self.seed,
-            "generation": self.generation,
-            "text": text_content(self.text),
-        }
-
-    def parents(self) -> dict[str, Reference]:
-        return named(model=self.model, base=self.base, corpus=self.corpus) | text_references(self.text)
+        return {**super().content(), "loss": loss, "text": text_content(self.text)}
 
 
 class RegenerateSpec(Spec):
     """D_k^(j+1): `text`, which is D_k^(j), rewritten by M_i."""
 
     role, kind, builder, verifies = "regenerate", "split", "tasks.language.regenerate:build_split", True
+    keyed = ("seed", "generation")
     regeneration: Regeneration
     seed: int
     generation: int
@@ -209,12 +186,8 @@ class RegenerateSpec(Spec):
     text: VersionedText
 
     def content(self) -> dict[str, Any]:
-        return {
-            "regeneration": self._settings(),
-            "seed": self.seed,
-            "generation": self.generation,
-            "text": [self.text.split, self.text.version],
-        }
+        text = [self.text.split, self.text.version]
+        return {**super().content(), "regeneration": self._settings(), "text": text}
 
     def _settings(self) -> dict[str, Any]:
         """Without the options that this decoding and these contexts do not read."""
@@ -233,9 +206,6 @@ class RegenerateSpec(Spec):
             del content["beams"]
         return content
 
-    def parents(self) -> dict[str, Reference]:
-        return named(model=self.model, base=self.base, corpus=self.corpus, text=self.text.artifact)
-
 
 class DriftSpec(Spec):
     """What became of the text that M_i rewrote, and of M_i itself.
@@ -250,6 +220,7 @@ class DriftSpec(Spec):
     """
 
     role, builder, waits = "drift", "tasks.language.drift:build_drift", True
+    keyed = ("gamma", "sample", "window")
     gamma: float | None
     sample: int
     window: int
@@ -264,17 +235,8 @@ class DriftSpec(Spec):
     world: int
 
     def content(self) -> dict[str, Any]:
-        return {
-            "gamma": self.gamma,
-            "sample": self.sample,
-            "window": self.window,
-            "text": text_content(self.text),
-            "rewritten": text_content(self.rewritten),
-        }
-
-    def parents(self) -> dict[str, Reference]:
-        models = named(model=self.model, first=self.first, base=self.base, corpus=self.corpus)
-        return models | text_references(self.text) | text_references(self.rewritten)
+        texts = {"text": text_content(self.text), "rewritten": text_content(self.rewritten)}
+        return super().content() | texts
 
 
 def gamma_of(loss: Loss) -> float | None:
@@ -297,14 +259,12 @@ class EvaluateSpec(Spec):
         measured = {"kr_score": self.kr_score, "perplexity": self.perplexity}
         return {"evaluation": measured, "splits": list(self.splits)}
 
-    def parents(self) -> dict[str, Reference]:
-        return named(model=self.model, base=self.base, corpus=self.corpus)
-
 
 class FailureSpec(Spec):
     """Whether the run has failed by now. `measured`: what holds the metric, generation by generation."""
 
     role, builder = "failure", "tasks.language.failure:build_failure"
+    keyed = ("threshold", "regime")
     metric: str
     threshold: float
     regime: Regime
@@ -312,7 +272,7 @@ class FailureSpec(Spec):
 
     def content(self) -> dict[str, Any]:
         judged = {} if self.metric == DEFAULT else {"metric": self.metric}
-        return {"threshold": self.threshold, "regime": self.regime.value, **judged}
+        return super().content() | judged
 
     def parents(self) -> dict[str, Reference]:
         return {f"g{generation}": reference for generation, reference in enumerate(self.measured)}
@@ -364,9 +324,6 @@ class BenchmarkSpec(Spec):
 
     def content(self) -> dict[str, Any]:
         return self.task.content()
-
-    def parents(self) -> dict[str, Reference]:
-        return named(model=self.model, base=self.base)
 
     @property
     def detail(self) -> str:
