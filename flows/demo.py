@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from flows.load import load_any_config
-from flows.local import execute, print_results, report_folder, spent
+from flows.local import execute, print_results, read_report, spent
 from flows.prepare import prepare_experiment
-from fortifai_core.errors import StoreError
 from fortifai_core.report.demo import DemoPart, demo_page
 from storage.store import durable
 from storage.store.experiments import load_experiment
@@ -40,11 +38,7 @@ def run_demo(
     outcomes = [execute(one, console, resume="fortifai demo") for one in prepared]
     shown = []
     for one, (_, question, figures) in zip(prepared, parts, strict=True):
-        record = load_experiment(one.store, one.record_id)
-        folder = report_folder(one.store, record)
-        if folder is None:
-            raise StoreError("experiment", record.label, "its report is gone; run `fortifai demo` again")
-        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        table, folder = read_report(one.store, load_experiment(one.store, one.record_id))
         shown.append(DemoPart(question, table, tuple(_figures(folder, figures)), folder / "report.html"))
     for part in shown:
         console.print(f"\n[bold reverse] {part.question} [/]", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from flows.embedded import configured_api, prefect_api_beside, sigterm_as_interr
 from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import TerminalReporter
 from flows.workers import workers
-from fortifai_core.errors import FortifaiError
+from fortifai_core.errors import FortifaiError, InputError
 from storage.store.experiments import Experiment, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
 from storage.store.tree import Artifact
@@ -122,35 +123,24 @@ async def _with_server(prepared: Prepared, reporter: TerminalReporter) -> dict[s
         return await run(prepared, reporter, pool)
 
 
-def report_folder(store: ArtifactStore, record: Experiment) -> Path | None:
-    """Where the report of a finished experiment lies."""
-    for stage in reversed(record.stages):
-        if stage.role == "report":
-            artifact = store.find(stage.kind, stage.key)
-            return artifact.path if artifact else None
-    return None
+def read_report(store: ArtifactStore, record: Experiment) -> tuple[dict[str, Any], Path]:
+    """The report's table.json, and the folder in which it and report.html lie.
 
-
-def results_table(store: ArtifactStore, record: Experiment) -> tuple[list[str], list[list[str]], Path]:
-    """Headers and rows as the terminal shows them, and the path of the HTML report."""
-    import json
-
-    from fortifai_core.errors import InputError
-
-    folder = report_folder(store, record)
-    if folder is None:
+    Raises:
+        InputError: the experiment has no report yet.
+    """
+    reports = [store.find(stage.kind, stage.key) for stage in record.stages if stage.role == "report"]
+    if not reports or reports[-1] is None:
         raise InputError("experiment", record.label, f"has no report yet; `fortifai resume {record.label}` finishes it")
-    table = json.loads((folder / "table.json").read_text())
-    return table["headers"], table["rows"], folder / "report.html"
+    folder = reports[-1].path
+    return json.loads((folder / "table.json").read_text(encoding="utf-8")), folder
 
 
 def print_outcome(store: ArtifactStore, record: Experiment, console: Console) -> None:
     """The experiment's table, its headline, and where its report lies."""
-    import json
-
-    path = results_table(store, record)[2]
-    print_results(json.loads((path.parent / "table.json").read_text(encoding="utf-8")), console)
-    console.print(f"\nreport: {path}", soft_wrap=True)
+    table, folder = read_report(store, record)
+    print_results(table, console)
+    console.print(f"\nreport: {folder / 'report.html'}", soft_wrap=True)
 
 
 def print_results(summary: dict[str, Any], console: Console) -> None:

@@ -157,7 +157,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Print the table of a finished experiment, and where its report lies; `--out` copies all of it."""
-    from flows.local import print_outcome, results_table
+    from flows.local import print_outcome, read_report
     from flows.prepare import open_store
     from flows.tools.exporting import export_report
     from storage.store.experiments import load_experiment
@@ -166,9 +166,9 @@ def report(
     record = load_experiment(opened, experiment)
     copied = export_report(opened, record, target=target) if target is not None else None
     if as_json:
-        headers, rows, path = results_table(opened, record)
-        place = copied / path.name if copied is not None else path
-        show_json({"experiment": record.label, "report": str(place), "headers": headers, "rows": rows})
+        table, folder = read_report(opened, record)
+        shown = {name: table[name] for name in ("headers", "rows")}
+        show_json({"experiment": record.label, "report": str((copied or folder) / "report.html"), **shown})
         return
     print_outcome(opened, record, out)
     if copied is not None:

@@ -107,9 +107,9 @@ def locate(store: ArtifactStore, what: str) -> Path | str:
 
         return rebuild_catalog(store)
     if what == "report":
-        from flows.local import results_table
+        from flows.local import read_report
 
-        return results_table(store, load_experiment(store, "latest"))[2]
+        return read_report(store, load_experiment(store, "latest"))[1] / "report.html"
     manifest = _by_prefix(store, what)
     artifact = store.find(manifest.kind, manifest.key)
     if artifact is None:

@@ -39,7 +39,6 @@ def export_model(store: ArtifactStore, experiment: str, *, arm: str, seed: int, 
             there already, or the artifact is not in the store (the message says which command builds it).
     """
     record = load_experiment(store, experiment)
-    record.refuse_family("experiment", "`fortifai path KEY` names the folder of an artifact, its samples as Parquet")
     stage = model_stage(record, arm=arm, seed=seed, generation=generation)
     with _new_folder(target) as folder:
         artifact = artifact_of(store, record, stage.kind, stage.key)
@@ -72,7 +71,6 @@ def export_dataset(
     from storage.tables.exports import export_text
 
     record = load_experiment(store, experiment)
-    record.refuse_family("experiment", "`fortifai path KEY` names the folder of an artifact, its samples as Parquet")
     stage = model_stage(record, arm=arm, seed=seed, generation=generation)
     if generation == BASE:
         raise InputError("--generation", generation, "the base model's text is in no split; choose 0 or above")
@@ -96,11 +94,9 @@ def export_report(store: ArtifactStore, record: Experiment, *, target: Path) -> 
     Raises:
         InputError: there is no report yet, or `target` is there already.
     """
-    from flows.local import report_folder
+    from flows.local import read_report
 
-    source = report_folder(store, record)
-    if source is None:
-        raise InputError("experiment", record.label, f"has no report yet; `fortifai resume {record.label}` finishes it")
+    source = read_report(store, record)[1]
     with _new_folder(target) as folder:
         shutil.copyfile(source / "report.html", folder / "report.html")
         for part in ("figures", "tables"):
@@ -111,29 +107,22 @@ def export_report(store: ArtifactStore, record: Experiment, *, target: Path) -> 
 
 def model_stage(record: Experiment, *, arm: str, seed: int, generation: int) -> StageRecord:
     """The stage that made the model, found step by step, so that the first wrong choice is the one named."""
-    if generation == BASE:
-        return _one(record, "base")
+    record.refuse_family("experiment", "`fortifai path KEY` names the folder of an artifact, its samples as Parquet")
+    models = [stage for stage in record.stages if stage.role == "base"]
+    if generation == BASE and models:
+        return models[0]
     models = [stage for stage in record.stages if stage.role == "train"]
     if not models:
         raise InputError("experiment", record.label, f"has no plan; `fortifai resume {record.label}` makes it anew")
-    for field, value, name in (
-        ("arm", arm, "--arm"),
-        ("seed", seed, "--seed"),
-        ("generation", generation, "--generation"),
-    ):
+    for field, value in (("arm", arm), ("seed", seed), ("generation", generation)):
         there = list(dict.fromkeys(getattr(stage, field) for stage in models))
         if value not in there:
             remedy = f"{record.label} has {', '.join(map(str, there))}"
-            raise InputError(name, value, remedy + (" (and -1, the base model)" if field == "generation" else ""))
+            raise InputError(
+                f"--{field}", value, remedy + (" (and -1, the base model)" if field == "generation" else "")
+            )
         models = [stage for stage in models if getattr(stage, field) == value]
     return models[0]
-
-
-def _one(record: Experiment, role: str) -> StageRecord:
-    for stage in record.stages:
-        if stage.role == role:
-            return stage
-    raise InputError("experiment", record.label, f"has no stage `{role}`; `fortifai resume {record.label}` plans anew")
 
 
 def artifact_of(store: ArtifactStore, record: Experiment, kind: str, key: str) -> Artifact:
@@ -181,27 +170,21 @@ def _write_merged(artifact: Artifact, base: Artifact, folder: Path) -> None:
 
 def _model_card(store: ArtifactStore, record: Experiment, stage: StageRecord, artifact: Artifact) -> str:
     name = "the base model" if stage.generation is None else f"{_run(stage)} · generation {stage.generation}"
-    lines = [
-        *_front_matter(
-            library_name="transformers", pipeline_tag="text-generation", tags=["fortifai", "model-collapse"]
-        ),
-        f"# {record.name}: {name}",
-        "",
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["fortifai", "model-collapse"]}
+    text = [
         "A model of a recursive-training experiment: trained on text of which older parts were rewritten by the models "
         "before it. It serves to study how knowledge is lost, and nothing else.",
         "",
         *_measured(store, record, stage),
-        *_origin(record, stage, artifact.manifest.created),
     ]
-    return "\n".join(lines) + "\n"
+    return _card(front, f"{record.name}: {name}", text, record, stage, created=artifact.manifest.created)
 
 
 def _dataset_card(record: Experiment, stage: StageRecord, rows: list[str], *, subsampled: bool) -> str:
     note = ["Of these the model read a random sample as large as one split.", ""] if subsampled else []
-    lines = [
-        *_front_matter(configs=[{"config_name": "default", "data_files": "data/*.parquet"}], tags=["fortifai"]),
-        f"# {record.name}: the training text of {_run(stage)} · generation {stage.generation}",
-        "",
+    front = {"configs": [{"config_name": "default", "data_files": "data/*.parquet"}], "tags": ["fortifai"]}
+    title = f"{record.name}: the training text of {_run(stage)} · generation {stage.generation}"
+    text = [
         "Version 0 is real text; version j was rewritten j times by the models of this run.",
         "",
         "| split | version | documents | tokens |",
@@ -209,17 +192,23 @@ def _dataset_card(record: Experiment, stage: StageRecord, rows: list[str], *, su
         *rows,
         "",
         *note,
-        *_origin(record, stage, None),
     ]
-    return "\n".join(lines) + "\n"
+    return _card(front, title, text, record, stage)
 
 
 def _run(stage: StageRecord) -> str:
     return f"{stage.arm} · seed {stage.seed}"
 
 
-def _front_matter(**fields: Any) -> list[str]:
-    return ["---", yaml.safe_dump(fields, sort_keys=False).rstrip(), "---", ""]
+def _card(
+    front: dict[str, Any], title: str, text: list[str], record: Experiment, stage: StageRecord, *, created: str = ""
+) -> str:
+    """A card as the hub reads it: front matter, text, and where it all comes from."""
+    config = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True).rstrip()
+    lines = ["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---", "", f"# {title}", "", *text]
+    lines += ["## Origin", "", f"- experiment: `{record.label}`", f"- artifact: `{stage.kind}` `{stage.key}`"]
+    lines += [f"- made: {created}"] if created else []
+    return "\n".join([*lines, "", "```yaml", config, "```", ""])
 
 
 def _measured(store: ArtifactStore, record: Experiment, stage: StageRecord) -> list[str]:
@@ -232,30 +221,3 @@ def _measured(store: ArtifactStore, record: Experiment, stage: StageRecord) -> l
                 rows = [f"| {name} | {value} |" for name, value in artifact.manifest.metrics.items()]
                 return ["| measured | value |", "|---|---|", *rows, ""]
     return []
-
-
-def _origin(record: Experiment, stage: StageRecord, created: str | None) -> list[str]:
-    config = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True).rstrip()
-    made = [f"- made: {created}"] if created else []
-    return [
-        "## Origin",
-        "",
-        f"- experiment: `{record.label}`",
-        f"- artifact: `{stage.kind}` `{stage.key}`",
-        *made,
-        "",
-        "```yaml",
-        config,
-        "```",
-    ]
-
-
-__all__ = [
-    "BASE",
-    "artifact_of",
-    "export_dataset",
-    "export_model",
-    "export_report",
-    "model_stage",
-    "text_of",
-]
