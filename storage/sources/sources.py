@@ -38,8 +38,8 @@ def load_source(corpus: Corpus, *, splits: int, seed: int) -> Source:
             return _load(corpus, splits=splits, seed=seed)
     sources: list[Source] = []
     names: set[str] = set()
-    for index, part in enumerate(corpus.parts):
-        with within(f"corpus.parts.{index}"):
+    for field, part in _parts(corpus):
+        with within(field):
             source = _load(part, splits=splits, seed=seed)
         stem = source.documents[0].source
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(corpus.parts) + 2))) if n not in names)
@@ -63,14 +63,25 @@ def source_digests(corpus: Corpus) -> dict[str, str]:
     Raises:
         DataError: a file is missing or cannot be read.
     """
-    if not isinstance(corpus, MixtureCorpus):
-        with within("corpus"):
-            return _digests(corpus)
     digests: dict[str, str] = {}
-    for index, part in enumerate(corpus.parts):
-        with within(f"corpus.parts.{index}"):
-            digests |= {f"parts.{index}.{name}": value for name, value in _digests(part).items()}
+    for field, part in _parts(corpus):
+        prefix = f"{field}.".removeprefix("corpus.")
+        with within(field):
+            digests |= {f"{prefix}{name}": value for name, value in _digests(part).items()}
     return digests
+
+
+def _parts(corpus: Corpus) -> list[tuple[str, SingleCorpus]]:
+    """The parts of a mixture, or the one corpus, each with the field that it stands in."""
+    if isinstance(corpus, MixtureCorpus):
+        return [(f"corpus.parts.{index}", part) for index, part in enumerate(corpus.parts)]
+    return [("corpus", corpus)]
+
+
+def _question_path(corpus: TextCorpus | HuggingFaceCorpus) -> Path:
+    """The file of the questions that a corpus names."""
+    named = str(corpus.questions)
+    return Path(named).expanduser() if isinstance(corpus, TextCorpus) else question_file(named)
 
 
 def _digests(corpus: SingleCorpus) -> dict[str, str]:
@@ -82,17 +93,14 @@ def _digests(corpus: SingleCorpus) -> dict[str, str]:
             for index, file in enumerate(corpus.files):
                 with within(f"files.{index}"):
                     digests[f"files.{index}"] = content_digest(Path(file).expanduser())
-            questions = None if corpus.questions is None else Path(corpus.questions).expanduser()
         case HuggingFaceCorpus():
             wanted = list(dict.fromkeys([corpus.split, "validation"]))
             digests = hub.dataset_digests(corpus.dataset, corpus.config, wanted, corpus.revision)
             if is_wikitext(corpus):
                 digests["spelling"] = str(SPELLING_VERSION)
-            with within("questions"):
-                questions = None if corpus.questions is None else question_file(corpus.questions)
-    if questions is not None:
+    if corpus.questions is not None:
         with within("questions"):
-            digests["questions"] = content_digest(questions)
+            digests["questions"] = content_digest(_question_path(corpus))
     return digests
 
 
@@ -103,12 +111,8 @@ def check_corpus(corpus: Corpus) -> None:
     Raises:
         DataError: naming the field (e.g. `corpus.files.0`), the value and the remedy.
     """
-    if not isinstance(corpus, MixtureCorpus):
-        with within("corpus"):
-            _check(corpus)
-        return
-    for index, part in enumerate(corpus.parts):
-        with within(f"corpus.parts.{index}"):
+    for field, part in _parts(corpus):
+        with within(field):
             _check(part)
 
 
@@ -119,9 +123,6 @@ def _check(corpus: SingleCorpus) -> None:
                 with within(f"files.{index}"):
                     check_format(Path(file))
                     check_file(Path(file).expanduser())
-            if corpus.questions is not None:
-                with within("questions"):
-                    read_questions(Path(corpus.questions).expanduser())
         case HuggingFaceCorpus():
             check_hub_options(corpus)
             folder = mirror.root()
@@ -129,9 +130,9 @@ def _check(corpus: SingleCorpus) -> None:
                 mirrored = mirror.find(folder, corpus.dataset, corpus.config, corpus.split)
                 if not mirrored.complete and corpus.max_documents is None:
                     raise hub.part_only(corpus.dataset, corpus.split, mirrored)
-            if corpus.questions is not None:
-                with within("questions"):
-                    read_questions(question_file(corpus.questions))
+    if not isinstance(corpus, AlmanacCorpus) and corpus.questions is not None:
+        with within("questions"):
+            read_questions(_question_path(corpus))
 
 
 def _load(corpus: SingleCorpus, *, splits: int, seed: int) -> Source:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -137,15 +138,10 @@ def check_format(path: Path) -> None:
 
 
 def _from_text(path: Path) -> Iterator[RawDocument]:
-    lines: list[str] = []
-    for _, line in numbered_lines(path):
-        if line.strip():
-            lines.append(line)
-        elif lines:
-            yield RawDocument(None, "\n".join(lines))
-            lines = []
-    if lines:
-        yield RawDocument(None, "\n".join(lines))
+    lines = (line for _, line in numbered_lines(path))
+    for written, together in groupby(lines, key=lambda line: bool(line.strip())):
+        if written:
+            yield RawDocument(None, "\n".join(together))
 
 
 def _from_parquet(path: Path, text_field: str) -> list[dict[str, Any]]:

@@ -71,11 +71,13 @@ class Manifest:
         return json.dumps({**body, _SEAL: _digest(body)}, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes, *, where: str = MANIFEST_NAME) -> Manifest:
-        """Read a manifest back.
+    def from_json(
+        cls, text: str | bytes, *, where: str = MANIFEST_NAME, address: tuple[str, str] | None = None
+    ) -> Manifest:
+        """Read a manifest back; of the artifact at `address`, if given.
 
         Raises:
-            ArtifactDamaged: not JSON, sealed with another digest, or with fields missing or unknown.
+            ArtifactDamaged: not JSON, sealed with another digest, with fields missing or unknown, or another's.
         """
         try:
             body = json.loads(text)
@@ -92,9 +94,12 @@ class Manifest:
         if seal != _digest({"manifest_schema": schema, **body}):
             raise ArtifactDamaged(f"{where}: its text does not match its own digest", file=MANIFEST_NAME)
         try:
-            return cls(**body)
+            manifest = cls(**body)
         except TypeError as error:
             raise ArtifactDamaged(f"{where}: {error}", file=MANIFEST_NAME) from error
+        if address not in (None, (manifest.kind, manifest.key)):
+            raise ArtifactDamaged(f"{where}: it belongs to {manifest.kind} {manifest.key}", file=MANIFEST_NAME)
+        return manifest
 
 
 def now() -> str:

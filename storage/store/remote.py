@@ -109,13 +109,7 @@ class Remote:
         """As `Tree.manifest`, from the remote store."""
         name = f"artifacts/{kind}/{key}/{MANIFEST_NAME}"
         text = self.read(name)
-        if text is None:
-            return None
-        manifest = Manifest.from_json(text, where=self.address(name))
-        if (manifest.kind, manifest.key) != (kind, key):
-            message = f"{self.address(name)}: it belongs to {manifest.kind} {manifest.key}"
-            raise ArtifactDamaged(message, file=MANIFEST_NAME)
-        return manifest
+        return None if text is None else Manifest.from_json(text, where=self.address(name), address=(kind, key))
 
     def check(self, manifest: Manifest, *, verify: bool = False) -> None:
         """Compare the sizes of the remote objects with the manifest, with `verify` their digests too.
@@ -187,7 +181,11 @@ class Remote:
                 for entry in manifest.files:
                     target = draft / entry["name"]
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    self._get(f"artifacts/{manifest.kind}/{manifest.key}/{entry['name']}", target)
+                    name = f"artifacts/{manifest.kind}/{manifest.key}/{entry['name']}"
+                    try:
+                        self.fs.get_file(self._path(name), str(target))
+                    except FileNotFoundError as error:
+                        raise ArtifactDamaged(f"{self.address(name)} is missing") from error
                     check_file(draft, entry, verify=True)
                 return tree.commit(draft, manifest)
         finally:
@@ -241,9 +239,3 @@ class Remote:
         except FileNotFoundError:
             return []
         return entries
-
-    def _get(self, name: str, target: Path) -> None:
-        try:
-            self.fs.get_file(self._path(name), str(target))
-        except FileNotFoundError as error:
-            raise ArtifactDamaged(f"{self.address(name)} is missing") from error

@@ -71,18 +71,19 @@ class Tree:
 
     def draft(self, kind: str, key: str) -> Path:
         """Where an artifact is being made; on the same filesystem, so that a rename commits it."""
-        check_address(kind, key)
-        return self.root / "work" / f"{kind}-{key}.draft"
+        return self._named("work", kind, key, ".draft")
 
     def workspace(self, kind: str, key: str) -> Path:
         """Where a builder keeps what should survive a crash."""
-        check_address(kind, key)
-        return self.root / "work" / f"{kind}-{key}"
+        return self._named("work", kind, key)
 
     def lock(self, kind: str, key: str) -> Path:
         """The lock file of an artifact's builder."""
+        return self._named("locks", kind, key, ".lock")
+
+    def _named(self, folder: str, kind: str, key: str, suffix: str = "") -> Path:
         check_address(kind, key)
-        return self.root / "locks" / f"{kind}-{key}.lock"
+        return self.root / folder / f"{kind}-{key}{suffix}"
 
     def manifest(self, kind: str, key: str) -> Manifest | None:
         """The manifest alone; None when there is no artifact.
@@ -99,10 +100,7 @@ class Tree:
         except OSError as error:
             remedy = "choose a place where you may read and write"
             raise StoreError(str(path), error.strerror or str(error), remedy) from error
-        manifest = Manifest.from_json(text, where=str(path))
-        if (manifest.kind, manifest.key) != (kind, key):
-            raise ArtifactDamaged(f"{path}: it belongs to {manifest.kind} {manifest.key}", file=MANIFEST_NAME)
-        return manifest
+        return Manifest.from_json(text, where=str(path), address=(kind, key))
 
     def read(self, kind: str, key: str, *, verify: bool = False) -> Artifact | None:
         """The artifact, its sizes checked, with `verify` its digests too; None when there is none.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fortifai_core.config.stages import Runtime
-from fortifai_core.errors import FortifaiError, InputError, StageFailed
+from fortifai_core.errors import InputError, StageFailed
 from fortifai_core.families.registry import FamilyRuntime
 from tasks.engine.plans import AnyExperiment
 from tasks.engine.stages import Reference, Stage
@@ -289,6 +289,3 @@ async def worker_pool(config: AnyExperiment, *, store_url: str, logs: Path) -> A
         yield pool
     finally:
         await pool.close()
-
-
-__all__ = ["FortifaiError", "Turns", "Worker", "WorkerError", "WorkerPool", "devices_for", "pool_size", "worker_pool"]

@@ -57,7 +57,8 @@ def load_tasks(benchmark: str, *, fewshot: int | None, folder: Path) -> dict[str
         folder.mkdir(parents=True, exist_ok=True)
         shots = found.fewshot if fewshot is None else fewshot
         for task in found.data:
-            own: dict[str, Any] = {"task": task, "dataset_kwargs": _arguments(benchmark, task, shots)}
+            arguments = {"benchmark": benchmark, "name": task, "fewshot": shots}
+            own: dict[str, Any] = {"task": task, "dataset_kwargs": arguments}
             if found.folder is None:
                 own |= HELLASWAG_TEXT
             else:
@@ -74,10 +75,6 @@ def load_tasks(benchmark: str, *, fewshot: int | None, folder: Path) -> dict[str
         task.set_config(key="num_fewshot", value=(default or 0) if fewshot is None else fewshot)
         task.set_fewshot_seed(seed=1234)
     return dict(loaded)
-
-
-def _arguments(benchmark: str, task: str, fewshot: int) -> dict[str, Any]:
-    return {"benchmark": benchmark, "name": task, "fewshot": fewshot}
 
 
 def longest_request(tasks: dict[str, Any], tokenizer: Any, *, limit: int | None) -> tuple[int, int]:
@@ -98,10 +95,6 @@ def request_sizes(tasks: dict[str, Any], tokenizer: Any) -> Iterator[int]:
             else:
                 # the last token is predicted, never read
                 yield _tokens(tokenizer, "".join(request.args[:2])) - 1
-
-
-def _generating(tasks: dict[str, Any]) -> list[Any]:
-    return [r for task in tasks.values() for r in task.instances if r.request_type == "generate_until"]
 
 
 def _tokens(tokenizer: Any, text: str) -> int:
@@ -134,7 +127,10 @@ def build_check(context: Context[BenchmarkCheckSpec]) -> dict[str, Any]:
     shots = max(task.get_config("num_fewshot") for task in tasks.values())
     look = limit if shots else min(limit or ZERO_SHOT_LOOK, ZERO_SHOT_LOOK)
     longest, count = longest_request(tasks, tokenizer, limit=look)
-    rooms = [int(r.args[1].get("max_gen_toks", GENERATED_TOKENS)) for r in _generating(tasks)]
+    asked_for = [request for task in tasks.values() for request in task.instances]
+    rooms = [
+        int(r.args[1].get("max_gen_toks", GENERATED_TOKENS)) for r in asked_for if r.request_type == "generate_until"
+    ]
     if window is not None and max(rooms, default=0) >= window:
         raise ConfigError(
             f"evaluation.benchmarks.{name}",
@@ -143,13 +139,12 @@ def build_check(context: Context[BenchmarkCheckSpec]) -> dict[str, Any]:
             "model.max_positions, or leave this benchmark out",
         )
     if window is not None and shots and longest > window:
-        fits = -1
-        for fewer in range(shots - 1, -1, -1):
-            tasks = load_tasks(name, fewshot=fewer, folder=context.workspace / "tasks")
-            needed, _ = longest_request(tasks, tokenizer, limit=look)
-            if needed <= window or not fewer:
-                fits = fewer
+        fits = shots - 1
+        while fits:
+            tasks = load_tasks(name, fewshot=fits, folder=context.workspace / "tasks")
+            if longest_request(tasks, tokenizer, limit=look)[0] <= window:
                 break
+            fits -= 1
         cut = " (where long items are cut)" if not fits else ""
         raise ConfigError(
             f"evaluation.benchmark_fewshot.{name}",

@@ -16,7 +16,7 @@ from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
 from tasks.engine.context import Context
-from tasks.language.files import text_files
+from tasks.language.files import metric_row, text_files
 from tasks.language.specs import DriftSpec, VersionedText
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ def build_drift(context: Context[DriftSpec]) -> dict[str, Any]:
     for text in spec.rewritten:
         real = VersionedText(text.split, 0)
         measured = text_measures(_documents(context, text), entities)
-        metrics += [_row(name, text.split, *value) for name, value in measured.items()]
+        metrics += [metric_row(name, text.split, *value) for name, value in measured.items()]
         metrics += _against_real(context, text, real)
         if text.version == 1:  # the split's own values, to read the others by: once in a run is enough
             of_real = text_measures(_documents(context, real), entities)
-            metrics += [_row(f"{name}-real", text.split, *value) for name, value in of_real.items()]
+            metrics += [metric_row(f"{name}-real", text.split, *value) for name, value in of_real.items()]
     of_model, histograms = _model_measures(context)
     metrics += of_model
     parquet.write_table(context.directory / "metrics.parquet", metrics, schema="metrics")
@@ -101,9 +101,9 @@ def _against_real(context: Context[DriftSpec], text: VersionedText, real: Versio
         return []
     found = tail(counts[0], counts[1])
     return [
-        _row("tail-types-kept", text.split, found.surviving / found.types, found.types),
-        _row("tail-mass-kept", text.split, found.mass / found.real_mass, counts[1].total()),
-        _row("vocabulary-ratio", text.split, len(counts[1]) / len(counts[0]), len(counts[0])),
+        metric_row("tail-types-kept", text.split, found.surviving / found.types, found.types),
+        metric_row("tail-mass-kept", text.split, found.mass / found.real_mass, counts[1].total()),
+        metric_row("vocabulary-ratio", text.split, len(counts[1]) / len(counts[0]), len(counts[0])),
     ]
 
 
@@ -141,21 +141,21 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[list[dict[str, Any]], 
     logs |= {("generation", name): _scores(model, text, batch) for name, text in texts.items()}
     metrics: list[dict[str, Any]] = []
     if spec.model == spec.first:
-        metrics.append(_row("model-kl", None, 0.0, len(logs["generation", "real"])))
+        metrics.append(metric_row("model-kl", None, 0.0, len(logs["generation", "real"])))
     else:
         first = load_model(context.artifact(spec.first).path, base=base_folder).to(context.device)
-        metrics.append(_row("model-kl", None, *model_drift.model_kl(first, model, texts["real"], batch=batch)))
+        metrics.append(metric_row("model-kl", None, *model_drift.model_kl(first, model, texts["real"], batch=batch)))
         del first
     del model
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     for (who, name), values in logs.items():
         if len(values) and (who, name) in (("base", "self"), ("generation", "self"), ("base", "real")):
-            metrics.append(_row(f"perplexity-{who}-{name}", None, _perplexity(values), len(values)))
+            metrics.append(metric_row(f"perplexity-{who}-{name}", None, _perplexity(values), len(values)))
     seen = logs["generation", "seen"]
     if spec.gamma is not None:
         live = model_drift.live_fraction(seen, gamma=spec.gamma)
-        metrics.append(_row("live-fraction", None, live, len(seen)))
+        metrics.append(metric_row("live-fraction", None, live, len(seen)))
     edges = model_drift.EDGES.tolist()
     rows = [
         {"model": who, "text": name, "low": low, "high": high, "count": int(count)}
@@ -206,7 +206,3 @@ def entities_by_document(corpus: Corpus, *, splits: int, world: int) -> dict[str
         for entities in entities_of(part, splits=splits, seed=world):
             found |= {prefix + entity.id: entity for entity in entities}
     return found
-
-
-def _row(name: str, split: int | None, value: float, count: int) -> dict[str, Any]:
-    return {"metric": name, "split": split, "value": float(value), "count": int(count)}

@@ -7,7 +7,7 @@ from typing import Any
 from storage.tables import parquet
 from storage.tables.questions import read_questions
 from tasks.engine.context import Context
-from tasks.language.files import base_folder
+from tasks.language.files import base_folder, metric_row
 from tasks.language.specs import EvaluateSpec
 
 VALIDATION_LENGTH = 256
@@ -51,8 +51,8 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
         for split in spec.splits:
             of_split = [s for s, question in zip(scores, questions, strict=True) if question.split == split]
             if of_split:
-                metrics.append(_metric(f"kr-split-{split}", retention(of_split), split, len(of_split)))
-        metrics.append(_metric("kr-total", retention(scores), None, len(scores)))
+                metrics.append(metric_row(f"kr-split-{split}", split, retention(of_split), len(of_split)))
+        metrics.append(metric_row("kr-total", None, retention(scores), len(scores)))
     if spec.perplexity:
         tokens = list(parquet.iter_column(corpus.file("validation.parquet"), "tokens"))
         value, count = perplexity(
@@ -61,7 +61,7 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
             batch=max(1, context.runtime.inference_batch // 8),
             sequence_length=VALIDATION_LENGTH,
         )
-        metrics.append(_metric("perplexity-real", value, None, count))
+        metrics.append(metric_row("perplexity-real", None, value, count))
     if metrics:
         parquet.write_table(context.directory / "metrics.parquet", metrics, schema="metrics")
     return {row["metric"]: row["value"] for row in metrics}
@@ -71,7 +71,3 @@ def automatic_bos(tokenizer: Any) -> int | None:
     """The token that the tokenizer puts before every text by itself, as in the model's own training; or none."""
     first = tokenizer("a")["input_ids"][0]
     return int(first) if first == tokenizer.bos_token_id else None
-
-
-def _metric(name: str, value: float, split: int | None, count: int) -> dict[str, Any]:
-    return {"metric": name, "split": split, "value": float(value), "count": int(count)}

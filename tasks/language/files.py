@@ -25,3 +25,8 @@ def text_files(context: Context[Any], corpus: Reference, text: VersionedText) ->
 def base_folder(context: Context[Any], base: Reference | None) -> Path | None:
     """Where M_-1 is, for a model that is only an adapter of it; None for any other."""
     return None if base is None else context.artifact(base).path
+
+
+def metric_row(name: str, split: int | None, value: float, count: int) -> dict[str, Any]:
+    """A row of metrics.parquet; `split` is None for a measure over all of them."""
+    return {"metric": name, "split": split, "value": float(value), "count": int(count)}
