@@ -10,8 +10,7 @@ from prefect import flow
 
 from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import LogReporter
-from flows.run import run_arm
-from flows.together import task_group, together
+from flows.run import run_arm, task_group, together
 from flows.workers import workers
 from fortifai_core.config.experiment import ExperimentConfig
 from storage.store.experiments import record_experiment

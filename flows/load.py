@@ -164,14 +164,7 @@ def config_error(
 def _suggest(
     location: Sequence[str], schema: dict[str, Any], kind: type[ExperimentConfig] | type[FamilyExperiment]
 ) -> str:
-    names: set[str] = set()
-
-    def collect(schema: dict[str, Any]) -> None:
-        names.update(schema.get("properties", {}))
-        for definition in schema.get("$defs", {}).values():
-            collect(definition)
-
-    collect(schema)
+    names = {name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", {})}
     close = difflib.get_close_matches(location[-1], names, n=1)
     shown = "gmm" if kind is FamilyExperiment else "tiny"
     return f"; did you mean `{close[0]}`?" if close else f"; `fortifai init {shown}` shows the fields"

@@ -54,7 +54,7 @@ def execute(prepared: Prepared, console: Console, *, resume: str) -> dict[str, A
     if there < len(artifacts):
         # said now, since a process that is killed says nothing
         console.print(f"[dim]whenever it stops, go on with: {command}[/]", highlight=False)
-    if there == len(artifacts) and not _may_stop(config) and configured_api() is None:
+    if there == len(artifacts) and not plan.may_stop and configured_api() is None:
         # no server would keep a record of these runs, so there is no need to start one
         outcome = _everything_found(prepared, artifacts, TerminalReporter(plan, console))
     else:
@@ -70,11 +70,6 @@ def spent(outcomes: Sequence[dict[str, Any]]) -> str:
     other = wall - computing
     share = f", {other:.0f} s of them ({other / wall:.1%}) not computing: start, orchestration, storage"
     return f"{built} stages computed, {there} found · {wall:.0f} s" + (share if built else "")
-
-
-def _may_stop(config: AnyExperiment) -> bool:
-    """Whether an arm may end before its last generation, so that not all stages of the plan are to be had."""
-    return config.failure is not None and config.failure.stop_arm
 
 
 def _everything_found(

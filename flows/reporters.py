@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -61,7 +60,6 @@ class LogReporter:
     """Writes to the logger of the Prefect run: a line for each stage built, and one every half minute of a long one."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.log = logging.getLogger("fortifai")
         self.told = Told(clock)
 
     def _logger(self) -> Any:
@@ -71,7 +69,7 @@ class LogReporter:
         try:
             return get_run_logger()
         except MissingContextError:
-            return self.log
+            return logging.getLogger("fortifai")
 
     def started(self, stage: Stage) -> None:
         self._logger().info("%s: started", full_label(stage))
@@ -80,9 +78,8 @@ class LogReporter:
         """Every half minute; what the UI shows as an artifact follows more closely."""
         progress = self.told.take(stage, done, total, unit)
         if self.told.is_due(stage):
-            self._logger().info(
-                "%s: %s", full_label(stage), str(progress)
-            )  # now: it changes before a slow handler writes
+            # as text now: it changes before a slow handler writes
+            self._logger().info("%s: %s", full_label(stage), str(progress))
 
     def finished(self, stage: Stage, *, found: bool, seconds: float) -> None:
         self.told.forget(stage)
@@ -115,16 +112,13 @@ class TerminalReporter:
         self.active: dict[tuple[str, str], TaskID] = {}
         self.told = Told(clock)
         self.done = 0
-        self.whole: TaskID | None = None
+        self.whole = self.bars.add_task("all stages", total=self.expected, text="")
 
     def __enter__(self) -> TerminalReporter:
         self.bars.start()
-        self.whole = self.bars.add_task("all stages", total=self.expected, text="")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
     def started(self, stage: Stage) -> None:
@@ -145,8 +139,7 @@ class TerminalReporter:
             self.bars.remove_task(self.active.pop(stage.reference))
         self.told.forget(stage)
         self.done += 1
-        if self.whole is not None:
-            self.bars.update(self.whole, completed=self.done, text=f"{self.done} / {self.expected}")
+        self.bars.update(self.whole, completed=self.done, text=f"{self.done} / {self.expected}")
         if not found and (stage.role in SHOWN or seconds > 10):
             self.console.print(
                 f"  [dim]{self.done:>3}/{self.expected}[/]  {full_label(stage)}  [dim]{seconds:.1f} s[/]"

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from typing import Any
 
 from prefect import flow, tags
 
-from flows.together import task_group, together
 from tasks.engine import prefect_tasks, publish
 from tasks.engine.plans import GenerationPlan, RunPlan
 from tasks.engine.session import Session, current_session
+
+
+@contextlib.asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group: at the first failure the rest is cancelled, so that nothing goes on behind a dead run."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def together(*work: Coroutine[Any, Any, Any]) -> None:
+    """Wait for all of them; at the first failure the rest is cancelled."""
+    async with task_group() as group:
+        for coroutine in work:
+            group.create_task(coroutine)
 
 
 @flow(
@@ -23,8 +40,7 @@ from tasks.engine.session import Session, current_session
 async def run_arm(experiment: str, arm: str, seed: int) -> str:
     """One run of the experiment in progress."""
     running = current_session()
-    run, failure = running.plan.run(arm, seed), running.plan.config.failure
-    stops = failure is not None and failure.stop_arm
+    run, stops = running.plan.run(arm, seed), running.plan.may_stop
     async with task_group() as group:
         before: asyncio.Task[bool] | None = None
         for step in run.generations:

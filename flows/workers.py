@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from flows.prepare import Prepared
 from fortifai_core.families.registry import FamilyExperiment
-from tasks.engine.pool import WorkerPool, worker_pool
+from tasks.engine.pool import WorkerPool, pool_size
 
 
 @contextlib.asynccontextmanager
@@ -15,11 +15,14 @@ async def workers(prepared: Prepared) -> AsyncIterator[WorkerPool]:
     """The workers of an experiment. Of a quick model class they begin at once with all that is to do.
 
     A language model's stages take long enough that nobody need hurry; and where a run may stop early, nothing is built
-    that may not be wanted.
+    that may not be wanted. Their processes are gone when the block ends, however it ends.
     """
     plan, store = prepared.plan, prepared.store
-    async with worker_pool(plan.config, store_url=store.url, logs=store.logs) as pool:
-        stops = plan.config.failure is not None and plan.config.failure.stop_arm
-        if isinstance(plan.config, FamilyExperiment) and not stops:
+    count, threads = pool_size(plan.config)
+    pool = WorkerPool(store_url=store.url, runtime=plan.config.runtime, workers=count, threads=threads, logs=store.logs)
+    try:
+        if isinstance(plan.config, FamilyExperiment) and not plan.may_stop:
             pool.begin([stage for stage in plan.stages() if store.find(stage.kind, stage.key) is None])
         yield pool
+    finally:
+        await pool.close()

@@ -6,13 +6,14 @@ keeps, how long documents are, how tokens are drawn.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from flows.bench.regeneration import engine_case, other_cases, timed, with_ratios
 from flows.tools.exporting import artifact_of, model_stage, text_of
 from fortifai_core.config.experiment import ExperimentConfig
-from fortifai_core.corpus.schedule import SplitVersion, training_set
+from fortifai_core.corpus.schedule import training_set
 from fortifai_core.errors import InputError
 from fortifai_core.language.rewriting.blocks import TokenisedDocument
 from storage.store.experiments import Experiment
@@ -53,12 +54,18 @@ def bench_experiment(
         base = artifact_of(store, record, "model", stage.parents["base"]).path if "base" in stage.parents else None
         tokenizer = load_tokenizer(artifact.path / "tokenizer")
         model = load_model(artifact.path, base=base)
-        version = newest(config, generation)
+        versions = [version for version in training_set(config.regime, generation) if version.split == 0]
+        if not versions:
+            remedy = f"trains on no version of split 0 in the {config.regime} regime"
+            raise InputError("--generation", generation, remedy)
+        version = versions[-1]
         documents: list[TokenisedDocument] = []
         for path in text_of(store, record, stage, version):
             columns = read_table_columns(path, ["document", "position", "tokens"])
             documents += [TokenisedDocument(*row) for row in zip(*columns.values(), strict=True)]
-        documents = first_tokens(documents, tokens)
+        if tokens is not None:
+            before = itertools.accumulate((len(document.tokens) for document in documents), initial=0)
+            documents = [document for document, size in zip(documents, before, strict=False) if size < tokens]
         text = model.config.get_text_config()
         entries = range(len(tokenizer), text.vocab_size)
         rewriting = config.regeneration
@@ -77,21 +84,3 @@ def bench_experiment(
         task = f"{record.name}: {arm}'s M_{generation} on {version}, {len(documents)} documents, {count:,} tokens"
         rows += timed(cases, repeats, task, say)
     return with_ratios(rows)
-
-
-def newest(config: ExperimentConfig, generation: int) -> SplitVersion:
-    """Split 0 in the version that M_generation was trained on."""
-    versions = [version for version in training_set(config.regime, generation) if version.split == 0]
-    if not versions:
-        raise InputError("--generation", generation, f"trains on no version of split 0 in the {config.regime} regime")
-    return versions[-1]
-
-
-def first_tokens(documents: list[TokenisedDocument], tokens: int | None) -> list[TokenisedDocument]:
-    """Whole documents from the beginning, until there are so many tokens."""
-    taken: list[TokenisedDocument] = []
-    for document in documents:
-        if tokens is not None and sum(len(earlier.tokens) for earlier in taken) >= tokens:
-            break
-        taken.append(document)
-    return taken

@@ -167,8 +167,8 @@ def report(
     copied = export_report(opened, record, target=target) if target is not None else None
     if as_json:
         table, folder = read_report(opened, record)
-        shown = {name: table[name] for name in ("headers", "rows")}
-        show_json({"experiment": record.label, "report": str((copied or folder) / "report.html"), **shown})
+        headers, rows, page = table["headers"], table["rows"], (copied or folder) / "report.html"
+        show_json({"experiment": record.label, "report": str(page), "headers": headers, "rows": rows})
         return
     print_outcome(opened, record, out)
     if copied is not None:

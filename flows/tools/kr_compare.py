@@ -17,7 +17,7 @@ from fortifai_core.corpus.splitting import assign_questions
 from fortifai_core.errors import InputError, within
 from fortifai_core.outcomes.agreement import LEVELS, Agreement, Answered, agreement
 from storage.store.experiments import Experiment, StageRecord
-from storage.store.store import Artifact, ArtifactStore
+from storage.store.store import ArtifactStore
 from storage.tables import parquet
 from storage.tables.questions import read_questions as read_question_table
 
@@ -124,14 +124,12 @@ def question_sets(
         for path in corpus.files("split-*.parquet")
         for document in parquet.iter_column(path, "document")
     }
-    experiments_own = [_of_corpus(corpus)] if len(files) == 1 else []
-    return experiments_own + [_from_file(path, record, stage, split_of) for path in files]
-
-
-def _of_corpus(corpus: Artifact) -> QuestionSet:
+    sets = [_from_file(path, record, stage, split_of) for path in files]
+    if len(files) > 1:
+        return sets
     if not corpus.has("questions.parquet"):
         raise InputError("--questions", "one file", "this experiment has no questions of its own: give two files")
-    return QuestionSet(OWN, read_question_table(corpus.file("questions.parquet")))
+    return [QuestionSet(OWN, read_question_table(corpus.file("questions.parquet"))), *sets]
 
 
 def _from_file(path: Path, record: Experiment, stage: StageRecord, split_of: dict[str, int]) -> QuestionSet:

@@ -7,6 +7,7 @@ is read.
 from __future__ import annotations
 
 import gzip
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
     from fortifai_core.families.base import Arrays
 
 FIELD = "family.data.file"
-MNIST_FILES = [(part, kind) for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+# Split on the hub → files of images and of labels.
+MNIST_FILES = {
+    split: [f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"]
+    for split, part in (("train", "train"), ("test", "t10k"))
+}
 TABLE_FORMATS = (".csv", ".parquet")
 
 
@@ -65,8 +70,8 @@ def mnist_digests() -> dict[str, str]:
     if root is None:
         return {"hub": f"{hub.MNIST}@main"}
     digests = {}
-    for part, kind in MNIST_FILES:
-        path = root / "mnist" / idx_name(part, kind)
+    for name in itertools.chain(*MNIST_FILES.values()):
+        path = root / "mnist" / name
         if not path.is_file():
             remedy = f"add it to the folder that {mirror.VARIABLE} names, or unset {mirror.VARIABLE} to use the hub"
             raise DataError(mirror.VARIABLE, f"mnist/{path.name}", f"the local mirror lacks it: {remedy}")
@@ -81,17 +86,12 @@ def mnist_folder() -> Path:
     if root is not None:
         return root / "mnist"
     folder = cache_directory(hub.MNIST)
-    for part, split in (("train", "train"), ("t10k", "test")):
-        paths = [folder / idx_name(part, kind) for _, kind in MNIST_FILES[:2]]
+    for split, names in MNIST_FILES.items():
+        paths = [folder / name for name in names]
         if not all(path.is_file() for path in paths):
             for path, array in zip(paths, hub.load_mnist(split), strict=True):
                 durable.write_bytes(path, gzip.compress(to_idx(array), mtime=0))
     return folder
-
-
-def idx_name(part: str, kind: str) -> str:
-    """`train-images-idx3-ubyte.gz` and the like."""
-    return f"{part}-{kind}-ubyte.gz"
 
 
 def load_data(config: FamilyConfig) -> Arrays | None:

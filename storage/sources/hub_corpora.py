@@ -120,50 +120,31 @@ def _documents(
                 "`half-life,`)."
             )
         meaning = f"a 0-based line of the split, here {read.starts[0]} to {read.lines - 1}" if read.starts else ""
-        after = _beyond(part, source)
-        return (
-            _some(documents, corpus, split),
-            lambda location: read.locate(location) or after(location),
-            meaning,
-        )
-    documents = []
-    blank = 0
-    for index, row in enumerate(part.rows):
-        text = _row_text(row, index, corpus)
-        if text.strip():
-            documents.append(Document(f"{source}:{index}", text, source))
-        else:
-            blank += 1
-    if blank:
-        notes.append(f"{blank:,} blank rows of {split} were left out.")
-    ids = {d.id for d in documents}
-    beyond = _beyond(part, source)
+        found: Callable[[int | str], str | None] = read.locate
+    else:
+        texts = [_row_text(row, index, corpus) for index, row in enumerate(part.rows)]
+        documents = [Document(f"{source}:{index}", t, source) for index, t in enumerate(texts) if t.strip()]
+        blank = len(texts) - len(documents)
+        if blank:
+            notes.append(f"{blank:,} blank rows of {split} were left out.")
+        meaning = f"a 0-based row, here 0 to {len(part.rows) - 1}"
+        ids = {d.id for d in documents}
 
-    def locate(location: int | str) -> str | None:
-        name = location if isinstance(location, str) else f"{source}:{location}"
-        return name if name in ids else beyond(location)
+        def row_of(location: int | str) -> str | None:
+            name = location if isinstance(location, str) else f"{source}:{location}"
+            return name if name in ids else None
 
-    return (
-        _some(documents, corpus, split),
-        locate,
-        f"a 0-based row, here 0 to {len(part.rows) - 1}",
-    )
+        found = row_of
 
-
-def _beyond(part: hub.Rows, source: str) -> Callable[[int | str], str | None]:
-    """Names the document of a location after the part that was read, which is there but not used."""
-
-    def name(location: int | str) -> str | None:
-        after = isinstance(location, int) and location >= len(part.rows) and not part.complete
-        return f"{source}:{location}" if after else None
-
-    return name
-
-
-def _some(documents: list[Document], corpus: HuggingFaceCorpus, split: str) -> list[Document]:
     if not documents:
         raise Unusable(corpus.dataset, f"no text was found in its split {split}: choose another", "dataset")
-    return documents
+
+    def locate(location: int | str) -> str | None:
+        # what comes after the part that was read is there, but not used
+        after = isinstance(location, int) and location >= len(part.rows) and not part.complete
+        return found(location) or (f"{source}:{location}" if after else None)
+
+    return documents, locate, meaning
 
 
 def _row_text(row: dict[str, Any], index: int, corpus: HuggingFaceCorpus) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +40,20 @@ class MirrorFile:
 class MirrorDataset:
     """A dataset's splits in the mirror, and the names by which it is asked for."""
 
-    names: frozenset[str]
-    configs: frozenset[str | None]
-    splits: dict[str, MirrorFile] = field(hash=False)
+    names: set[str]
+    configs: set[str | None]
+    splits: dict[str, MirrorFile]
 
 
 def _whole(path: str, rows: int) -> MirrorFile:
     return MirrorFile(path, rows, rows)
 
 
-_WIKITEXT = frozenset({"wikitext", "salesforce/wikitext"})
+_WIKITEXT = {"wikitext", "salesforce/wikitext"}
 _DATASETS = [
     MirrorDataset(
         _WIKITEXT,
-        frozenset({"wikitext-2-v1"}),
+        {"wikitext-2-v1"},
         {
             "train": _whole("wikitext-2-v1/train.txt.gz", 36_718),
             "validation": _whole("wikitext-2-v1/validation.txt.gz", 3_760),
@@ -62,7 +62,7 @@ _DATASETS = [
     ),
     MirrorDataset(
         _WIKITEXT,
-        frozenset({"wikitext-2-raw-v1"}),
+        {"wikitext-2-raw-v1"},
         {
             "train": MirrorFile(
                 "wikitext-2-raw-v1/train_prefix_1MB.txt.gz", 3_279, 36_718, "the first 3,279 of 36,718 lines"
@@ -72,13 +72,13 @@ _DATASETS = [
         },
     ),
     MirrorDataset(
-        frozenset({"gsm8k", "openai/gsm8k"}),
-        frozenset({None, "main"}),
+        {"gsm8k", "openai/gsm8k"},
+        {None, "main"},
         {"train": _whole("gsm8k/train.jsonl.gz", 7_473), "test": _whole("gsm8k/test.jsonl.gz", 1_319)},
     ),
     MirrorDataset(
-        frozenset({"hellaswag", "rowan/hellaswag"}),
-        frozenset({None, "default"}),
+        {"hellaswag", "rowan/hellaswag"},
+        {None, "default"},
         {
             "train": MirrorFile("hellaswag/train_first3368.jsonl.gz", 3_368, 39_905, "the first 3,368 of 39,905 items"),
             "validation": MirrorFile(
@@ -86,15 +86,11 @@ _DATASETS = [
             ),
         },
     ),
-]
-_DATASETS.append(
     MirrorDataset(
-        frozenset({"hellaswag_text"}),
-        frozenset({None}),
-        {"validation": _whole("hellaswag/validation_from_text.jsonl.gz", 10_042)},
-    )
-)
-_BLIMP = frozenset({"blimp", "nyu-mll/blimp"})
+        {"hellaswag_text"}, {None}, {"validation": _whole("hellaswag/validation_from_text.jsonl.gz", 10_042)}
+    ),
+]
+_BLIMP = {"blimp", "nyu-mll/blimp"}
 _BLIMP_PARADIGM = re.compile(r"[A-Za-z0-9_]+")
 KR_QUESTIONS = MirrorFile("kr-test/wikitext-2.json", 4_975, 4_975)
 
@@ -200,8 +196,8 @@ def digest(folder: Path, file: MirrorFile) -> str:
 
 def _datasets(config: str | None) -> list[MirrorDataset]:
     if config is None or not _BLIMP_PARADIGM.fullmatch(config):
-        return [*_DATASETS, MirrorDataset(_BLIMP, frozenset({"one of its 67 paradigms"}), {})]
-    blimp = MirrorDataset(_BLIMP, frozenset({config}), {"train": _whole(f"blimp/{config}.jsonl.gz", 1_000)})
+        return [*_DATASETS, MirrorDataset(_BLIMP, {"one of its 67 paradigms"}, {})]
+    blimp = MirrorDataset(_BLIMP, {config}, {"train": _whole(f"blimp/{config}.jsonl.gz", 1_000)})
     return [*_DATASETS, blimp]
 
 

@@ -76,7 +76,13 @@ class Remote:
 
     def names(self, directory: str) -> list[str]:
         """The last parts of the names below a directory; none when it is not there."""
-        return [str(info["name"]).rstrip("/").rsplit("/", 1)[-1] for info in self._list(directory)]
+        # Others write here too: what fsspec remembers of a listing is no evidence.
+        self.fs.invalidate_cache(self._path(directory))
+        try:
+            names: list[str] = self.fs.ls(self._path(directory), detail=False)
+        except FileNotFoundError:
+            return []
+        return [str(name).rstrip("/").rsplit("/", 1)[-1] for name in names]
 
     def read_many(self, names: list[str]) -> dict[str, bytes]:
         """Several objects at once, without those that are not there; one after another would take minutes."""
@@ -230,12 +236,3 @@ class Remote:
 
     def _make_parent(self, path: str) -> None:
         self.fs.makedirs(self.fs._parent(path), exist_ok=True)
-
-    def _list(self, directory: str) -> list[dict[str, Any]]:
-        # Others write here too: what fsspec remembers of a listing is no evidence.
-        self.fs.invalidate_cache(self._path(directory))
-        try:
-            entries: list[dict[str, Any]] = self.fs.ls(self._path(directory), detail=True)
-        except FileNotFoundError:
-            return []
-        return entries

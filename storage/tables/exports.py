@@ -9,7 +9,7 @@ from typing import Any
 
 from fortifai_core.errors import DataError
 from storage.store import durable
-from storage.tables.parquet import ROW_GROUP, iter_batches
+from storage.tables.parquet import arrow_schema, iter_batches
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,14 @@ def export_text(target: Path, parts: Iterable[tuple[int, int, Sequence[Path]]]) 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        [
-            pa.field("document", pa.string(), nullable=False),
-            pa.field("split", pa.int32(), nullable=False),
-            pa.field("version", pa.int32(), nullable=False),
-            pa.field("text", pa.string(), nullable=False),
-            pa.field("tokens", pa.list_(pa.int32()), nullable=False),
-        ]
-    )
+    schema = arrow_schema("exported-text")
     written = []
     for number, (split, version, paths) in enumerate(parts):
         documents = tokens = 0
         # the number keeps the order of reading, also where a loader sorts the names
         path = target / f"{number:05d}-split-{split}-version-{version}.parquet"
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for batch in iter_batches(list(paths), columns=["document", "text", "tokens"], batch_rows=ROW_GROUP):
+            for batch in iter_batches(list(paths), columns=["document", "text", "tokens"]):
                 count = len(batch["document"])
                 columns = {**batch, "split": [split] * count, "version": [version] * count}
                 writer.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))

@@ -50,6 +50,8 @@ BENCHMARK_ITEMS = _columns(
     "benchmark string, task string, item int64, filter string, metric string, value float64, "
     "target string?, answer string?"
 )
+# Text of a training set, for other programs.
+EXPORTED_TEXT = _columns("document string, split int32, version int32, text string, tokens list<int32>")
 SCHEMAS: dict[str, Columns] = {
     "documents": DOCUMENTS,
     "split-text": SPLIT_TEXT,
@@ -59,6 +61,7 @@ SCHEMAS: dict[str, Columns] = {
     "family-metrics": FAMILY_METRICS,
     "confidence": CONFIDENCE,
     "benchmark-items": BENCHMARK_ITEMS,
+    "exported-text": EXPORTED_TEXT,
 }
 
 # Rows that are in memory at a time, and in one row group: a reader needs no more either.

@@ -88,6 +88,11 @@ class Plan:
     shows: str
     shows_drift: str = ""
 
+    @property
+    def may_stop(self) -> bool:
+        """Whether an arm may end before its last generation, so that not all of its stages are to be had."""
+        return self.config.failure is not None and self.config.failure.stop_arm
+
     def run(self, arm: str, seed: int) -> RunPlan:
         return next(run for run in self.runs if (run.arm, run.seed) == (arm, seed))
 

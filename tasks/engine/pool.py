@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,37 +47,34 @@ class Worker:
     async def start(self) -> asyncio.subprocess.Process:
         """The running child; started anew if it is not there or has died."""
         async with self._starting:
-            return await self._started()
-
-    async def _started(self) -> asyncio.subprocess.Process:
-        if self.process is None or self.process.returncode is not None:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            environment = {
-                **os.environ,
-                "OMP_NUM_THREADS": str(self.threads),
-                "MKL_NUM_THREADS": str(self.threads),
-                "TOKENIZERS_PARALLELISM": "false",
-                # a family's worker imports what its stages use, which may well be no torch at all
-                "FORTIFAI_WORKER_WARM": "1" if isinstance(self.runtime, Runtime) else "0",
-                "OPENBLAS_NUM_THREADS": str(self.threads),
-                "PYTHONUNBUFFERED": "1",
-                "PYTHONPATH": os.pathsep.join(p for p in [os.getcwd(), os.environ.get("PYTHONPATH", "")] if p),
-            }
-            # the log is the child's own file: a child that held the terminal's or a server's pipe open would
-            # make a dead run look alive
-            with self.log.open("ab") as log:
-                self.process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "tasks.engine.worker",
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=log,
-                    env=environment,
-                    limit=2**24,
-                    start_new_session=True,
-                )
-        return self.process
+            if self.process is None or self.process.returncode is not None:
+                self.log.parent.mkdir(parents=True, exist_ok=True)
+                environment = {
+                    **os.environ,
+                    "OMP_NUM_THREADS": str(self.threads),
+                    "MKL_NUM_THREADS": str(self.threads),
+                    "TOKENIZERS_PARALLELISM": "false",
+                    # a family's worker imports what its stages use, which may well be no torch at all
+                    "FORTIFAI_WORKER_WARM": "1" if isinstance(self.runtime, Runtime) else "0",
+                    "OPENBLAS_NUM_THREADS": str(self.threads),
+                    "PYTHONUNBUFFERED": "1",
+                    "PYTHONPATH": os.pathsep.join(p for p in [os.getcwd(), os.environ.get("PYTHONPATH", "")] if p),
+                }
+                # the log is the child's own file: a child that held the terminal's or a server's pipe open would
+                # make a dead run look alive
+                with self.log.open("ab") as log:
+                    self.process = await asyncio.create_subprocess_exec(
+                        sys.executable,
+                        "-m",
+                        "tasks.engine.worker",
+                        stdin=asyncio.subprocess.PIPE,
+                        stdout=asyncio.subprocess.PIPE,
+                        stderr=log,
+                        env=environment,
+                        limit=2**24,
+                        start_new_session=True,
+                    )
+            return self.process
 
     async def build(self, stage: Stage, on_progress: OnProgress | None = None) -> dict[str, Any]:
         """Build one stage; returns `{"found": bool, "metrics": {…}}`.
@@ -278,14 +275,3 @@ def pool_size(config: AnyExperiment) -> tuple[int, int]:
     runs = len(config.arm_labels) * len(config.seeds)
     workers = config.runtime.workers or min(runs, cores)
     return workers, config.runtime.threads or max(1, cores // workers)
-
-
-@contextlib.asynccontextmanager
-async def worker_pool(config: AnyExperiment, *, store_url: str, logs: Path) -> AsyncIterator[WorkerPool]:
-    """A pool sized for an experiment; its processes are gone when the block ends, however it ends."""
-    workers, threads = pool_size(config)
-    pool = WorkerPool(store_url=store_url, runtime=config.runtime, workers=workers, threads=threads, logs=logs)
-    try:
-        yield pool
-    finally:
-        await pool.close()

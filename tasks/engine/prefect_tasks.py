@@ -99,15 +99,8 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
 
 def _task(name: str, what: str, *, tag: str = "", label: str = "{stage.label}", **options: Any) -> Any:
     """The task of one role, as the UI names and describes it; what it does follows from the stage that it is given."""
-    return task(
-        look_up_or_build,
-        name=name,
-        task_run_name=label,
-        tags=[tag or name],
-        description=what,
-        persist_result=False,
-        **options,
-    )
+    options |= {"description": what, "tags": [tag or name], "task_run_name": label, "persist_result": False}
+    return task(name=name, **options)(look_up_or_build)
 
 
 prepare = _task(

@@ -72,7 +72,6 @@ def _serve(request: dict[str, Any], channel: TextIO) -> None:
             message=str(error),
             expected=isinstance(error, FortifaiError),
             exit_code=getattr(error, "exit_code", 1),
-            traceback=traceback.format_exc(),
         )
     else:
         send(event="done", found=found, metrics=artifact.manifest.metrics, seconds=artifact.manifest.seconds)

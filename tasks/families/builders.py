@@ -79,7 +79,7 @@ def _before(context: Context[SegmentSpec], journal: Journal) -> Before:
         parameters = models[max(models)]
         start = read_models(context.artifact(spec.start))[0] if spec.start else None
         if spec.regime == "accumulate":
-            samples = [sample for artifact in earlier for sample in _samples(artifact)]
+            samples = [read_arrays(path) for artifact in earlier for path in artifact.files("sample-*.parquet")]
         else:
             samples = [read_sample(earlier[-1], max(models))]
     if journal.made:
@@ -100,14 +100,7 @@ def read_models(artifact: Artifact) -> dict[int, Arrays]:
 def read_sample(artifact: Artifact, generation: int) -> Arrays:
     """What M_i of a segment drew; nothing for a class that draws inside."""
     name = sample_name(generation)
-    listed = any(entry["name"] == name for entry in artifact.manifest.files)
-    return read_arrays(artifact.file(name)) if listed else {}
-
-
-def _samples(artifact: Artifact) -> Iterator[Arrays]:
-    """Everything that a segment's models drew, in order."""
-    for path in artifact.files("sample-*.parquet"):
-        yield read_arrays(path)
+    return read_arrays(artifact.file(name)) if artifact.has(name) else {}
 
 
 def _rows(generations: Iterable[Made]) -> Iterator[dict[str, Any]]:
@@ -138,12 +131,8 @@ def build_failure(context: Context[FailureSpec]) -> dict[str, Any]:
         raise ConfigError("failure.metric", rule.metric, "was not measured; `fortifai sql` lists the metrics")
     falls = rule.when == "below"
     outcome = time_to_crossing(values, threshold=rule.threshold, falls=falls, relative=rule.relative)
-    result: dict[str, Any] = {
-        "status": outcome.status,
-        "failed_in": outcome.failed_in,
-        "threshold": outcome.threshold,
-        "time-to-failure": outcome.describe(),
-    }
+    result: dict[str, Any] = {name: getattr(outcome, name) for name in ("status", "failed_in", "threshold")}
+    result["time-to-failure"] = outcome.describe()
     if outcome.generations is not None:
         result["generations"] = outcome.generations
     (context.directory / "failure.json").write_text(json.dumps({**result, "metric": rule.metric}, indent=2))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fortifai_core.families.base import Mask
 from fortifai_core.families.registry import FamilyExperiment
 from tasks.engine.plans import GenerationPlan, Plan, RunPlan, Stopped, present, unique
-from tasks.engine.stages import Stage
+from tasks.engine.stages import Reference, Stage
 from tasks.families.specs import DataSpec, FailureSpec, ReportSpec, RunResults, SegmentResults, SegmentSpec
 
 
@@ -50,7 +50,7 @@ def _run(config: FamilyExperiment, mask: Mask, seed: int, data: Stage | None) ->
             seed=seed,
             first=first,
             last=last,
-            data=data.reference if data else None,
+            data=_reference(data),
             earlier=before if config.regime == "accumulate" else before[-1:],
             start=before[0] if before else None,
         )
@@ -66,22 +66,16 @@ def _run(config: FamilyExperiment, mask: Mask, seed: int, data: Stage | None) ->
 
 def _report(plan: Plan, stopped: Stopped) -> Stage:
     config = plan.config
-    runs = tuple(
-        RunResults(
-            arm=run.arm,
-            seed=run.seed,
-            data=run.data.reference if run.data else None,
-            segments=tuple(
-                SegmentResults(
-                    first=g.first,
-                    last=g.last,
-                    segment=g.train.reference,
-                    failure=g.failure.reference if g.failure else None,
-                )
-                for g in run.until(stopped.get((run.arm, run.seed)))
-            ),
+    runs = []
+    for run in plan.runs:
+        segments = tuple(
+            SegmentResults(first=g.first, last=g.last, segment=g.train.reference, failure=_reference(g.failure))
+            for g in run.until(stopped.get((run.arm, run.seed)))
         )
-        for run in plan.runs
-    )
+        runs.append(RunResults(arm=run.arm, seed=run.seed, data=_reference(run.data), segments=segments))
     command = f"fortifai resume {config.name}"
-    return Stage(ReportSpec(config=config.model_dump(mode="json"), command=command, runs=runs))
+    return Stage(ReportSpec(config=config.model_dump(mode="json"), command=command, runs=tuple(runs)))
+
+
+def _reference(stage: Stage | None) -> Reference | None:
+    return stage.reference if stage else None

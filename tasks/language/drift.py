@@ -84,9 +84,8 @@ def text_measures(documents: Iterator[dict[str, Any]], entities: dict[str, Entit
         beginnings = [one[:BLEU_TOKENS] for one in long[:BLEU_DOCUMENTS]]
         measured["self-bleu"] = (text_drift.self_bleu(beginnings), len(beginnings))
     if facts is not None:
-        measured["facts-true"] = (facts.true, facts.facts)
-        measured["facts-false"] = (facts.false, facts.facts)
-        measured["facts-absent"] = (facts.absent, facts.facts)
+        for name in ("true", "false", "absent"):
+            measured[f"facts-{name}"] = (getattr(facts, name), facts.facts)
     return measured
 
 

@@ -82,7 +82,7 @@ def _base_model(config: ExperimentConfig, digests: Digests) -> tuple[Stage, Stag
     """Tokenizer and M_-1; and all stages that make them, in order."""
     model = config.model
     if isinstance(model, PretrainedModel):
-        chosen: dict[str, Any] = {"pretrained": digests.model, "path": model.path, "revision": model.revision}
+        chosen: dict[str, Any] = {"identity": digests.model, "path": model.path, "revision": model.revision}
         tokenizer = Stage(PretrainedTokenizerSpec(**chosen))
         base = Stage(PretrainedBaseSpec(**chosen, dtype=model.dtype, tokenizer=tokenizer.reference))
         return tokenizer, base, [tokenizer, base]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from fortifai_core.config.corpus import AlmanacCorpus
@@ -81,19 +83,11 @@ def build_corpus(context: Context[CorpusSpec]) -> dict[str, Any]:
     tokens = encode_documents(tokenizer, [row["text"] for row in texts])
     split_of = cut([len(t) for t in tokens], splits=splits, group=[row["source"] for row in texts])
     for split in range(splits):
-        rows = [
-            _tokens_row(row["document"], row["text"], ids)
-            for row, ids, k in zip(texts, tokens, split_of, strict=True)
-            if k == split
-        ]
-        for position, row in enumerate(rows):
-            row["position"] = position
-        parquet.write_table(context.directory / split_file(split), rows, schema="split-text")
-    validation = [
-        {**_tokens_row(row["document"], row["text"], ids), "position": position}
-        for position, (row, ids) in enumerate(_encoded(tokenizer, source.file("validation.parquet")))
-    ]
-    parquet.write_table(context.directory / "validation.parquet", validation, schema="split-text")
+        rows = ((row, ids) for row, ids, k in zip(texts, tokens, split_of, strict=True) if k == split)
+        _write_text(context.directory / split_file(split), rows)
+    held_out = parquet.read_rows(source.file("validation.parquet"))
+    encoded = encode_documents(tokenizer, [row["text"] for row in held_out])
+    _write_text(context.directory / "validation.parquet", zip(held_out, encoded, strict=True))
     counts: dict[str, Any] = {"tokens": sum(len(t) for t in tokens), "documents": len(texts)}
     if source.has("questions.parquet"):
         document_split = {row["document"]: k for row, k in zip(texts, split_of, strict=True)}
@@ -102,12 +96,10 @@ def build_corpus(context: Context[CorpusSpec]) -> dict[str, Any]:
     return counts
 
 
-def _encoded(tokenizer: Any, path: Any) -> list[tuple[dict[str, Any], list[int]]]:
-    from fortifai_core.corpus.tokenization import encode_documents
-
-    rows = parquet.read_rows(path)
-    return list(zip(rows, encode_documents(tokenizer, [row["text"] for row in rows]), strict=True))
-
-
-def _tokens_row(document: str, text: str, tokens: list[int]) -> dict[str, Any]:
-    return {"document": document, "position": 0, "text": text, "tokens": tokens, "kept": len(tokens)}
+def _write_text(path: Path, documents: Iterable[tuple[dict[str, Any], list[int]]]) -> None:
+    """Real text with its tokens, all of which are kept."""
+    rows = (
+        {"document": row["document"], "position": position, "text": row["text"], "tokens": ids, "kept": len(ids)}
+        for position, (row, ids) in enumerate(documents)
+    )
+    parquet.write_table(path, rows, schema="split-text")

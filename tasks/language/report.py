@@ -59,7 +59,7 @@ def _generation(context: Context[ReportSpec], config: ExperimentConfig, results:
     columns: dict[str, list[Any]] = {"question": [], "document": [], "split": [], "correct": []}
     if evaluation.has("scores.parquet"):
         columns = parquet.read_table_columns(evaluation.file("scores.parquet"), list(columns))
-    metrics = evaluation.manifest.metrics
+    perplexity = evaluation.manifest.metrics.get("perplexity-real")
     drift = context.artifact(results.drift) if results.drift else None
     measured = {name: float(value) for name, value in drift.manifest.metrics.items()} if drift else {}
     confidence = _confidence(drift)
@@ -67,7 +67,7 @@ def _generation(context: Context[ReportSpec], config: ExperimentConfig, results:
     return GenerationResult(
         generation=results.generation,
         scores=Scores(**columns),
-        perplexity=_number(metrics.get("perplexity-real")),
+        perplexity=None if perplexity is None else float(perplexity),
         unigram_kl={split: float(a.manifest.metrics["unigram-kl"]) for split, a in rewritten.items()},
         live_fraction=measured.get("live-fraction", _live_fraction(config, confidence)),
         tokens_trained=int(train.manifest.metrics["tokens-read"]),
@@ -104,10 +104,6 @@ def _live_fraction(config: ExperimentConfig, confidence: dict[tuple[str, str], l
     if not gammas or ("generation", "seen") not in confidence:
         return None
     return live_fraction_of(confidence["generation", "seen"], gamma=gammas[0])
-
-
-def _number(value: float | int | str | None) -> float | None:
-    return None if value is None else float(value)
 
 
 def _notes(context: Context[ReportSpec]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from fortifai_core.config.corpus import AlmanacCorpus, Corpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
+from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
 from fortifai_core.config.failure_metrics import DEFAULT
 from fortifai_core.config.loss import CustomLoss, Loss, TruncatedCrossEntropyLoss
 from fortifai_core.config.model import LoraConfig, ScratchModel
@@ -44,19 +44,12 @@ def text_content(texts: tuple[VersionedText, ...]) -> list[list[int]]:
 
 def corpus_content(corpus: Corpus, digests: dict[str, str]) -> dict[str, Any]:
     """The corpus without its paths: files enter a key by their digests."""
-
-    def without_paths(part: Corpus) -> dict[str, Any]:
-        content = part.model_dump(mode="json")
-        if isinstance(part, TextCorpus):
-            del content["files"], content["questions"]
-        if isinstance(part, HuggingFaceCorpus):
-            del content["questions"]
-        return content
-
-    if isinstance(corpus, MixtureCorpus):
-        parts = [without_paths(part) for part in corpus.parts]
-        return {"type": "mixture", "parts": parts, "digests": dict(digests)}
-    return {**without_paths(corpus), "digests": dict(digests)}
+    parts = [
+        part.model_dump(mode="json", exclude=None if isinstance(part, AlmanacCorpus) else {"files", "questions"})
+        for part in (corpus.parts if isinstance(corpus, MixtureCorpus) else [corpus])
+    ]
+    content = {"type": "mixture", "parts": parts} if isinstance(corpus, MixtureCorpus) else parts[0]
+    return {**content, "digests": dict(digests)}
 
 
 class PretrainingSpec(Spec):
@@ -96,13 +89,15 @@ class TokenizerSpec(Spec):
 
 
 class PretrainedTokenizerSpec(Spec):
-    """The tokenizer of a pretrained model. `pretrained` stands for the model's files in keys."""
+    """The tokenizer of a pretrained model. `identity` stands for the model's files in keys."""
 
     role, builder = "tokenizer", "tasks.language.prepare:fetch_tokenizer"
-    keyed = ("pretrained",)
-    pretrained: str
+    identity: str
     path: str
     revision: str | None
+
+    def content(self) -> dict[str, Any]:
+        return {"pretrained": self.identity}
 
 
 class BaseSpec(Spec):
@@ -119,12 +114,14 @@ class PretrainedBaseSpec(Spec):
     """M_-1, a pretrained model as it stands."""
 
     role, kind, builder, verifies = "base", "model", "tasks.language.train:fetch_base", True
-    keyed = ("pretrained", "dtype")
-    pretrained: str
+    identity: str
     dtype: str
     path: str
     revision: str | None
     tokenizer: Reference
+
+    def content(self) -> dict[str, Any]:
+        return {"pretrained": self.identity, "dtype": self.dtype}
 
 
 class CorpusSpec(Spec):
@@ -192,18 +189,14 @@ class RegenerateSpec(Spec):
     def _settings(self) -> dict[str, Any]:
         """Without the options that this decoding and these contexts do not read."""
         settings = self.regeneration
-        content = settings.model_dump(mode="json", exclude={"engine", "chunk_tokens"})
+        unread = {"engine", "chunk_tokens"} | ({"context"} if settings.context == "cut" else set())
+        unread |= set() if settings.decoding == "sample" else {"temperature", "top_p", "top_k"}
+        unread |= set() if settings.decoding == "beam" else {"beams"}
+        content = settings.model_dump(mode="json", exclude=unread)
         if settings.engine_used != "reference":
             content["engine"] = settings.engine_used
-        if settings.context == "cut":
-            del content["context"]
-        else:
+        if settings.context != "cut":
             content["chunk_tokens"] = settings.longest_input
-        if settings.decoding != "sample":
-            for name in ("temperature", "top_p", "top_k"):
-                del content[name]
-        if settings.decoding != "beam":
-            del content["beams"]
         return content
 
 

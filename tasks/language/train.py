@@ -20,18 +20,15 @@ from tasks.language.files import base_folder, text_files
 from tasks.language.specs import BaseSpec, PretrainedBaseSpec, TrainSpec
 
 
-def packed_rows(documents: Iterator[list[int]], *, path: Path, sequence_length: int, end_of_text: int) -> Any:
+def _packed(context: Context[Any], name: str, documents: Iterator[list[int]], *, length: int, end_of_text: int) -> Any:
     """Training sequences as a memory-mapped dataset, so that a corpus larger than memory can be trained on."""
     from datasets import Dataset
 
     from fortifai_core.corpus.packing import pack
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_packed(
-        path,
-        pack(documents, sequence_length=sequence_length, end_of_text=end_of_text),
-        sequence_length=sequence_length,
-    )
+    path = context.workspace / name
+    rows = pack(documents, sequence_length=length, end_of_text=end_of_text)
+    parquet.write_packed(path, rows, sequence_length=length)
     return Dataset.from_file(str(path))
 
 
@@ -73,12 +70,8 @@ def build_base(context: Context[BaseSpec]) -> dict[str, Any]:
     )
     path = context.artifact(context.spec.pretraining).file("pretraining.parquet")
     texts = list(parquet.iter_column(path, "text"))
-    rows = packed_rows(
-        iter(encode_documents(tokenizer, texts)),
-        path=context.workspace / "pretraining.arrow",
-        sequence_length=config.pretraining_sequence_length,
-        end_of_text=tokenizer.eos_token_id,
-    )
+    packing = {"length": config.pretraining_sequence_length, "end_of_text": tokenizer.eos_token_id}
+    rows = _packed(context, "pretraining.arrow", iter(encode_documents(tokenizer, texts)), **packing)
     training = Training(
         epochs=config.pretraining_epochs,
         learning_rate=config.pretraining_learning_rate,
@@ -106,12 +99,8 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
         model = _with_adapter(model, spec.lora, seed=spec.seed)
     files = [(text, text_files(context, spec.corpus, text)) for text in spec.text]
     paths = [path for _, of_text in files for path in of_text]
-    rows = packed_rows(
-        parquet.iter_column(paths, "tokens"),
-        path=context.workspace / "text.arrow",
-        sequence_length=training.sequence_length,
-        end_of_text=tokenizer.eos_token_id,
-    )
+    packing = {"length": training.sequence_length, "end_of_text": tokenizer.eos_token_id}
+    rows = _packed(context, "text.arrow", parquet.iter_column(paths, "tokens"), **packing)
     share = 1.0
     if spec.regime == Regime.ACCUMULATE_SUBSAMPLE and len(files) > 1:
         # one split's worth of sequences, drawn evenly over everything accumulated
@@ -121,12 +110,8 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
         rows = rows.select(chosen)
     validation = None
     if training.checkpoint == "best":
-        validation = packed_rows(
-            parquet.iter_column(context.artifact(spec.corpus).file("validation.parquet"), "tokens"),
-            path=context.workspace / "validation.arrow",
-            sequence_length=training.sequence_length,
-            end_of_text=tokenizer.eos_token_id,
-        )
+        held_out = context.artifact(spec.corpus).file("validation.parquet")
+        validation = _packed(context, "validation.arrow", parquet.iter_column(held_out, "tokens"), **packing)
     seed = derive_seed("train", spec.seed, spec.generation)
     metrics = _train(model, rows, context, training=training, loss=spec.loss, seed=seed, validation=validation)
     _save(model, context, tokenizer=previous.path / "tokenizer")
