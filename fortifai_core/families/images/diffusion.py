@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fortifai_core.errors import NonFiniteLoss
@@ -22,9 +22,6 @@ from fortifai_core.families.images.data import to_images, to_pixels
 from fortifai_core.families.images.diffusion_config import DiffusionConfig
 from fortifai_core.families.images.vae_model import clipped, one_thread
 from fortifai_core.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SIDE = 8
 _EMBEDDING = 64

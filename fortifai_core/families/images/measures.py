@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fortifai_core.families.images.classifier import CLASSES, DigitsClassifier, Reading, train_classifier
 from fortifai_core.families.images.config import ImageData
@@ -17,7 +18,6 @@ from fortifai_core.seeds import derive_seed
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from fortifai_core.families.base import Arrays

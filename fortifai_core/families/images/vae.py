@@ -7,10 +7,11 @@ run and generation and never by the arm, so arms differ by their mask alone; com
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fortifai_core.errors import NonFiniteLoss
@@ -31,9 +32,6 @@ from fortifai_core.families.images.vae_model import (
     to_arrays,
 )
 from fortifai_core.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _BATCH = 512  # Part of the result: convolutions of other batches may round differently.
 CONFIDENCE_BINS = 50

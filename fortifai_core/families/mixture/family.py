@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from fortifai_core.errors import DataError, StageFailed
@@ -123,7 +124,6 @@ class Gmm(Fitted[GmmConfig]):
         Raises:
             DataError: the data are a table.
         """
-        import numpy as np
         from sklearn.datasets import make_blobs, make_moons
 
         data, state = self.config.data, derive_seed("gmm-data", seed) % 2**32
@@ -150,8 +150,6 @@ class Gmm(Fitted[GmmConfig]):
         Raises:
             StageFailed: too few points of a class are left for its components.
         """
-        import numpy as np
-
         from fortifai_core.families.mixture import mixture
 
         classes = np.unique(data["label"])
@@ -191,8 +189,6 @@ class Gmm(Fitted[GmmConfig]):
 
     def sample(self, parameters: Arrays, *, count: int, generation: int, seed: int) -> Arrays:
         """`count` points, of each class its share of the real data."""
-        import numpy as np
-
         from fortifai_core.families.mixture import mixture
 
         # the cumulated shares, rounded: adds up to `count`, and the classes keep their sizes for ever
@@ -209,7 +205,6 @@ class Gmm(Fitted[GmmConfig]):
         self, parameters: Arrays, sample: Arrays, real: Arrays, *, generation: int, seed: int, first: Arrays
     ) -> dict[str, float]:
         """The numbers that `MEASURES` names."""
-        import numpy as np
         from scipy.spatial import cKDTree
 
         from fortifai_core.families.mixture import mixture
