@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fortifai_core.errors import DataError
+from fortifai_core.families.base import Arrays
 from fortifai_core.families.images.config import DigitsData, ImageData, MnistData
 from fortifai_core.families.images.idx import read_mnist
 from fortifai_core.seeds import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from fortifai_core.families.base import Arrays
 
 
 class RealImages(NamedTuple):

@@ -9,18 +9,17 @@ M_0 is fitted to all of the real data.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from fortifai_core.errors import DataError, StageFailed
 from fortifai_core.families.base import Arrays, FamilyConfig, Fitted, Mask, Progress, ThresholdMask
+from fortifai_core.families.mixture import mixture
+from fortifai_core.families.mixture.mixture import Mixture
 from fortifai_core.seeds import derive_seed
 from fortifai_core.settings import Frozen, Inconsistent
-
-if TYPE_CHECKING:
-    from fortifai_core.families.mixture.mixture import Mixture
 
 
 class Moons(Frozen):
@@ -150,8 +149,6 @@ class Gmm(Fitted[GmmConfig]):
         Raises:
             StageFailed: too few points of a class are left for its components.
         """
-        from fortifai_core.families.mixture import mixture
-
         classes = np.unique(data["label"])
         fitted: list[Mixture] = []
         shares, converged, live, total = [], 0, 0, 0
@@ -189,8 +186,6 @@ class Gmm(Fitted[GmmConfig]):
 
     def sample(self, parameters: Arrays, *, count: int, generation: int, seed: int) -> Arrays:
         """`count` points, of each class its share of the real data."""
-        from fortifai_core.families.mixture import mixture
-
         # the cumulated shares, rounded: adds up to `count`, and the classes keep their sizes for ever
         ends = np.rint(np.cumsum(parameters["share"]) * count).astype(int)
         sizes = np.diff(ends, prepend=0)
@@ -206,8 +201,6 @@ class Gmm(Fitted[GmmConfig]):
     ) -> dict[str, float]:
         """The numbers that `MEASURES` names."""
         from scipy.spatial import cKDTree
-
-        from fortifai_core.families.mixture import mixture
 
         along = mixture.directions(
             self.config.projections, dimensions=real["x"].shape[1], seed=derive_seed("gmm-directions", 0)
@@ -239,6 +232,4 @@ class Gmm(Fitted[GmmConfig]):
 
 
 def _mixture(parameters: Arrays, number: int) -> Mixture:
-    from fortifai_core.families.mixture.mixture import Mixture
-
     return Mixture(parameters["weights"][number], parameters["means"][number], parameters["covariances"][number])
