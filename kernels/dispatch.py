@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
@@ -109,28 +111,14 @@ def linear_cross_entropy(
                 raise TypeError(f"{name}: {tensor.dtype}, but hidden is {hidden.dtype}")
     _check_targets(targets, hidden.shape[:-1], vocabulary, ignore_index)
     _check_token_weights(token_weights, targets)
-    for name, tensor in (
-        ("weight", weight),
-        ("bias", bias),
-        ("targets", targets),
-        ("token_weights", token_weights),
-    ):
+    for name, tensor in (("weight", weight), ("bias", bias), ("targets", targets), ("token_weights", token_weights)):
         _check_device(name, tensor, hidden, "hidden")
-
-    options = Options(
-        loss=loss if loss is not None else losses.cross_entropy(),
-        ignore_index=ignore_index,
-        softcap=softcap,
-        logit_scale=float(logit_scale),
-        chunk_rows=chunk_rows,
-        reduce=reduction != "none",
-    )
-    flat = targets.reshape(-1).long()
-    weights = None if token_weights is None else token_weights.reshape(-1)
-    by = _denominator(flat, options, reduction, denominator)
     linear = Linear(hidden.reshape(-1, width), weight, bias)
-    terms = linear_implementation(impl, hidden.device)(linear, Rows(flat, weights, by), options)
-    return _finish(terms, flat, targets.shape, options, live_mean=reduction == "mean" and by is None)
+    options = Options(
+        losses.cross_entropy() if loss is None else loss, ignore_index, softcap, float(logit_scale), chunk_rows
+    )
+    implementation = partial(linear_implementation(impl, hidden.device), linear)
+    return _reduced(implementation, targets, token_weights, options, reduction, denominator)
 
 
 def cross_entropy(
@@ -160,20 +148,11 @@ def cross_entropy(
     _check_token_weights(token_weights, targets)
     for name, tensor in (("targets", targets), ("token_weights", token_weights)):
         _check_device(name, tensor, logits, "logits")
-    options = Options(
-        loss=loss if loss is not None else losses.cross_entropy(),
-        ignore_index=ignore_index,
-        softcap=softcap,
-        logit_scale=float(logit_scale),
-        reduce=reduction != "none",
-    )
-    flat = targets.reshape(-1).long()
-    weights = None if token_weights is None else token_weights.reshape(-1)
-    by = _denominator(flat, options, reduction, denominator)
+    options = Options(losses.cross_entropy() if loss is None else loss, ignore_index, softcap, float(logit_scale))
     chosen = _chosen(impl, _LOGITS_IMPLEMENTATIONS, logits.device, otherwise="torch")
-    implementation = _fused(logits.device).logits_terms if chosen == "triton" else plain.logits_terms
-    terms = implementation(logits.reshape(-1, logits.shape[-1]), Rows(flat, weights, by), options)
-    return _finish(terms, flat, targets.shape, options, live_mean=reduction == "mean" and by is None)
+    terms = _fused(logits.device).logits_terms if chosen == "triton" else plain.logits_terms
+    implementation = partial(terms, logits.reshape(-1, logits.shape[-1]))
+    return _reduced(implementation, targets, token_weights, options, reduction, denominator)
 
 
 def linear_implementation(impl: str, device: torch.device | None = None) -> Callable[..., Terms]:
@@ -221,7 +200,21 @@ def _denominator(
     return torch.as_tensor(denominator, device=targets.device).detach().reshape(())
 
 
-def _finish(terms: Terms, targets: Tensor, shape: torch.Size, options: Options, *, live_mean: bool) -> LossOutput:
+def _reduced(
+    implementation: Callable[[Rows, Options], Terms],
+    targets: Tensor,
+    token_weights: Tensor | None,
+    options: Options,
+    reduction: Reduction,
+    denominator: float | Tensor | None,
+) -> LossOutput:
+    """The loss by an implementation that has the head or the logits already, and what is told beside it."""
+    options = replace(options, reduce=reduction != "none")
+    shape, targets = targets.shape, targets.reshape(-1).long()
+    by = _denominator(targets, options, reduction, denominator)
+    live_mean = reduction == "mean" and by is None
+    weights = None if token_weights is None else token_weights.reshape(-1)
+    terms = implementation(Rows(targets, weights, by), options)
     with torch.no_grad():
         valid = targets != options.ignore_index
         tokens, live = valid.sum(), terms.live.sum()

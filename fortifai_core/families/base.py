@@ -12,19 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from fortifai_core.settings import Frozen
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    # Named arrays: a sample set (first axis = items; e.g. {"x": (n, d)}) or a model's parameters.
-    Arrays = dict[str, NDArray[Any]]
-else:
-    Arrays = dict[str, Any]
+# Named arrays: a sample set (first axis = items; e.g. {"x": (n, d)}) or a model's parameters.
+Arrays = dict[str, NDArray[Any]]
 
 # done, total, unit
 Progress = Callable[[int, int, str], None]
@@ -240,8 +237,6 @@ class Fitted(Family, Generic[C]):
 
 def joined(parts: list[Arrays]) -> Arrays:
     """Data sets one after another: the arrays that all of them have (what a VAE draws has no label)."""
-    import numpy as np
-
     names = [name for name in parts[0] if all(name in part for part in parts)]
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -34,44 +35,34 @@ AnyMask = Annotated[
 
 @dataclass(frozen=True)
 class ModelClass:
-    """What the pipeline has to know of a model class. The names are imported when they are used.
+    """What the pipeline has to know of a model class. Modules are imported when they are used.
 
     Attributes:
         config: its settings and data.
         masks: the arms that it knows; every other one is refused before anything is computed.
         make: `module:class` of its `Family`, called with the configuration and the folder of outside data.
-        figures: the module that draws: `draw(results, directory)`, and perhaps `preview(...)` of one generation.
     """
 
     config: type[FamilyConfig]
     masks: tuple[type[Mask], ...]
     make: str
-    figures: str
+
+    def figures(self) -> ModuleType:
+        """The module beside it that draws: `draw(results, directory)`, and perhaps `preview(...)` of a generation."""
+        return import_module(f"{__package__}.{self.make.partition('.')[0]}.figures")
 
 
-_IMAGES = "fortifai_core.families.images"
 _CLIPPING = (NoMask, ThresholdMask, DynamicQuantileMask, DynamicIntersectionMask)
 MODEL_CLASSES: dict[str, ModelClass] = {
     "gaussian": ModelClass(
         GaussianConfig,
         (NoMask, ThresholdMask, PredictedOptimumMask, AdaptiveMask, NoisyEstimator),
-        "fortifai_core.families.gaussian.chain:Gaussian",
-        "fortifai_core.families.gaussian.figures",
+        "gaussian.chain:Gaussian",
     ),
-    "gmm": ModelClass(
-        GmmConfig,
-        (NoMask, ThresholdMask),
-        "fortifai_core.families.mixture.family:Gmm",
-        "fortifai_core.families.mixture.figures",
-    ),
-    "vae": ModelClass(VaeConfig, _CLIPPING, f"{_IMAGES}.vae:VaeFamily", f"{_IMAGES}.figures"),
-    "diffusion": ModelClass(DiffusionConfig, _CLIPPING, f"{_IMAGES}.diffusion:DiffusionFamily", f"{_IMAGES}.figures"),
-    "zipf": ModelClass(
-        ZipfConfig,
-        (NoMask, ThresholdMask),
-        "fortifai_core.families.zipf.family:ZipfFamily",
-        "fortifai_core.families.zipf.figures",
-    ),
+    "gmm": ModelClass(GmmConfig, (NoMask, ThresholdMask), "mixture.family:Gmm"),
+    "vae": ModelClass(VaeConfig, _CLIPPING, "images.vae:VaeFamily"),
+    "diffusion": ModelClass(DiffusionConfig, _CLIPPING, "images.diffusion:DiffusionFamily"),
+    "zipf": ModelClass(ZipfConfig, (NoMask, ThresholdMask), "zipf.family:ZipfFamily"),
 }
 
 
@@ -154,19 +145,19 @@ def family_from_config(config: FamilyConfig, *, folder: Path | None = None) -> F
         folder: where real data lie that come from outside; for classes that read them themselves.
     """
     module, _, name = MODEL_CLASSES[config.type].make.partition(":")
-    family: Family = getattr(import_module(module), name)(config, folder)
+    family: Family = getattr(import_module(f"{__package__}.{module}"), name)(config, folder)
     return family
 
 
 def draw(results: Results, directory: Path) -> list[Figure]:
     """The class's own figures, written into `directory`."""
-    figures: list[Figure] = import_module(MODEL_CLASSES[results.config.type].figures).draw(results, directory)
+    figures: list[Figure] = MODEL_CLASSES[results.config.type].figures().draw(results, directory)
     return figures
 
 
 def preview(config: FamilyConfig, *, real: Arrays, sample: Arrays, parameters: Arrays, title: str, path: Path) -> None:
     """A small PNG of what one generation draws, for the Prefect UI; nothing for a class that draws none."""
-    module = import_module(MODEL_CLASSES[config.type].figures)
+    module = MODEL_CLASSES[config.type].figures()
     if hasattr(module, "preview"):
         module.preview(real=real, sample=sample, parameters=parameters, title=title, path=path)
 

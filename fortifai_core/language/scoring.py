@@ -66,18 +66,10 @@ def _batches(
 
 
 def sequence_log_probabilities(model: Any, sequences: Sequence[ScoredSequence], *, batch: int) -> list[np.ndarray]:
-    """log p of each sequence's last tokens: one float64 [targets] a sequence, in the order given, in nats.
+    """`log_probabilities` with each sequence by itself; arguments, result and errors are the same.
 
     Padding stands behind the tokens, where a causal model does not look. Logits are computed where they are needed
     only, if the model takes `logits_to_keep` (those of transformers do), and the log-softmax is taken in float32.
-
-    Args:
-        model: token ids [rows, length] → object with `.logits` [rows, length, vocabulary]; left in the mode it was in.
-        sequences: each with more tokens than targets, and a target at least.
-        batch: sequences at a time; fewer where their logits would be large.
-
-    Raises:
-        StageFailed: the model's logits are not numbers.
     """
     import torch
 

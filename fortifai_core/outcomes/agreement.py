@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fortifai_core.errors import InputError
 from fortifai_core.interval import Interval
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 Level = Literal["split 0", "all splits", "each split"]
 LEVELS: tuple[Level, ...] = ("split 0", "all splits", "each split")
@@ -63,8 +62,6 @@ def agreement(
     Raises:
         InputError: the models differ.
     """
-    import numpy as np
-
     if len(first.correct) != len(second.correct):
         raise InputError("second", len(second.correct), f"give the answers of the same {len(first.correct)} models")
     names = sorted({*zip(first.split, first.document, strict=True), *zip(second.split, second.document, strict=True)})
@@ -95,8 +92,6 @@ def agreement(
 
 def _by_document(answered: Answered, names: list[tuple[int, str]]) -> tuple[Any, Any]:
     """(right answers, questions asked), each [model, document]."""
-    import numpy as np
-
     place = {name: i for i, name in enumerate(names)}
     of = np.array([place[key] for key in zip(answered.split, answered.document, strict=True)])
     asked = np.asarray(answered.asked, bool)
@@ -109,8 +104,6 @@ def _by_document(answered: Answered, names: list[tuple[int, str]]) -> tuple[Any,
 
 def _groups(level: Level, split: NDArray[np.int64]) -> Any:
     """Which documents make up a score: bool [group, document]."""
-    import numpy as np
-
     match level:
         case "split 0":
             return (split == 0)[None]
@@ -122,8 +115,6 @@ def _groups(level: Level, split: NDArray[np.int64]) -> Any:
 
 def _shares(tables: list[tuple[Any, Any]], groups: Any, weights: Any) -> Any:
     """[set, model × group]; NaN where no question was asked."""
-    import numpy as np
-
     chosen = (groups * weights).T
     rows = []
     for right, asked in tables:
@@ -134,7 +125,6 @@ def _shares(tables: list[tuple[Any, Any]], groups: Any, weights: Any) -> Any:
 
 def _correlations(shares: Any) -> tuple[float, float]:
     """(Pearson, Spearman) of the pairs that are there; NaN where one side never changes."""
-    import numpy as np
     from scipy.stats import pearsonr, spearmanr
 
     kept = shares[:, np.isfinite(shares).all(axis=0)]
@@ -145,8 +135,6 @@ def _correlations(shares: Any) -> tuple[float, float]:
 
 def _with_interval(value: float, drawn: list[float], level: float) -> Interval:
     """Percentiles of the draws, widened to the estimate: a draw's noise pulls a correlation towards zero."""
-    import numpy as np
-
     known = [correlation for correlation in drawn if math.isfinite(correlation)]
     if len(known) < len(drawn) / 2:
         return Interval(value, math.nan, math.nan, level)

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fortifai_core.errors import InputError
 from fortifai_core.interval import Interval
 from fortifai_core.outcomes.time_to_failure import TimeToFailure
@@ -64,7 +66,6 @@ def survival(outcomes: Sequence[TimeToFailure], *, horizon: float | None = None,
     Raises:
         InputError: no run learned the split.
     """
-    import numpy as np
     from scipy.stats import CensoredData, ecdf, norm
 
     learned = [outcome for outcome in outcomes if outcome.status != "never-learned"]

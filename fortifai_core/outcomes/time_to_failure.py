@@ -12,7 +12,6 @@ A run that never crosses is censored ("> 5", never a number); one that starts be
 learned the split and has no time to failure at all. Any other measure of any model class fails the same way, below
 its threshold or above it; where text is not counted in splits, generations are the only unit.
 
-numpy is imported when a function is called, not with the module.
 """
 
 from __future__ import annotations
@@ -21,17 +20,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fortifai_core.config.stages import Regime
 from fortifai_core.corpus.schedule import training_splits
 from fortifai_core.errors import ConfigError, InputError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 Status = Literal["failed", "censored", "never-learned"]
 Unit = Literal[
@@ -172,8 +170,6 @@ def crossings(curves: Floats, threshold: float, *, falls: bool = True, at: Seque
     Returns:
         [curve]: generations; −inf where a curve starts beyond the threshold, inf where it never is.
     """
-    import numpy as np
-
     moments = np.arange(curves.shape[1]) if at is None else np.asarray(at)
     beyond = _beyond(curves, threshold, falls)
     first, rows = beyond.argmax(axis=1), np.arange(len(curves))
@@ -188,8 +184,6 @@ def crossings(curves: Floats, threshold: float, *, falls: bool = True, at: Seque
 
 
 def _beyond(curves: Floats, threshold: float, falls: bool) -> NDArray[np.bool_]:
-    import numpy as np
-
     return np.isnan(curves) | (curves < threshold if falls else curves > threshold)
 
 
@@ -214,8 +208,6 @@ def time_to_crossing(
         InputError: there are no values, or `tokens` does not fit.
         ConfigError: a share is asked for of what is not positive.
     """
-    import numpy as np
-
     if not values:
         raise InputError("values", {}, "give the value of at least one generation")
     at = sorted(values)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fortifai_core.interval import Measured
 from fortifai_core.outcomes.bootstrap import (
     FailureInterval,
@@ -103,16 +105,6 @@ class Analysis:
         return self.arms[0].arm.title
 
 
-@dataclass(frozen=True)
-class _Retention:
-    """Retention of one arm, as far as it was measured."""
-
-    split0: tuple[Measured, ...] = ()
-    total: tuple[Measured, ...] = ()
-    change: Measured | None = None
-    failure_interval: FailureInterval | None = None
-
-
 def analyse(data: ReportData) -> Analysis:
     """Compute everything a report or a terminal table shows; the same data gives the same numbers."""
     labels = [arm.label for arm in data.arms]
@@ -133,22 +125,22 @@ def _summary(
     data: ReportData, arm: ArmResult, baseline: ArmSummary | None, half_way: float | None, horizon: int
 ) -> ArmSummary:
     options: Options = {"draws": data.draws, "seed": derive_seed("report", "retention"), "level": data.level}
-    kept = _retention(data, arm, options)
+    split0, total, change, failure_interval = _retention(data, arm, options)
     mean, runs = _failures(data, arm, horizon)
     ratios: dict[Unit, Ratio] = {}
     if mean is not None and baseline is not None and baseline.failure is not None:
         ratios = {unit: ratio(mean, baseline.failure, unit=unit) for unit in UNITS}
     relative = None
-    if kept.split0 and half_way is not None:
-        curve = [interval.estimate for interval in kept.split0]
+    if split0 and half_way is not None:
+        curve = [interval.estimate for interval in split0]
         relative = time_to_failure(curve, threshold=half_way, regime=data.regime, tokens=_tokens(arm))
     return ArmSummary(
         arm=arm,
-        split0=kept.split0,
-        total=kept.total,
-        change=kept.change,
+        split0=split0,
+        total=total,
+        change=change,
         failure=mean,
-        failure_interval=kept.failure_interval,
+        failure_interval=failure_interval,
         relative=relative,
         runs=runs,
         ratios=ratios,
@@ -161,11 +153,13 @@ def _summary(
     )
 
 
-def _retention(data: ReportData, arm: ArmResult, options: Options) -> _Retention:
-    """Shares of right answers by generation, and how far they moved; empty without questions on split 0."""
+def _retention(
+    data: ReportData, arm: ArmResult, options: Options
+) -> tuple[tuple[Measured, ...], tuple[Measured, ...], Measured | None, FailureInterval | None]:
+    """`split0`, `total`, `change` and `failure_interval` of a summary; empty without questions on split 0."""
     curves, documents = _curves([arm], 0)
     if not curves:
-        return _Retention()
+        return (), (), None, None
     generations = range(arm.generations)
     totals = [_curves([arm], None, only=g) for g in generations]
     failure_interval = None
@@ -174,11 +168,11 @@ def _retention(data: ReportData, arm: ArmResult, options: Options) -> _Retention
             curves[0], clusters=documents, threshold=data.threshold, regime=data.regime, **options
         )
     ends = [c[-1] for c in curves[0]], [c[0] for c in curves[0]]
-    return _Retention(
-        split0=tuple(_share([c[g] for c in curves[0]], documents, options) for g in generations),
-        total=tuple(_share([c[0] for c in answers[0]], names, options) for answers, names in totals),
-        change=_difference(*ends, documents, options) if arm.generations > 1 else None,
-        failure_interval=failure_interval,
+    return (
+        tuple(_share([c[g] for c in curves[0]], documents, options) for g in generations),
+        tuple(_share([c[0] for c in answers[0]], names, options) for answers, names in totals),
+        _difference(*ends, documents, options) if arm.generations > 1 else None,
+        failure_interval,
     )
 
 
@@ -234,8 +228,6 @@ def _curves(
     Runs are those of the seeds that all arms have; questions those asked in every generation taken: all that
     every arm reached, or `only` one. No questions in common: an empty list.
     """
-    import numpy as np
-
     seeds = [seed for seed in arms[0].seeds if all(seed in arm.seeds for arm in arms)]
     reached = range(min(arm.generations for arm in arms)) if only is None else [only]
     curves: list[list[Any]] = [[] for _ in arms]

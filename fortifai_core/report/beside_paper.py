@@ -61,31 +61,17 @@ def beside_the_paper(analysis: Analysis) -> BesideThePaper | None:
     for method in dict.fromkeys([*(arm.arm.label for arm in measured), *(arm.method for arm in quoted)]):
         for arm in measured:
             if arm.arm.label == method:
-                unit = arm.ratios.get("generations")
-                rows.append(
-                    PaperRow(
-                        arm_title(method),
-                        "measured here",
-                        False,
-                        tuple(interval.estimate for interval in arm.split0),
-                        arm.failure.describe() if arm.failure is not None and analysis.data.by_retention else "–",
-                        unit.describe() if unit is not None and unit.value is not None else "",
-                    )
-                )
+                retention = tuple(interval.estimate for interval in arm.split0)
+                failure = arm.failure.describe() if arm.failure is not None and analysis.data.by_retention else "–"
+                ratio = arm.ratios.get("generations")
+                factor = ratio.describe() if ratio is not None and ratio.value is not None else ""
+                rows.append(PaperRow(arm_title(method), "measured here", False, retention, failure, factor))
         for said in quoted:
             if said.method == method:
                 dataset_name = _DATASETS.get(said.dataset, said.dataset)
                 where = f"{said.table}: {_MODELS.get(said.model, said.model)}, {dataset_name}"
                 ratio = said.absolute_ratios.get("generations")
-                rows.append(
-                    PaperRow(
-                        arm_title(method),
-                        where,
-                        True,
-                        said.retention,
-                        said.absolute.describe(),
-                        ratio.describe() if ratio is not None else "",
-                    )
-                )
+                factor = ratio.describe() if ratio is not None else ""
+                rows.append(PaperRow(arm_title(method), where, True, said.retention, said.absolute.describe(), factor))
     name = None if dataset is None else _DATASETS[dataset]
     return BesideThePaper(name, tuple(rows), max(len(row.retention) for row in rows))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from fortifai_core.charts.svg import svg
 from fortifai_core.interval import Interval
 from fortifai_core.measures.mutation import RULE as mutation_rule
@@ -117,13 +119,12 @@ def _facts(analysis: Analysis) -> list[str]:
 
 
 def _seconds(data: ReportData) -> Seconds:
-    by_stage: dict[str, dict[str, float]] = {}
+    by_stage: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for arm in data.arms:
         for run in arm.runs:
             for result in run.generations:
                 for stage, seconds in result.seconds.items():
-                    by_arm = by_stage.setdefault(stage, {})
-                    by_arm[arm.label] = by_arm.get(arm.label, 0.0) + seconds
+                    by_stage[stage][arm.label] += seconds
     return Seconds([arm.label for arm in data.arms], by_stage)
 
 

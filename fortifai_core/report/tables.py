@@ -145,16 +145,8 @@ def _mutation(analysis: Analysis) -> Iterator[tuple[Any, ...]]:
             facts = version.facts
             counts = (None, None, None) if facts is None else (facts.true, facts.false, facts.absent)
             text = "".join(piece.text for piece in version.pieces)
-            yield (
-                mutation.label,
-                mutation.seed,
-                mutation.document,
-                number,
-                version.writer,
-                text,
-                version.changed,
-                *counts,
-            )
+            which = (mutation.label, mutation.seed, mutation.document, number)
+            yield (*which, version.writer, text, version.changed, *counts)
 
 
 def _quoted(analysis: Analysis) -> Iterator[tuple[Any, ...]]:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -250,7 +249,7 @@ def test_report_and_preview_are_drawn(built: Callable[..., Built], name: str) ->
         drawn = ElementTree.fromstring(report.file(f"{figure}.svg").read_text())
         assert drawn.tag.endswith("svg") and len(list(drawn.iter())) > 20
         assert_png(report.file(f"{figure}.png"))
-    module = import_module(MODEL_CLASSES[name].figures)
+    module = MODEL_CLASSES[name].figures()
     for step in whole.plan.runs[0].generations:
         segment = found(whole.store, step.train)
         listed = "preview.png" in {entry["name"] for entry in segment.manifest.files}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fortifai_core.corpus.almanac.words import ATTRIBUTES
@@ -49,12 +49,8 @@ def stated_facts(text: str) -> Iterator[StatedFact]:
 
 def fact_survival(entity: Entity, text: str) -> FactSurvival:
     """Compare what a text says about an entity with the truth."""
-    return _survival(entity, stated_facts(text))
-
-
-def _survival(entity: Entity, claims: Iterable[StatedFact]) -> FactSurvival:
     said: dict[str, set[str]] = {}
-    for claim in claims:
+    for claim in stated_facts(text):
         if claim.name == entity.name:
             said.setdefault(claim.attribute, set()).add(claim.value)
     truth = {fact.attribute: fact.value for fact in entity.facts}

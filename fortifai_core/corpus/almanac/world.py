@@ -206,6 +206,3 @@ def generate_almanac(config: AlmanacCorpus, *, splits: int, seed: int) -> Source
         documents += [Document(entity.id, paragraph(draw, entity), "almanac") for entity in entities]
         questions += list(_questions(draw, entities))
     return Source(documents, questions, validation_text(config), pretraining_text(config))
-
-
-__all__ = ["Entity", "Fact", "entities_of", "generate_almanac", "name_of", "pretraining_text", "validation_text"]

@@ -51,20 +51,6 @@ from fortifai_core.families.gaussian.config import (
 )
 from fortifai_core.seeds import derive_seed
 
-__all__ = [
-    "AdaptiveMask",
-    "Chain",
-    "EstimatorNoise",
-    "GaussianConfig",
-    "NoisyEstimator",
-    "PredictedOptimumMask",
-    "mask_gamma",
-    "predict",
-    "run_chain",
-    "sample_of",
-    "summary",
-]
-
 Floats = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 

@@ -18,7 +18,8 @@ from fortifai_core.charts.palette import INK, LINE, MARKERS, SOFT, arm_colour
 from fortifai_core.errors import DataError
 from fortifai_core.families.base import Figure, Results
 from fortifai_core.families.gaussian import theory
-from fortifai_core.families.gaussian.chain import GaussianConfig, sample_of
+from fortifai_core.families.gaussian.chain import sample_of
+from fortifai_core.families.gaussian.config import GaussianConfig
 from fortifai_core.wording import arm_title
 
 Floats = NDArray[np.float64]

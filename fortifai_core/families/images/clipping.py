@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fortifai_core.errors import ConfigError
 from fortifai_core.families.base import Mask, NoMask, ThresholdMask
 from fortifai_core.families.images.config import DynamicIntersectionMask, DynamicQuantileMask
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 # EM on more values changes the third digit of gamma and costs seconds an epoch.
 _FITTED = 20_000
@@ -37,8 +37,6 @@ def fixed_floor(mask: Mask) -> float:
 
 def dynamic_floor(mask: Mask, nll: NDArray[Any]) -> float:
     """The least −log p that counts in a dynamic arm, from the −log p of pixels."""
-    import numpy as np
-
     if isinstance(mask, DynamicQuantileMask):
         return quantile_floor(nll, quantile=mask.quantile)
     assert isinstance(mask, DynamicIntersectionMask)
@@ -57,8 +55,6 @@ def gamma_of(floor: float) -> float:
 
 def quantile_floor(nll: NDArray[Any], *, quantile: float) -> float:
     """−log of the quantile of the confidences exp(−nll): taken on −log p, where confidences near 1 still differ."""
-    import numpy as np
-
     return float(np.quantile(nll, 1 - quantile))
 
 
@@ -67,7 +63,6 @@ def intersection_gamma(confidence: NDArray[Any]) -> float:
 
     Fitted by EM (scikit-learn), which begins with k-means, to at most 20,000 values evenly spread over the sorted ones.
     """
-    import numpy as np
     from sklearn.mixture import GaussianMixture
 
     values = np.sort(confidence, axis=None)
@@ -88,8 +83,6 @@ def gaussian_crossing(low: tuple[float, float, float], high: tuple[float, float,
     log w − log σ − (x−μ)²/2σ² is the same for both: a quadratic in x. Between the means one density only falls and
     the other only rises, so at most one root lies there.
     """
-    import numpy as np
-
     (w0, m0, s0), (w1, m1, s1) = low, high
     a = 1 / (2 * s1**2) - 1 / (2 * s0**2)
     b = m0 / s0**2 - m1 / s1**2

@@ -6,16 +6,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fortifai_core.errors import DataError
+from fortifai_core.families.base import Arrays
 from fortifai_core.families.images.config import DigitsData, ImageData, MnistData
 from fortifai_core.families.images.idx import read_mnist
 from fortifai_core.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
-
-    from fortifai_core.families.base import Arrays
 
 
 class RealImages(NamedTuple):
@@ -51,7 +52,6 @@ def load(data: ImageData, folder: Path | None) -> RealImages:
 
 
 def _digits(data: DigitsData) -> RealImages:
-    import numpy as np
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -69,8 +69,6 @@ def _digits(data: DigitsData) -> RealImages:
 
 
 def _subset(images: NDArray[Any], labels: NDArray[Any], count: int, data: MnistData) -> Arrays:
-    import numpy as np
-
     if data.selection == "first" or count == len(labels):
         kept = np.arange(count)
     else:
@@ -89,7 +87,6 @@ def to_images(data: Arrays, *, side: int | None = None) -> Tensor:
     Raises:
         DataError: pixels of another type or size, or none.
     """
-    import numpy as np
     import torch
 
     pixels = data.get("pixels")

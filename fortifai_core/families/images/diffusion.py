@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fortifai_core.errors import NonFiniteLoss
@@ -20,11 +20,7 @@ from fortifai_core.families.images import data
 from fortifai_core.families.images.clipping import dynamic_floor, fixed_floor, gamma_of, is_dynamic
 from fortifai_core.families.images.data import to_images, to_pixels
 from fortifai_core.families.images.diffusion_config import DiffusionConfig
-from fortifai_core.families.images.vae_model import clipped, one_thread
-from fortifai_core.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from fortifai_core.families.images.vae_model import clipped, generator_of, one_thread, with_weights
 
 SIDE = 8
 _EMBEDDING = 64
@@ -115,7 +111,7 @@ class DiffusionFamily(Fitted[DiffusionConfig]):
 
     def sample(self, parameters: Arrays, *, count: int, generation: int, seed: int) -> Arrays:
         """`count` images in the form of the real ones; the label is -1, for nobody has said what they show."""
-        generator = _generator("diffusion-sample", seed, generation)
+        generator = generator_of("diffusion-sample", seed, generation)
         model, parts = _from_arrays(self.config, parameters), []
         with one_thread(), torch.inference_mode():
             for start in range(0, count, _BATCH):
@@ -136,17 +132,13 @@ class DiffusionFamily(Fitted[DiffusionConfig]):
             found = measure_samples(self.config, sample["pixels"], folder=None)
             with torch.inference_mode():
                 # Ten noisy copies of every test image, at steps of their own.
-                nll = _nll(self.config, model, test.repeat(10, 1), _generator("diffusion-test", seed, generation))
+                nll = _nll(self.config, model, test.repeat(10, 1), generator_of("diffusion-test", seed, generation))
         return {**found, "denoising-loss": float(2 * nll.double().mean())}
 
 
 def _flat(data: Arrays) -> Tensor:
     """Images as (n, 64) float32 in [−1, 1]."""
     return to_images(data, side=SIDE).flatten(1).contiguous() * 2 - 1
-
-
-def _generator(*parts: str | int) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(*parts))
 
 
 def _build(config: DiffusionConfig) -> Denoiser:
@@ -156,10 +148,7 @@ def _build(config: DiffusionConfig) -> Denoiser:
 
 
 def _from_arrays(config: DiffusionConfig, parameters: Arrays) -> Denoiser:
-    model = _build(config)
-    weights = {name: torch.tensor(value) for name, value in parameters.items() if not name.startswith("trace/")}
-    model.load_state_dict(weights)
-    return model.eval()
+    return with_weights(_build(config), parameters)
 
 
 def _nll(config: DiffusionConfig, model: Denoiser, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -173,7 +162,7 @@ def _nll(config: DiffusionConfig, model: Denoiser, images: Tensor, generator: to
 def _fit(
     config: DiffusionConfig, images: Tensor, mask: Mask, stream: tuple[str, int, int], progress: Progress
 ) -> tuple[Arrays, dict[str, float]]:
-    order, noises, weights = (_generator(*stream, name) for name in ("order", "noise", "weights"))
+    order, noises, weights = (generator_of(*stream, name) for name in ("order", "noise", "weights"))
     floor, model = fixed_floor(mask), _build(config)
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
@@ -213,6 +202,6 @@ def _surprises(
     config: DiffusionConfig, model: Denoiser, images: Tensor, stream: tuple[str | int, ...]
 ) -> NDArray[np.float64]:
     """½(ε − ε̂)² of every pixel of `threshold_images` of the images, flat."""
-    generator = _generator(*stream)
+    generator = generator_of(*stream)
     chosen = torch.randperm(len(images), generator=generator)[: config.threshold_images]
     return _nll(config, model, images[chosen], generator).flatten().double().numpy()

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fortifai_core.charts.canvas import canvas, plain, save, save_png
 from fortifai_core.charts.palette import NEUTRAL, arm_colour
 from fortifai_core.families.base import Arrays, Figure, Results, Run
 from fortifai_core.families.images.config import VaeConfig
 from fortifai_core.wording import arm_title
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
 
 COLUMNS = 10
 PAPER = (

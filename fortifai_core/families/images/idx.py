@@ -6,14 +6,12 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fortifai_core.errors import DataError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 # The third byte of the header names the element type; numbers are big-endian.
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

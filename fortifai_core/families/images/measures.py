@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from fortifai_core.families.base import Arrays
 from fortifai_core.families.images.classifier import CLASSES, DigitsClassifier, Reading, train_classifier
-from fortifai_core.families.images.config import ImageData
+from fortifai_core.families.images.config import ImageData, VaeConfig
 from fortifai_core.families.images.data import load, to_images
-from fortifai_core.families.images.vae_model import kl_to_prior, log_peak, pixel_nll
+from fortifai_core.families.images.diffusion_config import DiffusionConfig
+from fortifai_core.families.images.vae_model import Vae, kl_to_prior, log_peak, pixel_nll
 from fortifai_core.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fortifai_core.families.base import Arrays
-    from fortifai_core.families.images.config import VaeConfig
-    from fortifai_core.families.images.diffusion_config import DiffusionConfig
-    from fortifai_core.families.images.vae_model import Vae
 
 # Burda, Grosse and Salakhutdinov 2016, Section 5.2.
 ACTIVE_VARIANCE = 0.01

@@ -7,10 +7,11 @@ run and generation and never by the arm, so arms differ by their mask alone; com
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fortifai_core.errors import NonFiniteLoss
@@ -25,15 +26,12 @@ from fortifai_core.families.images.vae_model import (
     clipped_elbo,
     draw_pixels,
     from_arrays,
+    generator_of,
     noise,
     one_thread,
     pixel_nll,
     to_arrays,
 )
-from fortifai_core.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _BATCH = 512  # Part of the result: convolutions of other batches may round differently.
 CONFIDENCE_BINS = 50
@@ -69,8 +67,8 @@ class VaeFamily(Fitted[VaeConfig]):
 
         The label is -1: nobody has said what these images show.
         """
-        latents = _generator("vae-prior", seed, generation)
-        pixels = _generator("vae-pixels", seed, generation)
+        latents = generator_of("vae-prior", seed, generation)
+        pixels = generator_of("vae-pixels", seed, generation)
         model = from_arrays(self.config, parameters)
         parts = []
         with one_thread(), torch.inference_mode():
@@ -93,10 +91,6 @@ class VaeFamily(Fitted[VaeConfig]):
         model = from_arrays(self.config, parameters)
         with one_thread():
             return measure_generation(self.config, model, sample, folder=self.folder, generation=generation, seed=seed)
-
-
-def _generator(*parts: str | int) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(*parts))
 
 
 class _Trace:
@@ -122,13 +116,13 @@ def _fit(
     previous: Arrays | None,
     progress: Progress,
 ) -> tuple[Arrays, dict[str, float]]:
-    order, latents, pixels = (_generator(*stream, name) for name in ("order", "latents", "pixels"))
+    order, latents, pixels = (generator_of(*stream, name) for name in ("order", "latents", "pixels"))
     floor = fixed_floor(mask)
     if config.start == "previous" and previous is not None:
         model = from_arrays(config, previous)
     else:
         model = build(config)
-        model.initialise(_generator(*stream, "weights"))
+        model.initialise(generator_of(*stream, "weights"))
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     trace = _Trace()
@@ -170,7 +164,7 @@ def _fit(
 @torch.no_grad()
 def surprises(config: VaeConfig, model: Vae, images: Tensor, *, stream: tuple[str | int, ...]) -> NDArray[np.float64]:
     """−log p(x|z) of every pixel of `threshold_images` of the images, at one z from q(z|x) each, flat."""
-    generator = _generator(*stream)
+    generator = generator_of(*stream)
     chosen = torch.randperm(len(images), generator=generator)[: config.threshold_images]
     parts = []
     for batch in images[chosen].split(_BATCH):

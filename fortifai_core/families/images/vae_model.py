@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from fortifai_core.families.base import Arrays
-    from fortifai_core.families.images.config import VaeConfig
+from fortifai_core.families.base import Arrays
+from fortifai_core.families.images.config import VaeConfig
+from fortifai_core.seeds import derive_seed
 
+M = TypeVar("M", bound=nn.Module)
 LEVELS = 256
 
 
@@ -68,6 +69,11 @@ class Vae(nn.Module):
         return self.decoder(latents)
 
 
+def generator_of(*parts: str | int) -> torch.Generator:
+    """The random stream of that name."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
 def build(config: VaeConfig) -> Vae:
     """An uninitialised VAE of this configuration; no random number is drawn."""
     with torch.device("meta"):
@@ -87,8 +93,12 @@ def to_arrays(model: Vae) -> Arrays:
 
 
 def from_arrays(config: VaeConfig, parameters: Arrays) -> Vae:
-    """The VAE with these weights; arrays under `trace/` are the fit's record, no weights."""
-    model = build(config)
+    """The VAE with these weights."""
+    return with_weights(build(config), parameters)
+
+
+def with_weights(model: M, parameters: Arrays) -> M:
+    """The model with these weights; arrays under `trace/` are the fit's record, no weights."""
     weights = {name: torch.tensor(value) for name, value in parameters.items() if not name.startswith("trace/")}
     model.load_state_dict(weights)
     return model.eval()

@@ -9,17 +9,17 @@ M_0 is fitted to all of the real data.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from fortifai_core.errors import DataError, StageFailed
 from fortifai_core.families.base import Arrays, FamilyConfig, Fitted, Mask, Progress, ThresholdMask
+from fortifai_core.families.mixture import mixture
+from fortifai_core.families.mixture.mixture import Mixture
 from fortifai_core.seeds import derive_seed
 from fortifai_core.settings import Frozen, Inconsistent
-
-if TYPE_CHECKING:
-    from fortifai_core.families.mixture.mixture import Mixture
 
 
 class Moons(Frozen):
@@ -123,7 +123,6 @@ class Gmm(Fitted[GmmConfig]):
         Raises:
             DataError: the data are a table.
         """
-        import numpy as np
         from sklearn.datasets import make_blobs, make_moons
 
         data, state = self.config.data, derive_seed("gmm-data", seed) % 2**32
@@ -150,10 +149,6 @@ class Gmm(Fitted[GmmConfig]):
         Raises:
             StageFailed: too few points of a class are left for its components.
         """
-        import numpy as np
-
-        from fortifai_core.families.mixture import mixture
-
         classes = np.unique(data["label"])
         fitted: list[Mixture] = []
         shares, converged, live, total = [], 0, 0, 0
@@ -191,10 +186,6 @@ class Gmm(Fitted[GmmConfig]):
 
     def sample(self, parameters: Arrays, *, count: int, generation: int, seed: int) -> Arrays:
         """`count` points, of each class its share of the real data."""
-        import numpy as np
-
-        from fortifai_core.families.mixture import mixture
-
         # the cumulated shares, rounded: adds up to `count`, and the classes keep their sizes for ever
         ends = np.rint(np.cumsum(parameters["share"]) * count).astype(int)
         sizes = np.diff(ends, prepend=0)
@@ -209,10 +200,7 @@ class Gmm(Fitted[GmmConfig]):
         self, parameters: Arrays, sample: Arrays, real: Arrays, *, generation: int, seed: int, first: Arrays
     ) -> dict[str, float]:
         """The numbers that `MEASURES` names."""
-        import numpy as np
         from scipy.spatial import cKDTree
-
-        from fortifai_core.families.mixture import mixture
 
         along = mixture.directions(
             self.config.projections, dimensions=real["x"].shape[1], seed=derive_seed("gmm-directions", 0)
@@ -244,6 +232,4 @@ class Gmm(Fitted[GmmConfig]):
 
 
 def _mixture(parameters: Arrays, number: int) -> Mixture:
-    from fortifai_core.families.mixture.mixture import Mixture
-
     return Mixture(parameters["weights"][number], parameters["means"][number], parameters["covariances"][number])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fortifai_core.charts import canvas
 from fortifai_core.charts.palette import CLASSES, NEUTRAL
 from fortifai_core.families.base import Arrays, Figure, Results, Run
 from fortifai_core.wording import arm_title
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 COLUMNS = 6
 POINTS = 1500  # of a panel: more cannot be told apart
@@ -87,8 +86,6 @@ class _View:
     """Where points are shown: the plane of the real data, or that of their first two principal components."""
 
     def __init__(self, real: Arrays) -> None:
-        import numpy as np
-
         x = real["x"]
         self.centre = x.mean(axis=0)
         if x.shape[1] == 1:
@@ -116,7 +113,6 @@ class _View:
 
     def rings(self, axes: Any, parameters: Arrays) -> None:
         """One standard deviation of every component."""
-        import numpy as np
         from matplotlib.patches import Ellipse
 
         for means, covariances in zip(parameters["means"], parameters["covariances"], strict=True):

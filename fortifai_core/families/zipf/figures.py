@@ -1,4 +1,4 @@
-"""Figures of the Zipf vocabulary: which types survive, and what that costs in fidelity."""
+"""The figure of the Zipf vocabulary: which types survive, by how frequent they were."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai_core.charts.canvas import curve, end_labels, panels, save
+from fortifai_core.charts.canvas import end_labels, panels, save
 from fortifai_core.charts.palette import MARKERS, SOFT, arm_colour
 from fortifai_core.families.base import Figure, Results
 from fortifai_core.families.zipf.family import ZipfConfig
@@ -18,46 +18,9 @@ _BANDS = 5
 
 
 def draw(results: Results, directory: Path) -> list[Figure]:
-    """Curves over generations for every arm, and survival by frequency at the last generation."""
-    assert isinstance(results.config, ZipfConfig)
-    figures = [_curves(results, directory)]
-    if "token" in results.real and all(g.sample for run in results.runs for g in run.generations[-1:]):
-        figures.append(_by_frequency(results, directory))
-    return figures
-
-
-def _curves(results: Results, directory: Path) -> Figure:
-    figure, axes_of = panels(9.6, 4.0, columns=2)
-    measures = (
-        ("tail-survival", "tail types that survive", True),
-        ("total-variation", "distance from the real frequencies", False),
-    )
-    for axes, (metric, title, top) in zip(axes_of, measures, strict=True):
-        entries = []
-        for i, arm in enumerate(results.arms):
-            runs = results.of(arm)
-            if not runs:
-                continue
-            length = min(len(run.generations) for run in runs)
-            values = np.array([[g.metrics[metric] for g in run.generations[:length]] for run in runs]).T
-            curve(axes, values, i)
-            entries.append((arm_title(arm), values, i))
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.set_xlabel("generation")
-        axes.set_xlim(0, max(1, max(len(values) for _, values, _ in entries) - 1))
-        axes.set_ylim(0, 1.0 if top else None)
-        if not top:
-            end_labels(axes, [(name, values) for name, values, _ in entries], [i for _, _, i in entries])
-    config = results.config
-    assert isinstance(config, ZipfConfig)
-    caption = (
-        f"{'Unigrams' if config.order == 1 else 'Bigrams'} over {config.vocabulary:,} types, re-estimated from "
-        f"{config.documents * config.length:,} tokens of their own at temperature {config.temperature:g}; masks are "
-        f"{config.masking}. Left: share of the tail types (beyond the commonest, which make up 90% of the real tokens) "
-        "that the generated text still has. Right: total variation between its type frequencies and the real ones. "
-        "Median over seeds, band: quartiles. Higher is better on the left, lower on the right."
-    )
-    return Figure("zipf-survival", "What survives, and at what cost", caption, save(figure, directory, "zipf-survival"))
+    """Survival by frequency at the last generation; curves over generations are charts of the page."""
+    drawable = "token" in results.real and all(g.sample for run in results.runs for g in run.generations[-1:])
+    return [_by_frequency(results, directory)] if drawable else []
 
 
 def _by_frequency(results: Results, directory: Path) -> Figure:

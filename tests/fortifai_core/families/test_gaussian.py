@@ -11,17 +11,13 @@ from pydantic import ValidationError
 from fortifai_core.errors import ConfigError, DataError, StageFailed
 from fortifai_core.families.base import Mask, NoMask, ThresholdMask
 from fortifai_core.families.gaussian import theory
-from fortifai_core.families.gaussian.chain import (
+from fortifai_core.families.gaussian.chain import mask_gamma, predict, run_chain, sample_of, summary
+from fortifai_core.families.gaussian.config import (
     AdaptiveMask,
     EstimatorNoise,
     GaussianConfig,
     NoisyEstimator,
     PredictedOptimumMask,
-    mask_gamma,
-    predict,
-    run_chain,
-    sample_of,
-    summary,
 )
 
 MASKS: list[Mask] = [NoMask(), ThresholdMask(gamma=0.85), PredictedOptimumMask(), AdaptiveMask()]

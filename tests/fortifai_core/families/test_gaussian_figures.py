@@ -10,15 +10,8 @@ import pytest
 
 from fortifai_core.errors import DataError
 from fortifai_core.families.base import Generation, Mask, NoMask, Results, Run, ThresholdMask
-from fortifai_core.families.gaussian.chain import (
-    AdaptiveMask,
-    Chain,
-    GaussianConfig,
-    NoisyEstimator,
-    predict,
-    run_chain,
-    summary,
-)
+from fortifai_core.families.gaussian.chain import Chain, predict, run_chain, summary
+from fortifai_core.families.gaussian.config import AdaptiveMask, GaussianConfig, NoisyEstimator
 from fortifai_core.families.gaussian.figures import (
     draw,
     draw_gamma,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from fortifai_core.errors import ConfigError, DataError
 from fortifai_core.families.base import Arrays, Generation, Mask, NoMask, Results, Run, ThresholdMask
-from fortifai_core.families.gaussian.chain import AdaptiveMask
+from fortifai_core.families.gaussian.config import AdaptiveMask
 from fortifai_core.families.zipf.family import ZipfConfig, ZipfFamily, capped, dropped, tail_types
 from fortifai_core.families.zipf.figures import draw
 
@@ -187,7 +187,7 @@ def test_its_figures(tmp_path: Path) -> None:
         runs.append(Run(arm=mask.label, seed=0, generations=generations))
     results = Results(config=config, arms=("ce", "tce-0.05"), real=real, runs=tuple(runs))
     figures = draw(results, tmp_path)
-    assert [figure.name for figure in figures] == ["zipf-survival", "zipf-by-frequency"]
+    assert [figure.name for figure in figures] == ["zipf-by-frequency"]
     for figure in figures:
         text = "".join(ET.parse(figure.paths[0]).getroot().itertext())
         assert "TCE 0.05" in text and figure.paths[1].stat().st_size > 1000
