@@ -35,7 +35,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """Run both experiments, print what came out of both, and write the page beside the store's artifacts."""
     prepared = [prepare_experiment(load_any_config(preset), store=store) for preset, _, _ in parts]
-    outcomes = [execute(one, console, resume="fortifai demo") for one in prepared]
+    outcomes = execute(prepared, console, resume="fortifai demo")
     shown = []
     for one, (_, question, figures) in zip(prepared, parts, strict=True):
         table, folder = read_report(one.store, load_experiment(one.store, one.record_id))

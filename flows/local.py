@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ from flows.workers import workers
 from fortifai_core.errors import FortifaiError, InputError
 from storage.store.experiments import Experiment, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
-from storage.store.tree import Artifact
 from tasks.engine.plans import AnyExperiment
 from tasks.engine.session import Circumstances
 
@@ -34,32 +34,39 @@ def run_here(
         resume: the command that goes on with it, printed when it fails; `{name}` is filled in.
     """
     prepared = prepare_experiment(config, store=store, refresh=refresh)
-    outcome = execute(prepared, console, resume=resume)
+    (outcome,) = execute([prepared], console, resume=resume)
     print_outcome(prepared.store, load_experiment(prepared.store, prepared.record_id), console)
     console.print(f"\n{spent([outcome])}")
     return outcome
 
 
-def execute(prepared: Prepared, console: Console, *, resume: str) -> dict[str, Any]:
-    """Run what was prepared, saying what it is and how far it comes; its results are for the caller to print."""
-    started = time.monotonic()
-    plan, config = prepared.plan, prepared.plan.config
-    artifacts = [prepared.store.find(s.kind, s.key) for s in plan.stages()]
-    there = sum(artifact is not None for artifact in artifacts)
+def execute(experiments: Sequence[Prepared], console: Console, *, resume: str) -> list[dict[str, Any]]:
+    """Run what was prepared, one after the other, saying of each what it is and how far it comes.
+
+    What comes out is for the caller to print. One Prefect server serves all of them: a process has one at most.
+    """
+    todo = [prepared for prepared in experiments if not _is_all_there(prepared)]
+    ran = _run(todo, console, resume=resume) if todo else {}
+    return [ran.get(prepared.record_id) or _everything_found(prepared, console, command="") for prepared in experiments]
+
+
+def _announce(prepared: Prepared, console: Console, *, command: str) -> None:
+    """What an experiment is, and how to go on with it: said now, since a process that is killed says nothing."""
+    config, stages = prepared.plan.config, prepared.plan.stages()
+    there = sum(prepared.store.find(s.kind, s.key) is not None for s in stages)
     console.print(
         f"[bold]{config.name}[/]  {len(config.arm_labels)} arms × {len(config.seeds)} seeds × "
-        f"{config.generations} generations · {len(artifacts)} stages, {there} found · store {prepared.store.url}"
+        f"{config.generations} generations · {len(stages)} stages, {there} found · store {prepared.store.url}"
     )
-    command = resume.format(name=prepared.record_id)
-    if there < len(artifacts):
-        # said now, since a process that is killed says nothing
+    if there < len(stages):
         console.print(f"[dim]whenever it stops, go on with: {command}[/]", highlight=False)
-    if there == len(artifacts) and not plan.may_stop and configured_api() is None:
-        # no server would keep a record of these runs, so there is no need to start one
-        outcome = _everything_found(prepared, artifacts, TerminalReporter(plan, console))
-    else:
-        outcome = _run(prepared, console, command=command)
-    return {**outcome, "seconds": round(time.monotonic() - started, 2)}
+
+
+def _is_all_there(prepared: Prepared) -> bool:
+    """Whether nothing is to do, and no server would keep a record of a run that finds everything."""
+    if prepared.plan.may_stop or configured_api() is not None:
+        return False
+    return all(prepared.store.find(s.kind, s.key) is not None for s in prepared.plan.stages())
 
 
 def spent(outcomes: Sequence[dict[str, Any]]) -> str:
@@ -72,50 +79,74 @@ def spent(outcomes: Sequence[dict[str, Any]]) -> str:
     return f"{built} stages computed, {there} found · {wall:.0f} s" + (share if built else "")
 
 
-def _everything_found(
-    prepared: Prepared, found: Sequence[Artifact | None], reporter: TerminalReporter
-) -> dict[str, Any]:
+def _everything_found(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any]:
     """What a run would say that finds every stage, without running one."""
-    circumstances = Circumstances()
+    started = time.monotonic()
+    _announce(prepared, console, command=command)
+    plan, circumstances = prepared.plan, Circumstances()
+    found = [prepared.store.find(s.kind, s.key) for s in plan.stages()]
     for artifact in found:
         if artifact is not None:
             circumstances.note(artifact.manifest)
-    circumstances.tell(reporter)
-    record_experiment(prepared.store, config=prepared.plan.config.model_dump(mode="json"), status="finished")
+    circumstances.tell(TerminalReporter(plan, console))
+    record_experiment(prepared.store, config=plan.config.model_dump(mode="json"), status="finished")
     return {
         "experiment": prepared.record_id,
-        "report": prepared.plan.report().key,
+        "report": plan.report().key,
         "built": 0,
         "found": len(found),
         "stage_seconds": 0.0,
         "computing_seconds": 0.0,
+        "seconds": round(time.monotonic() - started, 2),
     }
 
 
-def _run(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any]:
-    """The flow, with a Prefect server for as long as it runs where there is none; `command` goes on with it."""
+def _run(experiments: Sequence[Prepared], console: Console, *, resume: str) -> dict[str, dict[str, Any]]:
+    """The flows, with a Prefect server for as long as they run where there is none; outcomes by experiment.
+
+    Args:
+        resume: the command that goes on with an experiment.
+    """
     from prefect.exceptions import TerminationSignal
 
+    outcomes: dict[str, dict[str, Any]] = {}
+
+    def kept() -> str:
+        unfinished = next(prepared.record_id for prepared in experiments if prepared.record_id not in outcomes)
+        return f"what was finished is kept; go on with: {resume.format(name=unfinished)}"
+
     try:
-        with sigterm_as_interrupt(), TerminalReporter(prepared.plan, console) as reporter:
-            return asyncio.run(_with_server(prepared, reporter))
+        with sigterm_as_interrupt():
+            asyncio.run(_with_server(experiments, console, outcomes, resume=resume))
     except FortifaiError as error:
-        console.print(f"[red]failed:[/] {escape(str(error))}\nwhat was finished is kept; go on with: {command}")
+        console.print(f"[red]failed:[/] {escape(str(error))}\n{kept()}")
         raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, asyncio.CancelledError, TerminationSignal):
-        console.print(f"stopped; what was finished is kept; go on with: {command}")
+        console.print(f"stopped; {kept()}")
         raise SystemExit(130) from None
     except Exception:
-        console.print(f"[red]failed unexpectedly;[/] what was finished is kept; go on with: {command}")
+        console.print(f"[red]failed unexpectedly;[/] {kept()}")
         raise
+    return outcomes
 
 
-async def _with_server(prepared: Prepared, reporter: TerminalReporter) -> dict[str, Any]:
-    """The workers first: they may begin while the server starts, and Prefect is imported beside both."""
-    async with workers(prepared) as pool, prefect_api_beside(prepared.store.logs / "prefect-server.log"):
-        from flows.experiment import run_here as run
+async def _with_server(
+    experiments: Sequence[Prepared], console: Console, outcomes: dict[str, dict[str, Any]], *, resume: str
+) -> None:
+    """One after the other. The first one's workers begin while the server starts, and Prefect is imported beside."""
+    async with contextlib.AsyncExitStack() as server:
+        for prepared in experiments:
+            started = time.monotonic()
+            _announce(prepared, console, command=resume.format(name=prepared.record_id))
+            async with workers(prepared) as pool:
+                if prepared is experiments[0]:
+                    log = prepared.store.logs / "prefect-server.log"
+                    await server.enter_async_context(prefect_api_beside(log))
+                from flows.experiment import run_here as run
 
-        return await run(prepared, reporter, pool)
+                with TerminalReporter(prepared.plan, console) as reporter:
+                    outcome = await run(prepared, reporter, pool)
+            outcomes[prepared.record_id] = {**outcome, "seconds": round(time.monotonic() - started, 2)}
 
 
 def read_report(store: ArtifactStore, record: Experiment) -> tuple[dict[str, Any], Path]:
