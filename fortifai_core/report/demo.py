@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fortifai_core.charts.palette import PALETTE
 from fortifai_core.report.templating import render_page
 
 
@@ -35,4 +36,6 @@ class DemoPart:
 
 def demo_page(parts: Sequence[DemoPart]) -> str:
     """The whole page; it needs no other file."""
-    return render_page("demo.html", filters={}, config={}, parts=parts)
+    from markupsafe import Markup
+
+    return render_page("demo.html", filters={}, config={}, styles=Markup(PALETTE), parts=parts)

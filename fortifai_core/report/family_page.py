@@ -23,7 +23,7 @@ from fortifai_core.report.family_analysis import (
 from fortifai_core.wording import arm_title, file_stem, number, share, with_interval
 
 COLUMNS = ("arm", "seed", "generation", "metric", "value", "low", "high")
-WITH_INTERVALS = 3  # arms beside which a terminal still has room for intervals
+WITH_INTERVALS = 2  # arms beside which a terminal still has room for intervals
 POINTS = 240  # of a curve: more are not seen
 
 
