@@ -124,11 +124,11 @@ def question_sets(
         for path in corpus.files("split-*.parquet")
         for document in parquet.iter_column(path, "document")
     }
+    if len(files) < 2 and not corpus.has("questions.parquet"):
+        raise InputError("--questions", "one file", "this experiment has no questions of its own: give two files")
     sets = [_from_file(path, record, stage, split_of) for path in files]
     if len(files) > 1:
         return sets
-    if not corpus.has("questions.parquet"):
-        raise InputError("--questions", "one file", "this experiment has no questions of its own: give two files")
     return [QuestionSet(OWN, read_question_table(corpus.file("questions.parquet"))), *sets]
 
 

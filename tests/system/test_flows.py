@@ -126,8 +126,8 @@ def test_where_all_is_found_and_no_server_keeps_a_record_no_flow_is_run(
 ) -> None:
     from flows import local
 
-    def started(prepared: Prepared, *_: Any, **__: Any) -> dict[str, Any]:
-        raise RuntimeError(prepared.record_id)
+    def started(experiments: list[Prepared], *_: Any, **__: Any) -> dict[str, Any]:
+        raise RuntimeError(experiments[0].record_id)
 
     monkeypatch.setattr(local, "configured_api", lambda: None)
     monkeypatch.setattr(local, "_run", started)
