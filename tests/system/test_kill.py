@@ -149,8 +149,10 @@ async def struck(prepared, reporter, pool):
 flows.experiment.run_here = struck
 flows.local.TerminalReporter = lambda *_: contextlib.nullcontext()
 flows.local.prefect_api_beside = flows.local.workers = lambda *_: contextlib.nullcontext()
-prepared = types.SimpleNamespace(plan=None, store=types.SimpleNamespace(logs=__import__("pathlib").Path(".")))
-flows.local._run(prepared, Console(), command="fortifai resume this")
+flows.local._announce = lambda *_, **__: None
+store = types.SimpleNamespace(logs=__import__("pathlib").Path("."))
+prepared = types.SimpleNamespace(plan=None, store=store, record_id="this")
+flows.local._run([prepared], Console(), resume="fortifai resume {name}")
 """
     quiet = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=quiet, timeout=120)
