@@ -200,7 +200,7 @@ def test_there_are_python_blocks_and_none_is_overlooked() -> None:
 @each_page
 def test_every_configuration_on_a_page_is_one(page: Path) -> None:
     for block in fenced(page, "yaml"):
-        validate(yaml.safe_load(block))
+        assert validate(yaml.safe_load(block)).arm_labels
 
 
 # ------------------------------------------------------------------------------------------------ links and pictures
