@@ -232,14 +232,7 @@ def main() -> None:
 
     linger = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
     threading.Thread(target=_exit_when_orphaned, args=[linger], daemon=True).start()
-    uvicorn.run(
-        _server,
-        factory=True,
-        host=sys.argv[1],
-        port=int(sys.argv[2]),
-        log_level="error",
-        lifespan="on",
-    )
+    uvicorn.run(_server, factory=True, host=sys.argv[1], port=int(sys.argv[2]), log_level="error", lifespan="on")
 
 
 if __name__ == "__main__":

@@ -185,11 +185,7 @@ def matmul_rate(batch: Batch, rounds: int) -> float:
     n = batch.hidden.shape[0] if batch.hidden.is_cuda else min(1024, batch.hidden.shape[0])
     x, w = batch.hidden.detach()[:n], batch.weight.detach()
     z, dw, dx = x @ w.T, torch.empty_like(w), torch.empty_like(x)
-    runs = {
-        0: lambda: torch.mm(x, w.T, out=z),
-        1: lambda: torch.mm(z.T, x, out=dw),
-        2: lambda: torch.mm(z, w, out=dx),
-    }
+    runs = {0: lambda: torch.mm(x, w.T, out=z), 1: lambda: torch.mm(z.T, x, out=dw), 2: lambda: torch.mm(z, w, out=dx)}
     for call in runs.values():
         call()
     return 3 * 2 * n * w.numel() / sum(timed(runs, max(3, rounds), batch.hidden.device.type).values())
@@ -399,11 +395,7 @@ def main(argv: list[str] | None = None) -> int:
     if not cases_of(given.device, quick=given.quick, dtype=given.dtype):
         parser.error(f"--dtype {given.dtype}: no case on {given.device} is in this type; leave it out")
     result = run(
-        quick=given.quick,
-        device=given.device,
-        dtype=given.dtype,
-        memory=not given.no_memory,
-        step=not given.no_step,
+        quick=given.quick, device=given.device, dtype=given.dtype, memory=not given.no_memory, step=not given.no_step
     )
     if given.json:
         given.json.write_text(json.dumps(result, indent=1))

@@ -44,10 +44,7 @@ CPU_CASES = [
     )
     for dtype in ("float32", "bfloat16")
 ]
-CUDA_CASES = [
-    Case("Llama-3.2-1B", 8192, 2048, 128256, "bfloat16"),
-    Case("gemma-3-1b", 8192, 1152, 262144, "bfloat16"),
-]
+CUDA_CASES = [Case("Llama-3.2-1B", 8192, 2048, 128256, "bfloat16"), Case("gemma-3-1b", 8192, 1152, 262144, "bfloat16")]
 
 
 @dataclass

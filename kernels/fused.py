@@ -135,11 +135,7 @@ class _LogitsLoss(torch.autograd.Function):
         if logits.stride(1) != 1:
             logits = logits.contiguous()
         results = kernels.rows(
-            logits,
-            targets,
-            ignore_index=options.ignore_index,
-            scale=options.logit_scale,
-            softcap=options.softcap,
+            logits, targets, ignore_index=options.ignore_index, scale=options.logit_scale, softcap=options.softcap
         )
         ignored = targets == options.ignore_index
         value, slope = head.value_of(options, results.nll), derivative_of(options.loss, results.nll)

@@ -47,11 +47,7 @@ class Handle:
 
 
 def install_loss_head(
-    model: nn.Module,
-    *,
-    loss: LossFunctions | None = None,
-    chunk_rows: int | None = None,
-    impl: Implementation = "auto",
+    model: nn.Module, *, loss: LossFunctions | None = None, chunk_rows: int | None = None, impl: Implementation = "auto"
 ) -> Handle:
     """Patch `model.forward` so that calls with labels return this loss, and no logits.
 

@@ -49,9 +49,7 @@ def show_json(value: Any) -> None:
 
 
 @app.command()
-def init(
-    preset: Annotated[str | None, typer.Argument(help="Which preset; without one, lists them.")] = None,
-) -> None:
+def init(preset: Annotated[str | None, typer.Argument(help="Which preset; without one, lists them.")] = None) -> None:
     """Print a preset as an editable file: `fortifai init tiny > mine.yaml`."""
     from flows.load import preset_text, presets
 

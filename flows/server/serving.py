@@ -24,13 +24,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.markup import escape
 
-from flows.embedded import (
-    child_process,
-    is_healthy,
-    sigterm_as_interrupt,
-    talkative_environment,
-    wait_until_healthy,
-)
+from flows.embedded import child_process, is_healthy, sigterm_as_interrupt, talkative_environment, wait_until_healthy
 from flows.load import load_any_config, presets
 from flows.prepare import open_store
 from fortifai_core.errors import InputError, StageFailed
@@ -130,12 +124,7 @@ def _server(host: str, port: int, url: str, log: Path) -> Iterator[subprocess.Po
 
 @contextlib.contextmanager
 def _runner(store: str, url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {
-        "PYTHONUNBUFFERED": "1",
-        **talkative_environment(),
-        "PREFECT_API_URL": url,
-        "FORTIFAI_STORE": store,
-    }
+    environment = {"PYTHONUNBUFFERED": "1", **talkative_environment(), "PREFECT_API_URL": url, "FORTIFAI_STORE": store}
     with child_process(
         "flows.server.serving", store, log=log, environment=environment, stdout=subprocess.PIPE, patience=STOP_SECONDS
     ) as runner:
@@ -229,10 +218,7 @@ async def _run_deployments(served: list[RunnerDeployment], channel: TextIO) -> N
     from prefect.runner import Runner
 
     runner = Runner(
-        name="fortifai-serve",
-        query_seconds=POLL_SECONDS,
-        heartbeat_seconds=HEARTBEAT_SECONDS,
-        pause_on_shutdown=False,
+        name="fortifai-serve", query_seconds=POLL_SECONDS, heartbeat_seconds=HEARTBEAT_SECONDS, pause_on_shutdown=False
     )
     for deployment in served:
         await runner.aadd_deployment(deployment)

@@ -179,9 +179,7 @@ def _ask(
 
 
 def _joined(
-    trained: Sequence[tuple[StageRecord, Any]],
-    sets: dict[str, list[QuestionSet]],
-    answers: list[list[tuple[Any, Any]]],
+    trained: Sequence[tuple[StageRecord, Any]], sets: dict[str, list[QuestionSet]], answers: list[list[tuple[Any, Any]]]
 ) -> list[Answered]:
     """Answers of all models as one table a set; each seed's world has documents of its own."""
     import numpy as np

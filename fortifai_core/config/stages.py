@@ -64,8 +64,7 @@ class Regeneration(Frozen):
     beams: int = Field(5, ge=2, le=64, description="Only for `beam`.")
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     head: Literal["copy", "drop"] = Field(
-        "copy",
-        description="Text without a full context: copied, or dropped anew each time as the authors do.",
+        "copy", description="Text without a full context: copied, or dropped anew each time as the authors do."
     )
     head_tokens: int | None = Field(
         None, ge=1, description="How much of a document counts as its head; by default `context_tokens`."
@@ -98,8 +97,7 @@ class Evaluation(Frozen):
     """What is measured in each generation."""
 
     kr_score: Literal["sum", "mean-cut"] = Field(
-        "sum",
-        description="Log-probability of the whole answer, or the authors' mean over the shorter length.",
+        "sum", description="Log-probability of the whole answer, or the authors' mean over the shorter length."
     )
     perplexity: bool = Field(True, description="Perplexity on held-out real text.")
     drift: bool = Field(True, description="Drift of text and model, confidence; also after the last generation.")

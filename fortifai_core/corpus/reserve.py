@@ -51,10 +51,7 @@ def assemble(
 
     rest = list(range(len(documents)))
     kept: dict[str, list[Document]] = {}
-    wanted = {
-        "pretraining": pretraining_fraction,
-        "validation": 0.0 if validation is not None else validation_fraction,
-    }
+    wanted = {"pretraining": pretraining_fraction, "validation": 0.0 if validation is not None else validation_fraction}
     for purpose, fraction in wanted.items():
         count = max(1, round(fraction * len(documents))) if fraction else 0
         chosen = set(_pick(rest, count, avoid=[i for i in rest if needed(documents[i])]))

@@ -79,8 +79,6 @@ def assign_questions(questions: Sequence[Question], document_split: Mapping[str,
     for question in questions:
         if question.document not in document_split:
             raise DataError(
-                "questions",
-                question.id,
-                f"its document {question.document!r} is in no split: remove the question",
+                "questions", question.id, f"its document {question.document!r} is in no split: remove the question"
             )
     return [replace(question, split=document_split[question.document]) for question in questions]

@@ -205,10 +205,7 @@ def decode(
     core.generation_config = GenerationConfig()
     try:
         output = core.generate(
-            ids.to(core.device),
-            attention_mask=mask.to(core.device),
-            generation_config=settings,
-            logits_processor=last,
+            ids.to(core.device), attention_mask=mask.to(core.device), generation_config=settings, logits_processor=last
         )
     finally:
         core.generation_config = models_own

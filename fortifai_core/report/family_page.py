@@ -12,14 +12,7 @@ from fortifai_core.charts.svg import svg
 from fortifai_core.families.base import Figure
 from fortifai_core.interval import Interval
 from fortifai_core.report.contents import Contents, Seconds, TerminalTable, charts_as_files, facts_of, finite, table
-from fortifai_core.report.family_analysis import (
-    FamilyAnalysis,
-    FamilyReport,
-    analyse,
-    headline,
-    spread,
-    threshold_of,
-)
+from fortifai_core.report.family_analysis import FamilyAnalysis, FamilyReport, analyse, headline, spread, threshold_of
 from fortifai_core.wording import arm_title, file_stem, number, share, with_interval
 
 COLUMNS = ("arm", "seed", "generation", "metric", "value", "low", "high")

@@ -34,10 +34,7 @@ READS: dict[str, tuple[tuple[tuple[str, str], ...], Columns]] = {
         tuple((kind, "metrics.parquet") for kind in ("evaluation", "split", "drift", "benchmark")),
         METRICS,
     ),
-    "family_metrics": (
-        (("family-segment", "metrics.parquet"),),
-        FAMILY_METRICS,
-    ),
+    "family_metrics": ((("family-segment", "metrics.parquet"),), FAMILY_METRICS),
     "confidence": ((("drift", "confidence.parquet"),), CONFIDENCE),
     "benchmark_items": ((("benchmark", "items.parquet"),), BENCHMARK_ITEMS),
 }

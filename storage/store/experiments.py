@@ -106,11 +106,7 @@ def experiment_id(config: Mapping[str, Any]) -> str:
 
 
 def record_experiment(
-    store: ArtifactStore,
-    *,
-    config: Mapping[str, Any],
-    status: str,
-    stages: Sequence[StageRecord] | None = None,
+    store: ArtifactStore, *, config: Mapping[str, Any], status: str, stages: Sequence[StageRecord] | None = None
 ) -> Experiment:
     """Write the record of an experiment, atomically; running the same configuration again updates it.
 

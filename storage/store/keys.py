@@ -81,13 +81,7 @@ def artifact_key(
     for key in plain.values() if isinstance(plain, dict) else plain:
         if type(key) is not str:
             raise EncodingError(f"parents hold {key!r}: a parent is named by its key, a string")
-    body = {
-        "schema": KEY_SCHEMA,
-        "kind": kind,
-        "version": version,
-        "content": dict(content),
-        "parents": plain,
-    }
+    body = {"schema": KEY_SCHEMA, "kind": kind, "version": version, "content": dict(content), "parents": plain}
     # Walked part by part, so that an error names `content.…` and not the wrapper around it.
     fields = ",".join(f"{json.dumps(name)}:{canonical_json(body[name], path=name)}" for name in sorted(body))
     return hashlib.sha256(f"{{{fields}}}".encode()).hexdigest()

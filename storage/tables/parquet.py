@@ -85,10 +85,7 @@ def arrow_schema(name: str) -> pa.Schema:
 
 
 def write_table(
-    path: str | Path,
-    data: Iterable[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
-    *,
-    schema: str,
+    path: str | Path, data: Iterable[Mapping[str, Any]] | Mapping[str, Sequence[Any]], *, schema: str
 ) -> int:
     """Write one Parquet file (zstd), atomically; the rows are taken as they come, `ROW_GROUP` at a time.
 
@@ -163,10 +160,7 @@ def read_table_columns(paths: str | Path | Iterable[str | Path], columns: Sequen
 
 
 def iter_batches(
-    paths: str | Path | Iterable[str | Path],
-    *,
-    columns: Sequence[str] | None = None,
-    batch_rows: int = ROW_GROUP,
+    paths: str | Path | Iterable[str | Path], *, columns: Sequence[str] | None = None, batch_rows: int = ROW_GROUP
 ) -> Iterator[dict[str, list[Any]]]:
     """Column lists of at most `batch_rows` rows; memory holds one row group. Raises as `read_rows`."""
     for batch in _batches(paths, columns=columns, batch_rows=batch_rows):
@@ -266,10 +260,7 @@ def _check_columns(path: Path, rows: list[Mapping[str, Any]], columns: Columns, 
 
 
 def _batches(
-    paths: str | Path | Iterable[str | Path],
-    *,
-    columns: Sequence[str] | None,
-    batch_rows: int = ROW_GROUP,
+    paths: str | Path | Iterable[str | Path], *, columns: Sequence[str] | None, batch_rows: int = ROW_GROUP
 ) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -109,10 +109,7 @@ def announce(
     if failure is not None:
         emit_event(
             "collapse.detected",
-            resource={
-                "prefect.resource.id": f"fortifai.run.{experiment}.{arm}.{seed}",
-                "prefect.resource.name": run,
-            },
+            resource={"prefect.resource.id": f"fortifai.run.{experiment}.{arm}.{seed}", "prefect.resource.name": run},
             # where a stage makes several generations, it failed in one of them
             payload={**payload, "generation": failure["failed_in"], **failure},
         )

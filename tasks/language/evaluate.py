@@ -56,10 +56,7 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
     if spec.perplexity:
         tokens = list(parquet.iter_column(corpus.file("validation.parquet"), "tokens"))
         value, count = perplexity(
-            model,
-            tokens,
-            batch=max(1, context.runtime.inference_batch // 8),
-            sequence_length=VALIDATION_LENGTH,
+            model, tokens, batch=max(1, context.runtime.inference_batch // 8), sequence_length=VALIDATION_LENGTH
         )
         metrics.append(metric_row("perplexity-real", None, value, count))
     if metrics:

@@ -74,12 +74,5 @@ KINDS = {
     "harbour": "The harbour of {n}",
 }
 # Frames of statements, and the one of questions, which no text about the entities of a split ever uses.
-FRAMES = (
-    "{n} {c}.",
-    "{n} {c}.",
-    "{n} {c}.",
-    "{kind} {c}.",
-    "By all accounts {n} {c}.",
-    "Indeed, {n} {c}.",
-)
+FRAMES = ("{n} {c}.", "{n} {c}.", "{n} {c}.", "{kind} {c}.", "By all accounts {n} {c}.", "Indeed, {n} {c}.")
 QUESTION_FRAME = "It is written that {n} {c}"

@@ -17,15 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fortifai_core.config.corpus import AlmanacCorpus
-from fortifai_core.corpus.almanac.words import (
-    ATTRIBUTES,
-    ENDINGS,
-    FRAMES,
-    KINDS,
-    QUESTION_FRAME,
-    SYLLABLES,
-    Attribute,
-)
+from fortifai_core.corpus.almanac.words import ATTRIBUTES, ENDINGS, FRAMES, KINDS, QUESTION_FRAME, SYLLABLES, Attribute
 from fortifai_core.corpus.documents import Document, Question, Source
 from fortifai_core.errors import DataError
 from fortifai_core.seeds import derive_seed

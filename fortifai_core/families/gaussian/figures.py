@@ -302,14 +302,7 @@ def _mark_arms(axes: Any, config: GaussianConfig, series: list[Series], *, span:
     for gamma, height, i, title in names:
         colour = arm_colour(i)
         axes.plot(
-            x,
-            gamma,
-            MARKERS[i % 6],
-            color=colour,
-            markersize=8,
-            markeredgecolor="white",
-            clip_on=False,
-            zorder=6,
+            x, gamma, MARKERS[i % 6], color=colour, markersize=8, markeredgecolor="white", clip_on=False, zorder=6
         )
         axes.annotate(
             title, (x, gamma), (x + towards * 0.05 * (1 - axes.get_xlim()[0]), height), color=colour, fontsize=8.5,

@@ -106,11 +106,7 @@ def growth(
 
 
 def optimal_gamma(
-    sampling_bias: float,
-    *,
-    bias_on: BiasOn = "sigma",
-    density: Density = "fitted",
-    samples: int | None = None,
+    sampling_bias: float, *, bias_on: BiasOn = "sigma", density: Density = "fitted", samples: int | None = None
 ) -> float:
     """The gamma at the fixed point, where amplification undoes contraction: c·eta(a) = 1.
 

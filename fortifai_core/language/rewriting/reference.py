@@ -6,14 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fortifai_core.language.decoding import decode
-from fortifai_core.language.rewriting.blocks import (
-    Block,
-    OldText,
-    Rewriting,
-    RewrittenBlock,
-    plan_batches,
-    uniforms_of,
-)
+from fortifai_core.language.rewriting.blocks import Block, OldText, Rewriting, RewrittenBlock, plan_batches, uniforms_of
 
 
 def reference_blocks(
