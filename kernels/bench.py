@@ -67,7 +67,9 @@ def run(
     if memory:
         say("\ntimes are taken; now the memory")
         for case, measured in zip(cases, result["cases"], strict=True):
-            add_peaks(case, entries, measured["heads"], device)
+            for entry, row in zip(entries, measured["heads"], strict=True):
+                if "seconds" in row:  # it ran
+                    row["peak_bytes"] = peak(case, entry, device)
             say(table(measured))
         if result.get("step"):
             add_step_peaks(result["step"]["heads"], device, quick=quick)
@@ -112,18 +114,15 @@ def run_case(case: Case, entries: list[Entry], *, device: str, say: Callable[[st
     for number, seconds in taken.items():
         rows[number]["seconds"], rows[number]["rounds"] = statistics.median(seconds), len(seconds)
     gemm = 2 * case.rows * case.width * case.vocabulary / rate
+    best = min(contest, key=lambda number: rows[number]["seconds"])
+    measured = {live: heads.live_share(batch) for live, batch in batches.items()}
     for number, row in enumerate(rows):
+        row["measured_live"] = 1.0 if row["peer"] else measured[row["live"]]
         if number in runs:
             row["floor_seconds"] = (1 + 2 * row["live"]) * gemm
             row["times_floor"] = row["seconds"] / row["floor_seconds"]
-    best = min(contest, key=lambda number: rows[number]["seconds"])
-    for number, row in enumerate(rows):
-        if number in runs:
             row["speed_to_eager"] = rows[len(heads.LIVE)]["seconds"] / row["seconds"]
             row["speed_to_best_peer"] = paired(taken[best], taken[number])
-    measured = {live: heads.live_share(batch) for live, batch in batches.items()}
-    for row in rows:
-        row["measured_live"] = 1.0 if row["peer"] else measured[row["live"]]
     del batches
     errors = {live: heads.error_against_float32(case, live, device) for live in heads.LIVE}
     return {**asdict(case), "title": case.title, "flop_per_second": rate, "gradient_error": errors, "heads": rows}
@@ -189,13 +188,6 @@ def matmul_rate(batch: Batch, rounds: int) -> float:
     for call in runs.values():
         call()
     return 3 * 2 * n * w.numel() / sum(timed(runs, max(3, rounds), batch.hidden.device.type).values())
-
-
-def add_peaks(case: Case, entries: list[Entry], rows: list[dict[str, Any]], device: str) -> None:
-    """To each head that ran its peak memory."""
-    for entry, row in zip(entries, rows, strict=True):
-        if "seconds" in row:
-            row["peak_bytes"] = peak(case, entry, device)
 
 
 def peak(case: Case, entry: Entry, device: str) -> int:
@@ -274,15 +266,9 @@ def run_logits(case: Case, *, say: Callable[[str], None]) -> dict[str, Any]:
         for each in runs.values():
             each()
         seconds = timed(runs, case.rounds, "cuda")
-        rows += [
-            {
-                "head": name,
-                "live": live,
-                "seconds": seconds[i + 1],
-                "times_one_read_one_write": seconds[i + 1] / seconds[0],
-            }
-            for i, (name, _, _) in enumerate(pairs)
-        ]
+        for (name, _, _), taken in zip(pairs, list(seconds.values())[1:], strict=True):
+            times = {"seconds": taken, "times_one_read_one_write": taken / seconds[0]}
+            rows.append({"head": name, "live": live, **times})
     say(f"\nlogits-level, {case.title}, a quarter of the rows: time as a multiple of one read and one write")
     for row in rows:
         say(f"  {row['head']:<16} f={row['live']:<5} {row['times_one_read_one_write']:.2f}")
@@ -352,13 +338,11 @@ def table(case: dict[str, Any]) -> str:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Speed relative to the best peer, a panel per case. Needs matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     cases = result["cases"]
-    figure, panels = pyplot.subplots(1, len(cases), figsize=(4 * len(cases), 4), sharey=True, squeeze=False)
+    figure = Figure(figsize=(4 * len(cases), 4), layout="tight")
+    panels = figure.subplots(1, len(cases), sharey=True, squeeze=False)
     for panel, case in zip(panels[0], cases, strict=True):
         rows = [row for row in case["heads"] if "seconds" in row]
         names = [row["head"] if row["peer"] else f"{row['head']}, f = {row['live']:g}" for row in rows]
@@ -370,7 +354,6 @@ def plot(result: dict[str, Any], path: Path) -> None:
         panel.tick_params(labelsize=7)
     panels[0][0].invert_yaxis()  # the panels share it
     figure.suptitle(f"forward and backward of the loss head, {result['machine']['device']}", fontsize=9)
-    figure.tight_layout()
     figure.savefig(path)
 
 

@@ -160,9 +160,6 @@ def _dlogits(
     tl.store(out_ptr + columns, d.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-# --------------------------------------------------------------------------------------------- launching
-
-
 def _block(vocabulary: int) -> tuple[int, int]:
     """Columns in one step of a program, and its warps."""
     block = min(4096, triton.next_power_of_2(vocabulary))

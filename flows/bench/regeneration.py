@@ -242,16 +242,14 @@ def timed(cases: dict[str, Case], repeats: int, task: str, say: Callable[[str], 
                 continue
             if turn:
                 seconds[name].append(time.perf_counter() - started)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in cases:
-        row: dict[str, Any] = {"task": task, "what": name, "acceptance": None, "tokens_per_second": None}
+        rows.append({"task": task, "what": name, "acceptance": None, "tokens_per_second": None})
         if name in failed:
-            row["note"] = failed[name]
+            rows[-1]["note"] = failed[name]
         else:
-            tokens, accepted = last[name]
-            row["tokens_per_second"] = tokens / statistics.median(seconds[name])
-            row["acceptance"] = accepted
-        rows.append(row)
+            tokens, rows[-1]["acceptance"] = last[name]
+            rows[-1]["tokens_per_second"] = tokens / statistics.median(seconds[name])
     return rows
 
 

@@ -171,9 +171,6 @@ def _welcome(address: str, names: list[str], store: str, runs_log: Path, server_
     )
 
 
-# ------------------------------------------------------------------------------------------- the runner
-
-
 def deployments(store: str) -> list[RunnerDeployment]:
     """Every preset as a deployment of its flow, to be run by this machine."""
     from prefect.types.entrypoint import EntrypointType

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fortifai_core.corpus.documents import Document, Question, Source
-from fortifai_core.corpus.questions.baselines import baseline, unigram_score, word_counts
-from fortifai_core.corpus.questions.unseen import unseen_words
+from fortifai_core.corpus.questions.baselines import baseline, unigram_score, unseen_words, word_counts
 from fortifai_core.errors import Unusable
 
 _FAR = 2.58  # standard errors, of guessing: one in a hundred by chance
@@ -27,16 +26,14 @@ def assemble(
 ) -> Source:
     """A Source from documents that were read, with a share of them kept apart.
 
-    Kept documents lie at even distances, and those without questions (and whose text
-    occurs only once) are taken first; questions about kept
-    documents, or about documents that are not used, are left out, and a note says how many. A kept document
-    whose text is also in the corpus is dropped.
+    Kept documents lie at even distances, and those without questions (and whose text occurs only once) are taken
+    first; questions about kept documents, or about documents that are not used, are left out, and a note says how
+    many. A kept document whose text is also in the corpus is dropped.
 
     Args:
         documents: those that are used, in order.
         questions: each names a document, used or not.
-        validation: the dataset's own validation text; None: `validation_fraction` of the documents is held
-            out.
+        validation: the dataset's own validation text; None: `validation_fraction` of the documents is held out.
         splits: parts into which the rest will be cut.
         origin: the files or the dataset that the documents were read from, named where there is too little text.
 

@@ -27,9 +27,6 @@ Arrays = dict[str, NDArray[Any]]
 Progress = Callable[[int, int, str], None]
 
 
-# ------------------------------------------------------------------------------------------------ arms
-
-
 class Mask(Frozen, ABC):
     """The arm: which terms of the loss are dropped. Subclasses set `type` to a literal of their own."""
 
@@ -65,9 +62,6 @@ class ThresholdMask(Mask):
     @property
     def label(self) -> str:
         return f"tce-{self.gamma:g}"
-
-
-# ------------------------------------------------------------------------------------------------ families
 
 
 class FamilyConfig(Frozen):
@@ -239,9 +233,6 @@ def joined(parts: list[Arrays]) -> Arrays:
     """Data sets one after another: the arrays that all of them have (what a VAE draws has no label)."""
     names = [name for name in parts[0] if all(name in part for part in parts)]
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
-
-
-# ------------------------------------------------------------------------------------------------ results, figures
 
 
 @dataclass(frozen=True)

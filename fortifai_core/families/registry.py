@@ -12,8 +12,12 @@ from pydantic import Field, model_validator
 
 from fortifai_core.families.base import Arrays, Family, FamilyConfig, Figure, Mask, NoMask, Results, ThresholdMask
 from fortifai_core.families.gaussian.config import AdaptiveMask, GaussianConfig, NoisyEstimator, PredictedOptimumMask
-from fortifai_core.families.images.config import DynamicIntersectionMask, DynamicQuantileMask, VaeConfig
-from fortifai_core.families.images.diffusion_config import DiffusionConfig
+from fortifai_core.families.images.config import (
+    DiffusionConfig,
+    DynamicIntersectionMask,
+    DynamicQuantileMask,
+    VaeConfig,
+)
 from fortifai_core.families.mixture.family import GmmConfig
 from fortifai_core.families.zipf.family import ZipfConfig
 from fortifai_core.settings import Frozen, Inconsistent

@@ -33,9 +33,6 @@ def words(text: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(text)]
 
 
-# ---------------------------------------------------------------------------------------------- self-BLEU
-
-
 def _grams(sequence: Sequence[Hashable], n: int) -> Counter[tuple[Hashable, ...]]:
     return Counter(tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1))
 
@@ -80,9 +77,6 @@ def self_bleu(sequences: Sequence[Sequence[Hashable]], *, order: int = 4) -> flo
         nearest = min(others, key=lambda other: (abs(other - length), other))
         scores.append(math.exp(precision[index] + min(0.0, 1 - nearest / length)))
     return sum(scores) / len(scores)
-
-
-# --------------------------------------------------------------------------------------- tail of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -132,9 +126,6 @@ def tail(real: Mapping[str, int], synthetic: Mapping[str, int], *, share: float 
         real_mass=sum(real[word] for word in rare) / totals[0],
         mass=sum(synthetic.get(word, 0) for word in rare) / totals[1],
     )
-
-
-# ------------------------------------------------------------------------------------------ lengths, repetition
 
 
 @dataclass(frozen=True)
@@ -203,9 +194,6 @@ def repeated_nearby(sequences: Iterable[Sequence[Hashable]], *, window: int = 32
     if not count:
         raise DataError("tokens", 0, "repetition needs a sequence of two tokens at least")
     return repeated / count
-
-
-# ------------------------------------------------------------------------------------------------------- facts
 
 
 @dataclass(frozen=True)

@@ -210,9 +210,6 @@ def mcnemar(scores_a: Any, scores_b: Any) -> McNemar:
     return McNemar(only_a, only_b, float(binomtest(only_a, differ).pvalue) if differ else 1.0)
 
 
-# ------------------------------------------------------------------------------------------------ inside
-
-
 @dataclass(frozen=True)
 class _Run:
     """One run's questions, summed by cluster. sums: [cluster, statistic]; counts: [cluster]."""

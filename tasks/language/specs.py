@@ -39,9 +39,6 @@ def text_content(texts: tuple[VersionedText, ...]) -> list[list[int]]:
     return [[text.split, text.version] for text in texts]
 
 
-# ----------------------------------------------------------------------------------------- before any generation
-
-
 def corpus_content(corpus: Corpus, digests: dict[str, str]) -> dict[str, Any]:
     """The corpus without its paths: files enter a key by their digests."""
     parts = [
@@ -132,9 +129,6 @@ class CorpusSpec(Spec):
     splits: int
     source: Reference
     tokenizer: Reference
-
-
-# ----------------------------------------------------------------------------------------- one generation
 
 
 class TrainSpec(Spec):
@@ -271,9 +265,6 @@ class FailureSpec(Spec):
         return {f"g{generation}": reference for generation, reference in enumerate(self.measured)}
 
 
-# ----------------------------------------------------------------------------------------- benchmarks
-
-
 class BenchmarkTask(NamedTuple):
     """A benchmark of lm-eval as it is asked; `described`: versions and data digests."""
 
@@ -321,9 +312,6 @@ class BenchmarkSpec(Spec):
     @property
     def detail(self) -> str:
         return self.task.name
-
-
-# ----------------------------------------------------------------------------------------- the report
 
 
 class GenerationResults(Frozen):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fortifai_core.corpus.documents import Question
 from fortifai_core.errors import DataError
 
 # a word as people count them: `half-life` and `don't` are one
@@ -75,3 +76,23 @@ def baselines(pairs: Sequence[tuple[str, str]], counts: Mapping[str, int]) -> di
         "longer answer": baseline(pairs, len),
         "more words": baseline(pairs, lambda text: len(WORD.findall(text))),
     }
+
+
+def unseen_words(questions: Iterable[Question], texts: Iterable[str]) -> tuple[int, int]:
+    r"""How many questions turn on a word that `texts` never contain.
+
+    Words are runs of `\w`, compared without case. A word separates a question when it is in one of the two
+    answers only.
+
+    Returns:
+        (questions with a separating word that never occurs, those where it is a word of the true answer).
+    """
+    words = re.compile(r"\w+").findall
+    seen = {word for text in texts for word in words(text.casefold())}
+    either = of_true = 0
+    for question in questions:
+        true = set(words(question.true_answer.casefold()))
+        false = set(words(question.false_answer.casefold()))
+        either += not (true ^ false) <= seen
+        of_true += not (true - false) <= seen
+    return either, of_true

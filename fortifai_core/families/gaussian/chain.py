@@ -239,9 +239,6 @@ def sample_of(
     return mean + math.sqrt(c) * sigma * z.astype(np.float64)
 
 
-# ------------------------------------------------------------------------------------------------ one generation
-
-
 def _method(config: GaussianConfig, gamma: float | None) -> Method:
     unmasked = gamma == 1.0
     if config.method == "exact" and not unmasked:

@@ -76,23 +76,14 @@ def from_results(results: Results) -> list[Series]:
                 if not {"mean", "sigma"} <= generation.parameters.keys():
                     raise DataError(f"{arm}, M{generation.generation}", "no parameters", "needs mean and sigma")
         metrics = [generation.metrics for generation in runs[0].generations[:length]]
-        stacked = {
-            name: np.concatenate(
-                [np.stack([g.parameters[name] for g in run.generations[:length]]) for run in runs], axis=1
-            )
+        mean, sigma = (
+            np.concatenate([np.stack([g.parameters[name] for g in run.generations[:length]]) for run in runs], axis=1)
             for name in ("mean", "sigma")
-        }
-        predicted = np.array([m.get("sigma-predicted", math.nan) for m in metrics])
-        series.append(
-            Series(
-                label=arm,
-                mean=stacked["mean"],
-                sigma=stacked["sigma"],
-                gamma=np.array([m["gamma"] for m in metrics]),
-                predicted=None if np.isnan(predicted).any() else predicted,
-                seed=runs[0].seed,
-            )
         )
+        gamma = np.array([m["gamma"] for m in metrics])
+        predicted = np.array([m.get("sigma-predicted", math.nan) for m in metrics])
+        theirs = None if np.isnan(predicted).any() else predicted
+        series.append(Series(label=arm, mean=mean, sigma=sigma, gamma=gamma, predicted=theirs, seed=runs[0].seed))
     return series
 
 

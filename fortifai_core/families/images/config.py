@@ -1,4 +1,4 @@
-"""Configuration of the VAE under recursive training: its data, its settings, and the arms that only it has."""
+"""Configuration of the VAE and of a diffusion model: their data, their settings, and the arms that only they have."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pydantic import Field, model_validator
 
 from fortifai_core.families.base import FamilyConfig, Mask
 from fortifai_core.settings import Frozen, Inconsistent
-
-# ------------------------------------------------------------------------------------------------ arms
 
 
 class DynamicQuantileMask(Mask):
@@ -42,9 +40,6 @@ class DynamicIntersectionMask(Mask):
         return "dynamic-crossing"
 
 
-# ------------------------------------------------------------------------------------------------ data
-
-
 class DigitsData(Frozen):
     """The 1,797 handwritten digits of 8×8 pixels that scikit-learn ships (UCI optical recognition, test part)."""
 
@@ -67,7 +62,6 @@ class MnistData(Frozen):
 
 ImageData = Annotated[DigitsData | MnistData, Field(discriminator="type")]
 
-# ------------------------------------------------------------------------------------------------ family
 
 # What each measure is. "Real" images are test images, on which nothing was trained, unless said otherwise.
 MEASURES = {
@@ -168,3 +162,28 @@ class VaeConfig(ImageFamilyConfig):
     def side(self) -> int:
         """Pixels along each edge of an image."""
         return 8 if isinstance(self.data, DigitsData) else 28
+
+
+class DiffusionConfig(ImageFamilyConfig):
+    """A DDPM (Ho et al. 2020), each next one trained on images sampled from the last; not in the paper.
+
+    A term of its loss is one pixel's squared error in the noise, ½(ε − ε̂)²; the model's confidence in it is
+    exp(−½(ε − ε̂)²), a unit Gaussian's density as a share of its peak. The arms are those of the VAE.
+    """
+
+    plain_label: ClassVar[str] = "ddpm"
+    measures: ClassVar[dict[str, str]] = {
+        **{name: MEASURES[name] for name in ("frechet", "recall", "precision", "class-entropy", "coverage")},
+        **{name: MEASURES[name] for name in ("classifier-confidence", "pixel-spread")},
+        "denoising-loss": "Squared error in the noise on real images, nothing masked, by pixel",
+        **{name: MEASURES[name] for name in ("classifier-accuracy", "frechet-floor")},
+    }
+
+    type: Literal["diffusion"] = "diffusion"
+    data: DigitsData = Field(default_factory=DigitsData, description="The real images.")
+    steps: int = Field(100, ge=2, le=10_000, description="Steps from image to noise (cosine schedule).")
+    hidden: int = Field(256, ge=8, le=8192, description="Width of the denoiser, a residual network on all pixels.")
+    blocks: int = Field(3, ge=1, le=64, description="Its residual blocks.")
+    epochs: int = Field(120, ge=1, le=100_000, description="Passes over a generation's images.")
+    batch_size: int = Field(64, ge=1, le=65_536, description="Images in one optimizer step.")
+    learning_rate: float = Field(2e-3, gt=0, lt=1, description="Of Adam at the start; falls to 0 along a line.")

@@ -18,8 +18,8 @@ from fortifai_core.errors import NonFiniteLoss
 from fortifai_core.families.base import Arrays, Fitted, Mask, Progress
 from fortifai_core.families.images import data
 from fortifai_core.families.images.clipping import dynamic_floor, fixed_floor, gamma_of, is_dynamic
+from fortifai_core.families.images.config import DiffusionConfig
 from fortifai_core.families.images.data import to_images, to_pixels
-from fortifai_core.families.images.diffusion_config import DiffusionConfig
 from fortifai_core.families.images.vae_model import clipped, generator_of, one_thread, with_weights
 
 SIDE = 8

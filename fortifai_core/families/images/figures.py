@@ -67,9 +67,6 @@ def preview(*, real: Arrays, sample: Arrays, parameters: Arrays, title: str, pat
     save_png(figure, path)
 
 
-# ------------------------------------------------------------------------------------------------ image grids
-
-
 def _sampled(run: Run, index: int) -> NDArray[Any]:
     return run.generations[index].sample["pixels"][:COLUMNS]
 
@@ -125,9 +122,6 @@ def _grids(shown: list[Run], places: list[int], real: NDArray[Any], images: Call
             at = i * (side + gap) + (2 * gap if i else 0) + side / 2 - 0.5
             axes.text(-2 * gap, at, name, ha="right", va="center", fontsize=7.5, color=NEUTRAL)
     return figure
-
-
-# ------------------------------------------------------------------------------------------------ confidence
 
 
 def _confidences(shown: list[Run], places: list[int]) -> Any:

@@ -13,17 +13,13 @@ from torch import Tensor
 
 from fortifai_core.families.base import Arrays
 from fortifai_core.families.images.classifier import CLASSES, DigitsClassifier, Reading, train_classifier
-from fortifai_core.families.images.config import ImageData, VaeConfig
+from fortifai_core.families.images.config import DiffusionConfig, ImageData, VaeConfig
 from fortifai_core.families.images.data import load, to_images
-from fortifai_core.families.images.diffusion_config import DiffusionConfig
 from fortifai_core.families.images.vae_model import Vae, kl_to_prior, log_peak, pixel_nll
 from fortifai_core.seeds import derive_seed
 
 # Burda, Grosse and Salakhutdinov 2016, Section 5.2.
 ACTIVE_VARIANCE = 0.01
-
-
-# ------------------------------------------------------------------------------------------------ classes
 
 
 def class_shares(labels: NDArray[Any], *, classes: int = CLASSES) -> NDArray[np.float64]:
@@ -41,9 +37,6 @@ def class_entropy(shares: NDArray[Any]) -> float:
     present = shares[shares > 0]
     # + 0.0 turns the -0.0 of one class alone into 0.0
     return float(-(present * np.log(present)).sum() / np.log(len(shares))) + 0.0
-
-
-# ------------------------------------------------------------------------------------------------ distributions
 
 
 def frechet_gaussians(
@@ -96,9 +89,6 @@ def pixel_spread(made: NDArray[Any], real: NDArray[Any]) -> float:
     return float(made.reshape(len(made), -1).var(axis=0).sum() / real.reshape(len(real), -1).var(axis=0).sum())
 
 
-# ------------------------------------------------------------------------------------------------ latents
-
-
 def latent_use(means: NDArray[Any], variances: NDArray[Any]) -> dict[str, float]:
     """How much of the latent space is used, from q(z|x)'s means and variances, both (n, latent).
 
@@ -110,9 +100,6 @@ def latent_use(means: NDArray[Any], variances: NDArray[Any]) -> dict[str, float]
         "latent-spread": float(spread.mean()),
         "latent-variance": float((spread + variances.mean(axis=0)).mean()),
     }
-
-
-# ------------------------------------------------------------------------------------------------ a generation
 
 
 class Instrument(NamedTuple):

@@ -104,9 +104,6 @@ def with_weights(model: M, parameters: Arrays) -> M:
     return model.eval()
 
 
-# ------------------------------------------------------------------------------------------------ likelihood
-
-
 def pixel_nll(model: Vae, logits: Tensor, images: Tensor, *, config: VaeConfig, generator: torch.Generator) -> Tensor:
     """−log p(x|z) of every pixel, ≥ 0; exp(−nll) is the model's confidence in it, which gamma is compared with.
 
@@ -155,9 +152,6 @@ def draw_pixels(model: Vae, logits: Tensor, *, config: VaeConfig, generator: tor
     assert model.log_scale is not None
     uniform = torch.rand(mean.shape, generator=generator).clamp(1e-7, 1 - 1e-7)
     return (mean + model.log_scale.exp() * torch.logit(uniform)).clamp(0, 1)
-
-
-# ------------------------------------------------------------------------------------------------ objective
 
 
 class Objective(NamedTuple):

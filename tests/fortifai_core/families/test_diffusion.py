@@ -11,9 +11,8 @@ import torch
 
 from fortifai_core.errors import DataError
 from fortifai_core.families.base import Arrays, Generation, Mask, NoMask, Results, Run, ThresholdMask
-from fortifai_core.families.images.config import DynamicQuantileMask
+from fortifai_core.families.images.config import DiffusionConfig, DynamicQuantileMask
 from fortifai_core.families.images.diffusion import DiffusionFamily, alpha_bars, denoise, noised
-from fortifai_core.families.images.diffusion_config import DiffusionConfig
 from fortifai_core.families.registry import draw, family_from_config
 
 TINY = DiffusionConfig(hidden=32, blocks=1, epochs=3, steps=20)

@@ -15,8 +15,12 @@ import pytest
 from fortifai_core.config.loss import CrossEntropyLoss, CustomLoss, FocalLoss, Loss, TruncatedCrossEntropyLoss
 from fortifai_core.families.base import FamilyConfig, Generation, NoMask, Results, Run, ThresholdMask
 from fortifai_core.families.gaussian.config import AdaptiveMask, GaussianConfig, NoisyEstimator, PredictedOptimumMask
-from fortifai_core.families.images.config import DynamicIntersectionMask, DynamicQuantileMask, VaeConfig
-from fortifai_core.families.images.diffusion_config import DiffusionConfig
+from fortifai_core.families.images.config import (
+    DiffusionConfig,
+    DynamicIntersectionMask,
+    DynamicQuantileMask,
+    VaeConfig,
+)
 from fortifai_core.families.mixture.family import GmmConfig
 from fortifai_core.families.registry import FamilyExperiment, draw
 from fortifai_core.interval import Interval
