@@ -109,7 +109,7 @@ def local_path(value: str | Path, field: str = "") -> Path:
 
 
 def load_json(text: str) -> Any:
-    """One JSON value, by the standard: no NaN, no name twice, no integer beyond 64 bits.
+    """One JSON value: no name twice in an object, no integer beyond 64 bits.
 
     Raises:
         Malformed: what is wrong, with the column where that is known.
@@ -147,10 +147,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
 def _integer(text: str) -> int:
     """An integer of at most 64 bits; `text` is a decimal, or begins with 0o or 0x."""
     if len(text) <= MAX_DIGITS:
@@ -160,7 +156,7 @@ def _integer(text: str) -> int:
     raise ValueError(f"{_shortened(text)} is beyond 64 bits: give an integer from -2^63 to 2^63-1")
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
 
 
 # ------------------------------------------------------------------------------------------------ YAML
