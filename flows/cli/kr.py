@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.outputs import file_to_write
 from fortifai_core.corpus.documents import Document, FileQuestion
 from fortifai_core.corpus.questions.baselines import Baseline
 from fortifai_core.corpus.questions.build import KINDS
@@ -70,6 +71,7 @@ def build(
     unknown = [kind for kind in chosen if kind not in KINDS]
     if unknown or not chosen:
         raise ConfigError("--kinds", kinds, f"choose from {', '.join(KINDS)}")
+    target = file_to_write("--out", target, endings=(".json", ".jsonl"))
     documents = documents_of(source, text_field=text_field)
     made = build_questions(
         documents, per_document=per_document, kinds=chosen, seed=seed, common=common_words(documents)
@@ -99,6 +101,8 @@ def check(
 
     with within("FILE"):
         questions, unusable = read_with_problems(local_path(file))
+    if not questions and not unusable:
+        raise DataError("FILE", str(file), "it holds no question: add some")
     problems = [(problem.line, problem.remedy) for problem in unusable] + question_problems(questions)
     counts = seen_words(questions)
     if corpus is not None:

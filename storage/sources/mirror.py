@@ -104,10 +104,13 @@ def root() -> Path | None:
     value = os.environ.get(VARIABLE, "").strip()
     if not value:
         return None
-    with within(VARIABLE):
+    remedy = "point it at the mirror, or unset it to use the hub"
+    try:
         folder = parsing.local_path(value)
+    except Unusable as error:
+        raise DataError(VARIABLE, value, f"{error.remedy}; {remedy}") from error
     if not folder.is_dir():
-        raise DataError(VARIABLE, value, "is not a folder: point it at the mirror, or unset it to use the hub")
+        raise DataError(VARIABLE, value, f"is not a folder: {remedy}")
     return folder
 
 
