@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import io
 import os
 import signal
 import socket
@@ -19,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fortifai_core.errors import StageFailed
+from fortifai_core.errors import ConfigError, StageFailed
+from fortifai_core.parsing import refusing
 
 START_SECONDS = 300.0  # the first start makes Prefect's database: over 90 s were seen on a busy machine
 RETRY_SECONDS = b"0.2"
@@ -56,9 +58,12 @@ def _free_port() -> int:
 
 def configured_api() -> str | None:
     """The URL of the Prefect API that the user has configured, by the environment or a profile; or none."""
-    from prefect.settings import PREFECT_API_URL
+    remedy = "correct or unset what is named, in the environment (PREFECT_…) or the profile"
+    quiet = contextlib.redirect_stderr(io.StringIO())  # what Prefect says of it, it says on many lines
+    with quiet, refusing("Prefect's settings", "PREFECT_…", remedy, error=ConfigError):
+        from prefect.settings import PREFECT_API_URL
 
-    return PREFECT_API_URL.value() or None
+        return PREFECT_API_URL.value() or None
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from flows.experiment import run_asked
 from fortifai_core.families.registry import FamilyExperiment
+from fortifai_core.settings import Seed
 
 
 @flow(
@@ -20,7 +21,7 @@ from fortifai_core.families.registry import FamilyExperiment
 async def recursive_family(
     experiment: FamilyExperiment,
     generations: Annotated[int, Field(ge=1)] | None = Field(None, description="Overrides `experiment.generations`."),
-    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(None, description="Overrides `experiment.seeds`."),
+    seeds: list[Seed] | None = Field(None, description="Overrides `experiment.seeds`."),
     store: str | None = Field(None, description="The artifact store; by default FORTIFAI_STORE or the user's own."),
     refresh: list[str] | None = Field(None, description="Stages to build anew, with all that follows from them."),
 ) -> dict[str, Any]:

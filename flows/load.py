@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from fortifai_core import parsing
 from fortifai_core.config.experiment import ExperimentConfig
-from fortifai_core.errors import ConfigError
+from fortifai_core.errors import ConfigError, within
 from fortifai_core.families.registry import FamilyExperiment
 from fortifai_core.settings import Inconsistent
 
@@ -61,26 +62,39 @@ def load_any_config(source: str, overrides: Sequence[str] = ()) -> ExperimentCon
         ConfigError: an unknown preset, a file that is not YAML, an unknown or impossible field.
     """
     if source.endswith((".yaml", ".yml")) or "/" in source:
-        path = Path(source)
-        if not path.is_file():
-            raise ConfigError("file", source, "there is no such file; `fortifai init tiny > mine.yaml` makes one")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError("file", source, f"cannot be read as text ({error})") from error
+        data = _read_file(source)
     else:
-        text = preset_text(source)
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}" if mark else "the file"
-        raise ConfigError("file", source, f"is not valid YAML ({where}: {getattr(error, 'problem', error)})") from error
+        data = parse_yaml(preset_text(source), field="preset", value=source)
     if not isinstance(data, dict):
         raise ConfigError("file", source, "holds no mapping of fields; see `fortifai init tiny`")
     for override in overrides:
         _apply(data, override)
     return validate(data)
+
+
+def _read_file(source: str) -> Any:
+    with within("file"):
+        path = parsing.local_path(source)
+    with parsing.refusing("file", source, "correct the path", error=ConfigError):
+        if not path.is_file():
+            raise ConfigError("file", source, "there is no such file; `fortifai init tiny > mine.yaml` makes one")
+        try:
+            text = parsing.read_config(path)
+        except parsing.Malformed as error:
+            raise ConfigError("file", source, str(error)) from error
+    return parse_yaml(text, field="file", value=source)
+
+
+def parse_yaml(text: str, *, field: str, value: str) -> Any:
+    """The value of a YAML text that `field` = `value` names.
+
+    Raises:
+        ConfigError: as `fortifai_core.parsing.load_yaml` says.
+    """
+    try:
+        return parsing.load_yaml(text)
+    except parsing.Malformed as error:
+        raise ConfigError(field, value, str(error)) from error
 
 
 def benchmark_overrides(benchmarks: str | None, limit: int | None, fewshot: Sequence[str]) -> list[str]:
@@ -92,12 +106,12 @@ def benchmark_overrides(benchmarks: str | None, limit: int | None, fewshot: Sequ
     overrides = []
     if benchmarks is not None:
         names = [name.strip() for name in benchmarks.split(",") if name.strip()]
-        overrides.append(f"evaluation.benchmarks=[{', '.join(names)}]")
+        overrides.append(f"evaluation.benchmarks={json.dumps(names)}")  # names, whatever YAML makes of their characters
     if limit is not None:
         overrides.append(f"evaluation.benchmark_limit={limit}")
     for setting in fewshot:
         name, equals, count = setting.partition("=")
-        if not equals or not name.strip() or not count.strip().isdigit():
+        if not equals or not name.strip() or not re.fullmatch("[0-9]{1,9}", count.strip()):
             raise ConfigError("--fewshot", setting, "write it as benchmark=number, e.g. gsm8k=2")
         overrides.append(f"evaluation.benchmark_fewshot.{name.strip()}={count.strip()}")
     return overrides
@@ -107,17 +121,16 @@ def _apply(data: dict[str, Any], override: str) -> None:
     path, separator, raw = override.partition("=")
     if not separator or not path:
         raise ConfigError("--set", override, "write it as path=value, e.g. training.epochs=12")
-    try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        raise ConfigError("--set", override, "the value is not valid YAML") from error
+    value = parse_yaml(raw, field="--set", value=override)
     here: Any = data
     parts = path.split(".")
+    if len(parts) > parsing.MAX_DEPTH:
+        raise ConfigError("--set", override, f"names more than {parsing.MAX_DEPTH} fields within fields")
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         name: Any = part
         if isinstance(here, list):
-            if not part.isdigit() or int(part) >= len(here):
+            if not re.fullmatch("[0-9]{1,6}", part) or int(part) >= len(here):
                 raise ConfigError("--set", override, f"`{'.'.join(parts[:depth])}` has entries 0 to {len(here) - 1}")
             name = int(part)
         elif not isinstance(here, dict):
@@ -145,7 +158,7 @@ def config_error(
     schema = kind.model_json_schema()
     # pydantic puts the chosen alternative's `type` into the place, where a file has no such level
     unions = {d.get("properties", {}).get("type", {}).get("const") for d in schema.get("$defs", {}).values()}
-    location = [str(part) for part in first["loc"] if part not in unions]
+    location = [str(part)[:60] for part in first["loc"] if part not in unions]
     field = ".".join(location) or "experiment"
     value = first.get("input")
     if first["type"] == "extra_forbidden":

@@ -33,6 +33,7 @@ def run_here(
     Args:
         resume: the command that goes on with it, printed when it fails; `{name}` is filled in.
     """
+    configured_api()  # what is wrong with Prefect's settings shows before the experiment is recorded
     prepared = prepare_experiment(config, store=store, refresh=refresh)
     (outcome,) = execute([prepared], console, resume=resume)
     print_outcome(prepared.store, load_experiment(prepared.store, prepared.record_id), console)
@@ -64,7 +65,7 @@ def _announce(prepared: Prepared, console: Console, *, command: str) -> None:
 
 def _is_all_there(prepared: Prepared) -> bool:
     """Whether nothing is to do, and no server would keep a record of a run that finds everything."""
-    if prepared.plan.may_stop or configured_api() is not None:
+    if configured_api() is not None or prepared.plan.may_stop:
         return False
     return all(prepared.store.find(s.kind, s.key) is not None for s in prepared.plan.stages())
 

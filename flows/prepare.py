@@ -15,8 +15,8 @@ from fortifai_core.config.loss import CustomLoss
 from fortifai_core.config.model import PretrainedModel, ScratchModel
 from fortifai_core.errors import ConfigError, StoreError
 from fortifai_core.families.registry import FamilyExperiment, check_family
-from storage.sources.family_data import data_digests
-from storage.sources.sources import check_corpus, source_digests
+from storage.sources.family_data import data_digests, load_data
+from storage.sources.sources import check_content, check_corpus, source_digests
 from storage.store.experiments import StageRecord, record_experiment
 from storage.store.store import ArtifactStore
 from storage.tables.models import model_identity
@@ -52,8 +52,10 @@ def plan_for(config: AnyExperiment) -> Plan:
     """Check what the experiment reads, and compute the key of every stage."""
     if isinstance(config, FamilyExperiment):
         check_family(config)
+        load_data(config.family)  # what is wrong with a user's table shows here, not in a worker
         return plan_family(config, data_digests=data_digests(config.family))
     check_corpus(config.corpus)
+    check_content(config.corpus, splits=config.splits)
     model_digest = ""
     if isinstance(config.model, PretrainedModel):
         model_digest = model_identity(config.model.path, config.model.revision)

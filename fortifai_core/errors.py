@@ -16,6 +16,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SHOWN = 200  # characters of a value
+
+
+def shown(value: object) -> str:
+    """A value as an error writes it: on one line, and not at any length."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested without end; an integer of thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def one_line(text: str) -> str:
+    """The same on one line, whatever separators of lines stand in it."""
+    return " ".join(text.splitlines())
+
 
 class FortifaiError(Exception):
     """Root of all errors raised on purpose. The command line prints it on one line, without a traceback."""
@@ -39,7 +55,7 @@ class InputError(FortifaiError):
         super().__init__(field, value, remedy)
 
     def __str__(self) -> str:
-        return f"{self.field} = {self.value!r}: {self.remedy}"
+        return one_line(f"{self.field} = {shown(self.value)}: {self.remedy}")
 
 
 class ConfigError(InputError):
@@ -64,7 +80,7 @@ class Unusable(DataError):
         self.args = (place, remedy, field)
 
     def __str__(self) -> str:
-        return super().__str__() if self.field else f"{self.value}: {self.remedy}"
+        return super().__str__() if self.field else one_line(f"{self.value}: {self.remedy}")
 
 
 @contextmanager

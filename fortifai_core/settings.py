@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from fortifai_core.parsing import INTEGERS, is_text
+
+# As tables hold it, and any generator takes it.
+Seed = Annotated[int, Field(ge=0, le=INTEGERS[-1])]
 
 
 class Frozen(BaseModel):
-    """Base of all configuration: immutable, and unknown fields are refused."""
+    """Base of all configuration: immutable, unknown fields are refused, and a value is taken for what it is alone:
+    `true` and `"1"` are no numbers, `1` and `"yes"` are no booleans, an integer has at most 64 bits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_is(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        wrong = [
+            InitErrorDetails(
+                type=PydanticCustomError("as_it_is", "{problem}", {"problem": problem}), loc=loc, input=part
+            )
+            for field, value in data.items()
+            if field in cls.model_fields
+            for loc, part in _parts(field, value)
+            if (problem := _problem(part, _kinds(cls, field)))
+        ]
+        if wrong:  # as pydantic says it, so that each keeps the place of its field in the whole
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return data
 
 
 class Inconsistent(ValueError):
@@ -17,3 +46,48 @@ class Inconsistent(ValueError):
     def __init__(self, field: str, value: object, remedy: str) -> None:
         self.field, self.value, self.remedy = field, value, remedy
         super().__init__(f"{field} = {value!r}: {remedy}")
+
+
+def _parts(field: str, value: Any) -> Iterable[tuple[tuple[str | int, ...], Any]]:
+    """A value with its place, or what a list or mapping holds: no field of its own stands for that."""
+    if isinstance(value, Mapping):
+        return [((field, str(name)), part) for name, part in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [((field, index), part) for index, part in enumerate(value)]
+    return [((field,), value)]
+
+
+def _problem(value: Any, kinds: frozenset[type]) -> str:
+    """Why a value is not one of a field that admits these plain types; nothing where it is, or its model decides."""
+    if isinstance(value, str) and not is_text(value):
+        return "half a surrogate pair is no text: write the whole character"
+    if type(value) is int and value not in INTEGERS:
+        return "is beyond 64 bits: give an integer from -2^63 to 2^63-1"
+    numbers = kinds & {bool, int, float}
+    if not numbers or type(value) not in (bool, int, str) or type(value) in kinds:
+        return ""
+    if type(value) is int and float in kinds:
+        return ""
+    return f"is {_called(value)}: give {'true or false' if bool in kinds else 'a number'}"
+
+
+@cache
+def _kinds(model: type[BaseModel], field: str) -> frozenset[type]:
+    """The plain types that a field admits, in containers and unions too; none where it admits everything."""
+    kinds: set[type] = set()
+    waiting: list[Any] = [model.model_fields[field].annotation]
+    while waiting:
+        annotation = waiting.pop()
+        if annotation is Any:
+            return frozenset()
+        if isinstance(annotation, type) and issubclass(annotation, (bool, int, float, str)):
+            kinds.add(next(kind for kind in (bool, int, float, str) if issubclass(annotation, kind)))
+        elif not isinstance(annotation, type) and isinstance(annotation, (bool, int, float, str)):
+            kinds.add(type(annotation))  # of a Literal
+        inner = get_args(annotation)
+        waiting += inner[1:] if get_origin(annotation) in (dict, Mapping) else inner  # names are always text
+    return frozenset(kinds)
+
+
+def _called(value: object) -> str:
+    return "text" if isinstance(value, str) else "true or false" if isinstance(value, bool) else "a number"

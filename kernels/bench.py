@@ -233,14 +233,14 @@ def child(asked: dict[str, Any]) -> int:
     call()
     if "step" not in asked:
         batch.clear()
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = _resident("VmRSS")
     call()
     return _resident("VmHWM") - before
 
 
 def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
@@ -372,6 +372,11 @@ def main(argv: list[str] | None = None) -> int:
     if given.child:
         print(child(json.loads(given.child)))
         return 0
+    for option, path in (("--json", given.json), ("--plot", given.plot)):
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            parser.error(f"{option} {path}: no file can be written there; name another place")
+    if given.plot is not None and given.plot.suffix not in (".svg", ".png"):
+        parser.error(f"--plot {given.plot}: name a file that ends in .svg or .png")
     if given.threads:
         torch.set_num_threads(given.threads)
         os.environ["OMP_NUM_THREADS"] = str(given.threads)
@@ -381,7 +386,7 @@ def main(argv: list[str] | None = None) -> int:
         quick=given.quick, device=given.device, dtype=given.dtype, memory=not given.no_memory, step=not given.no_step
     )
     if given.json:
-        given.json.write_text(json.dumps(result, indent=1))
+        given.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
     if given.plot:
         plot(result, given.plot)
     return 0

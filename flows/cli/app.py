@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +23,9 @@ from rich.table import Table
 from flows.cli.bench import benches
 from flows.cli.kr import app as kr
 from flows.embedded import quiet_environment
-from fortifai_core.errors import FortifaiError, InputError
+from flows.outputs import folder_to_make
+from fortifai_core.errors import FortifaiError, InputError, one_line
+from fortifai_core.parsing import check_argument
 
 quiet_environment()
 
@@ -160,6 +164,8 @@ def report(
     from flows.tools.exporting import export_report
     from storage.store.experiments import load_experiment
 
+    if target is not None:
+        target = folder_to_make("--out", target)
     opened = open_store(store)
     record = load_experiment(opened, experiment)
     copied = export_report(opened, record, target=target) if target is not None else None
@@ -304,6 +310,7 @@ def export(
 
     if what not in ("model", "dataset"):
         raise InputError("what", what, "choose model or dataset")
+    target = folder_to_make("target", target)
     make = export_model if what == "model" else export_dataset
     made = make(open_store(store), experiment, arm=arm, seed=seed, generation=generation, target=target)
     out.print(f"{what} of {arm} · seed {seed} · g{generation} → {made}")
@@ -344,13 +351,29 @@ def paper_ttf(as_json: Json = False) -> None:
     out.print(f"[dim]{legend}[/]")
 
 
-def _exit_code() -> int:
+# Wrong use of the command line. Where typer brings a click of its own, that one's.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+def exit_code(arguments: Sequence[str]) -> int:
+    """Run `fortifai ARGUMENTS` in this process, and return what the process would end with.
+
+    What is wrong with the arguments, or with whatever they name, is one line on standard error.
+    """
     started = time.monotonic()
     try:
-        app()
+        for number, argument in enumerate(arguments, start=1):
+            check_argument(f"argument {number}", argument)
+        ended = app(list(arguments), standalone_mode=False)
     except FortifaiError as error:
-        err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        err.print(f"[red]error:[/] {escape(one_line(str(error)))}", soft_wrap=True, highlight=False)
         return error.exit_code
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "fortifai"
+        if error.format_message():  # without one, the help was printed in its place
+            message = f"{one_line(error.format_message()).rstrip('.')}; `{command} --help` says how"
+            err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+        return int(error.exit_code)
     except KeyboardInterrupt:
         err.print(f"stopped after {time.monotonic() - started:.0f} s; what was finished is kept")
         return 130
@@ -361,7 +384,7 @@ def _exit_code() -> int:
     except Exception:  # noqa: BLE001 - shown in full, as the interpreter would
         traceback.print_exc()
         return 1
-    return 0
+    return ended if isinstance(ended, int) else 0
 
 
 def main() -> None:
@@ -369,7 +392,10 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_: f"fortifai: {message}\n"
     # peft asks transformers 5.24 for this by its old name; nobody at a terminal can do anything about it
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    code = _exit_code()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal of another encoding cannot show, it shows escaped
+            stream.reconfigure(errors="backslashreplace")
+    code = exit_code(sys.argv[1:])
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from flows.outputs import file_to_write
 from fortifai_core.errors import InputError
 
 benches = typer.Typer(help="Speed and memory on this machine, as ratios within one run.", no_args_is_help=True)
@@ -27,12 +28,12 @@ def kernels(
     as_json: Json = False,
 ) -> None:
     """The loss heads against each other and against the floor of their GEMMs (also: python -m kernels.bench)."""
+    if plot is not None:
+        plot = file_to_write("--plot", plot, endings=(".svg", ".png"))
     import torch
 
     from kernels import bench
 
-    if plot is not None and plot.suffix not in (".svg", ".png"):
-        raise InputError("--plot", str(plot), "name a file that ends in .svg or .png")
     if threads is not None:
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,6 +43,16 @@ def kernels(
         bench.plot(result, plot)
     if as_json:
         typer.echo(json.dumps(result, indent=2, default=str))
+
+
+def check_device(device: str) -> None:
+    """That there is such a device here."""
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise InputError("--device", device, "choose cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device", device, "torch sees no such device here; choose cpu")
 
 
 @benches.command("regeneration")
@@ -59,7 +70,8 @@ def regeneration(
     from flows.bench.regeneration import SHAPES, bench_regeneration, regeneration_table
 
     if shape not in SHAPES:
-        raise InputError("shape", shape, f"choose {', '.join(SHAPES)}")
+        raise InputError("--shape", shape, f"choose {', '.join(SHAPES)}")
+    check_device(device)
     err = Console(stderr=True)
 
     def say(text: str) -> None:

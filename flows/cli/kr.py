@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.outputs import file_to_write
 from fortifai_core.corpus.documents import Document, FileQuestion
 from fortifai_core.corpus.questions.baselines import Baseline
 from fortifai_core.corpus.questions.build import KINDS
 from fortifai_core.errors import ConfigError, DataError, within
+from fortifai_core.parsing import local_path
 
 if TYPE_CHECKING:
     from flows.tools.kr_compare import Comparison
@@ -35,7 +37,8 @@ def documents_of(source: str, *, text_field: str = "text") -> list[Document]:
     Raises:
         InputError: the file or preset is not there, or holds no text.
     """
-    path = Path(source).expanduser()
+    with within("SOURCE"):
+        path = local_path(source)
     if path.name.endswith((".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.gz", ".parquet.gz")):
         from storage.sources.textfiles import read_documents
 
@@ -68,6 +71,7 @@ def build(
     unknown = [kind for kind in chosen if kind not in KINDS]
     if unknown or not chosen:
         raise ConfigError("--kinds", kinds, f"choose from {', '.join(KINDS)}")
+    target = file_to_write("--out", target, endings=(".json", ".jsonl"))
     documents = documents_of(source, text_field=text_field)
     made = build_questions(
         documents, per_document=per_document, kinds=chosen, seed=seed, common=common_words(documents)
@@ -96,7 +100,9 @@ def check(
     from storage.sources.questions import read_with_problems
 
     with within("FILE"):
-        questions, unusable = read_with_problems(file.expanduser())
+        questions, unusable = read_with_problems(local_path(file))
+    if not questions and not unusable:
+        raise DataError("FILE", str(file), "it holds no question: add some")
     problems = [(problem.line, problem.remedy) for problem in unusable] + question_problems(questions)
     counts = seen_words(questions)
     if corpus is not None:
@@ -140,7 +146,8 @@ def compare(
         raise ConfigError("--questions", len(questions), "give two files, or one to compare with the experiment's own")
     opened = open_store(store)
     record = load_experiment(opened, experiment)
-    files = [path.expanduser() for path in questions]
+    with within("--questions"):
+        files = [local_path(path) for path in questions]
     with Console(stderr=True).status("…") as status:
         comparison = ask(
             opened,

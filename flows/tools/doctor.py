@@ -85,7 +85,7 @@ def _memory() -> int:
     """Bytes of memory: the machine's, or the container's where it has less."""
     whole = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
+    text = limit.read_text(encoding="utf-8").strip() if limit.is_file() else "max"
     return min(whole, int(text)) if text.isdigit() else whole
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from flows.outputs import folder_to_make
 from fortifai_core.config.stages import Regime
 from fortifai_core.corpus.schedule import SplitVersion, subsample_splits, training_set
 from fortifai_core.errors import InputError
@@ -145,8 +146,7 @@ def text_of(store: ArtifactStore, record: Experiment, stage: StageRecord, versio
 @contextlib.contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """A folder that becomes `target` when the block ends well, and is gone when it does not."""
-    if target.exists() or target.is_symlink():
-        raise InputError("target", str(target), "is there already; name a folder that does not exist yet")
+    folder_to_make("target", target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fortifai_core.settings import Frozen
+from fortifai_core.settings import Frozen, Seed
 
 
 class AlmanacCorpus(Frozen):
@@ -17,7 +17,7 @@ class AlmanacCorpus(Frozen):
     facts: int = Field(6, ge=2, le=8, description="Facts stated about each entity, each one a question.")
     pretraining_entities: int = Field(400, ge=4, description="Other entities, which only the base model reads.")
     validation_entities: int = Field(40, ge=2, description="Other entities, held out of all training.")
-    seed: int = Field(0, ge=0, description="Seed of the pretraining and validation text.")
+    seed: Seed = Field(0, description="Seed of the pretraining and validation text.")
 
 
 class TextCorpus(Frozen):

@@ -15,7 +15,7 @@ from fortifai_core.config.corpus import AlmanacCorpus, Corpus
 from fortifai_core.config.loss import CrossEntropyLoss, Loss, TruncatedCrossEntropyLoss
 from fortifai_core.config.model import Model, ScratchModel
 from fortifai_core.config.stages import Evaluation, Failure, Regeneration, Regime, Runtime, Training
-from fortifai_core.settings import Frozen, Inconsistent
+from fortifai_core.settings import Frozen, Inconsistent, Seed
 
 
 def _ce_and_tce() -> list[Loss]:
@@ -32,7 +32,7 @@ class ExperimentConfig(Frozen):
     regime: Regime = Regime.PAPER
     model: Model = Field(default_factory=ScratchModel)
     losses: list[Loss] = Field(default_factory=_ce_and_tce, min_length=1)
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     training: Training = Field(default_factory=Training)
     regeneration: Regeneration = Field(default_factory=Regeneration)
     evaluation: Evaluation = Field(default_factory=Evaluation)
@@ -64,8 +64,8 @@ class ExperimentConfig(Frozen):
         labels = self.arm_labels
         if len(set(labels)) < len(labels):
             raise Inconsistent("losses", labels, "two arms are the same; remove one")
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise Inconsistent("seeds", self.seeds, "seeds must be different and not negative")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise Inconsistent("seeds", self.seeds, "seeds must be different")
         if isinstance(self.model, ScratchModel):
             training = max(self.training.sequence_length, self.model.pretraining_sequence_length)
             longest = max(self.regeneration.longest_input, training)

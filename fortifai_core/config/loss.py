@@ -49,7 +49,7 @@ class CustomLoss(Frozen):
 
     type: Literal["custom"] = "custom"
     function: str = Field(pattern=r"^[\w.]+:\w+$", description="`module:function`, elementwise over nll ≥ 0.")
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="How this arm is called.")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$", description="How this arm is called.")
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments for the function.")
 
     @property

@@ -20,7 +20,7 @@ from fortifai_core.families.images.config import (
 )
 from fortifai_core.families.mixture.family import GmmConfig
 from fortifai_core.families.zipf.family import ZipfConfig
-from fortifai_core.settings import Frozen, Inconsistent
+from fortifai_core.settings import Frozen, Inconsistent, Seed
 
 AnyFamily = Annotated[
     GaussianConfig | GmmConfig | VaeConfig | DiffusionConfig | ZipfConfig, Field(discriminator="type")
@@ -104,7 +104,7 @@ class FamilyExperiment(Frozen):
     arms: list[AnyMask] = Field(
         default_factory=_plain_and_masked, min_length=1, description="The first is the baseline."
     )
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1, description="One run of every arm for each.")
+    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1, description="One run of every arm for each.")
     generations: int = Field(10, ge=1, le=100_000, description="How far each run goes: M_0 to M_(generations-1).")
     regime: Literal["replace", "accumulate"] = Field(
         "replace", description="M_i is trained on the samples of M_(i-1) alone, or on real data and all samples so far."
@@ -117,8 +117,8 @@ class FamilyExperiment(Frozen):
         labels = self.arm_labels
         if len(set(labels)) < len(labels):
             raise Inconsistent("arms", labels, "two arms are the same; remove one")
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise Inconsistent("seeds", self.seeds, "seeds must be different and not negative")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise Inconsistent("seeds", self.seeds, "seeds must be different")
         allowed = MODEL_CLASSES[self.family.type].masks
         for index, mask in enumerate(self.arms):
             if not isinstance(mask, allowed):

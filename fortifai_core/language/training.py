@@ -83,7 +83,7 @@ def seal_checkpoint(folder: Path) -> None:
     """Record the sha256 of every file of a training checkpoint, atomically and last."""
     digests = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
     temporary = folder / (DIGESTS + ".tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         json.dump(digests, file)
         file.flush()
         os.fsync(file.fileno())
@@ -102,7 +102,7 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
         seal = folder / DIGESTS
         intact = newest is None and seal.is_file()
         if intact:
-            recorded = json.loads(seal.read_text())
+            recorded = json.loads(seal.read_text(encoding="utf-8"))
             present = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
             intact = recorded == present
         if intact:

@@ -16,8 +16,9 @@ from fortifai_core.families.base import FamilyConfig
 from fortifai_core.families.images.config import MnistData, VaeConfig
 from fortifai_core.families.images.idx import to_idx
 from fortifai_core.families.mixture.family import GmmConfig, Table
+from fortifai_core.parsing import local_path, refusing
 from storage.sources import hub, mirror
-from storage.sources.textfiles import check_file, content_digest, file_format, open_content
+from storage.sources.textfiles import check_file, content_digest, file_format, open_content, unreadable
 from storage.store import durable
 from storage.store.remote import cache_directory
 
@@ -101,7 +102,8 @@ def load_data(config: FamilyConfig) -> Arrays | None:
         DataError: the file cannot be used as it is; the message names the column.
     """
     if isinstance(config, GmmConfig) and isinstance(config.data, Table):
-        return load_table(config.data, fewest=config.components)
+        with refusing(FIELD, config.data.file, "correct the table"):
+            return load_table(config.data, fewest=config.components)
     return None
 
 
@@ -153,7 +155,7 @@ def load_table(data: Table, *, fewest: int) -> Arrays:
 
 
 def _checked(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = local_path(name)
     if file_format(path) not in TABLE_FORMATS:
         raise Unusable(name, f"is none of {', '.join(TABLE_FORMATS)} (also as .gz): convert it")
     check_file(path)
@@ -163,15 +165,15 @@ def _checked(name: str) -> Path:
 def _read(path: Path) -> pa.Table:
     import io
 
-    import pyarrow as pa
     from pyarrow import csv, parquet
 
     with open_content(path) as stream:
         content = io.BytesIO(stream.read())
-    try:
-        return csv.read_csv(content) if file_format(path) == ".csv" else parquet.read_table(content)
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise Unusable(str(path), f"cannot be read as {file_format(path)[1:]}: {error}") from error
+    format_name = "CSV" if file_format(path) == ".csv" else "Parquet"
+    with unreadable(path, format_name):
+        table: pa.Table = csv.read_csv(content) if format_name == "CSV" else parquet.read_table(content)
+        table.validate(full=True)  # text that is no UTF-8 shows here, not where it is printed
+        return table
 
 
 def _is_number(kind: Any) -> bool:

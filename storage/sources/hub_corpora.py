@@ -11,6 +11,7 @@ from fortifai_core.corpus.documents import Document, Question, Source
 from fortifai_core.corpus.reserve import assemble
 from fortifai_core.corpus.wikitext import SPELLING_VERSION, articles
 from fortifai_core.errors import Unusable, within
+from fortifai_core.parsing import local_path
 from storage.sources import hub, mirror
 from storage.sources.questions import attach, read_questions
 
@@ -23,7 +24,7 @@ def is_wikitext(corpus: HuggingFaceCorpus) -> bool:
 
 def question_file(questions: str) -> Path:
     """The file behind `questions`: a path, or the mirror's copy of the authors' KR-test."""
-    return mirror.kr_questions() if questions == KR_TEST else Path(questions).expanduser()
+    return mirror.kr_questions() if questions == KR_TEST else local_path(questions)
 
 
 def check_hub_options(corpus: HuggingFaceCorpus) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fortifai_core import parsing
 from fortifai_core.errors import DataError, Unusable, within
 from storage.sources.textfiles import check_file, content_digest, json_lines, numbered_lines, open_content
 
@@ -104,9 +104,13 @@ def root() -> Path | None:
     value = os.environ.get(VARIABLE, "").strip()
     if not value:
         return None
-    folder = Path(value).expanduser()
+    remedy = "point it at the mirror, or unset it to use the hub"
+    try:
+        folder = parsing.local_path(value)
+    except Unusable as error:
+        raise DataError(VARIABLE, value, f"{error.remedy}; {remedy}") from error
     if not folder.is_dir():
-        raise DataError(VARIABLE, value, "is not a folder: point it at the mirror, or unset it to use the hub")
+        raise DataError(VARIABLE, value, f"is not a folder: {remedy}")
     return folder
 
 
@@ -178,11 +182,9 @@ def kr_questions() -> Path:
     path = folder / KR_QUESTIONS.path
     if not path.is_file():
         raise Unusable("wikitext-2", f"the local mirror lacks it: {remedy}")
-    with open_content(path) as stream:
-        try:
-            count = len(json.loads(stream.read()))
-        except ValueError as error:
-            raise Unusable(str(path), f"the file is damaged ({error}): copy it anew") from error
+    damaged = parsing.refusing(str(path), KR_QUESTIONS.path, "the file is damaged: copy it anew")
+    with open_content(path) as stream, damaged:
+        count = len(parsing.load_json(stream.read().decode()))
     if count != KR_QUESTIONS.rows:
         raise _damaged(KR_QUESTIONS, count)
     return path

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fortifai_core import parsing
 from fortifai_core.corpus.documents import FileQuestion, Question
-from fortifai_core.errors import DataError, Unusable
+from fortifai_core.errors import DataError, Unusable, shown
 from storage.sources.textfiles import check_file, file_format, open_content
 from storage.store import durable
 
@@ -55,7 +56,10 @@ def read_with_problems(path: Path) -> tuple[list[FileQuestion], list[Problem]]:
     """
     check_file(path)
     with open_content(path) as stream:
-        content = stream.read()
+        content = stream.read(parsing.MAX_QUESTION_BYTES + 1)
+    if len(content) > parsing.MAX_QUESTION_BYTES:
+        limit = f"{parsing.MAX_QUESTION_BYTES // 2**20} MiB"
+        raise Unusable(str(path), f"is larger than a file of questions may be ({limit}, unpacked): divide it")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -120,18 +124,20 @@ def write_questions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _remedy(row: Any) -> str:
     """What is wrong with one question and what to do about it; nothing where it is valid."""
     if not isinstance(row, dict):
-        return f"the question is {row!r}: it must be an object with {', '.join(KEYS)}"
+        return f"the question is {shown(row)}: it must be an object with {', '.join(KEYS)}"
     missing = [key for key in KEYS if key not in row]
     if missing:
         return f"the question has no {', '.join(missing)}: it needs {', '.join(KEYS)}"
     for key in KEYS[:3]:
         if not isinstance(row[key], str) or not row[key].strip():
-            return f"{key} is {row[key]!r}: it must be a text that is not blank"
+            return f"{key} is {shown(row[key])}: it must be a text that is not blank"
+        if not parsing.is_text(row[key]):
+            return f"{key} is {shown(row[key])}: half a surrogate pair is no text; write the whole character"
     if row["sentence_true"].strip() == row["sentence_false"].strip():
         return "the true and the false answer are the same: change or remove the question"
     location = row["location"]
-    if isinstance(location, bool) or not isinstance(location, (int, str)):
-        return f"location is {location!r}: it must be a whole number or a document's id"
+    if isinstance(location, bool) or not isinstance(location, (int, str)) or not parsing.is_text(str(location)):
+        return f"location is {shown(location)}: it must be a whole number or a document's id"
     return ""
 
 
@@ -141,14 +147,13 @@ def _lines(path: Path, text: str) -> Iterator[_Element | Problem]:
         place = f"{path}:{number}"
         if line.strip():
             try:
-                yield _Element(number, place, json.loads(line))
-            except json.JSONDecodeError as error:
-                yield Problem(number, place, f"not JSON, column {error.colno}: {error.msg}; correct or remove the line")
+                yield _Element(number, place, parsing.load_json(line))
+            except parsing.Malformed as error:
+                yield Problem(number, place, f"not JSON, {error}; correct or remove the line")
 
 
 def _elements(path: Path, text: str) -> Iterator[_Element | Problem]:
     """Elements of a JSON list with the lines on which they begin, as far as it can be read."""
-    decoder = json.JSONDecoder()
     position, line = 0, 1
 
     def advance(to: int) -> None:
@@ -174,7 +179,10 @@ def _elements(path: Path, text: str) -> Iterator[_Element | Problem]:
     index = 0
     while skip() != "]":
         try:
-            row, after = decoder.raw_decode(text, position)
+            row, after = parsing.json_at(text, position)
+        except parsing.Malformed as error:
+            yield broken(f"{error}; what follows was not read: correct it")
+            return
         except json.JSONDecodeError as error:
             remedy = f"not JSON, column {error.colno}: {error.msg}; what follows was not read: correct it"
             yield Problem(error.lineno, f"{path}:{error.lineno}", remedy)

@@ -14,6 +14,7 @@ from fortifai_core.corpus.documents import Document, Question, Source
 from fortifai_core.corpus.reserve import assemble
 from fortifai_core.corpus.wikitext import SPELLING_VERSION
 from fortifai_core.errors import Unusable, within
+from fortifai_core.parsing import local_path
 from storage.sources import hub, mirror
 from storage.sources.hub_corpora import check_hub_options, is_wikitext, load_hub, question_file
 from storage.sources.questions import attach, read_questions
@@ -81,7 +82,7 @@ def _parts(corpus: Corpus) -> list[tuple[str, SingleCorpus]]:
 def _question_path(corpus: TextCorpus | HuggingFaceCorpus) -> Path:
     """The file of the questions that a corpus names."""
     named = str(corpus.questions)
-    return Path(named).expanduser() if isinstance(corpus, TextCorpus) else question_file(named)
+    return local_path(named) if isinstance(corpus, TextCorpus) else question_file(named)
 
 
 def _digests(corpus: SingleCorpus) -> dict[str, str]:
@@ -92,7 +93,7 @@ def _digests(corpus: SingleCorpus) -> dict[str, str]:
             digests = {}
             for index, file in enumerate(corpus.files):
                 with within(f"files.{index}"):
-                    digests[f"files.{index}"] = content_digest(Path(file).expanduser())
+                    digests[f"files.{index}"] = content_digest(local_path(file))
         case HuggingFaceCorpus():
             wanted = list(dict.fromkeys([corpus.split, "validation"]))
             digests = hub.dataset_digests(corpus.dataset, corpus.config, wanted, corpus.revision)
@@ -116,13 +117,31 @@ def check_corpus(corpus: Corpus) -> None:
             _check(part)
 
 
+def check_content(corpus: Corpus, *, splits: int) -> None:
+    """What can be told of the user's own files, and of the almanac, only by making the corpus of them: that every row
+    is text, that questions point at documents, that there is enough for all splits. Datasets are read by their stage.
+
+    Raises:
+        DataError: as `load_source`.
+    """
+    for field, part in _parts(corpus):
+        match part:
+            case TextCorpus():
+                with within(field):
+                    _load_text(part, splits=splits)
+            case AlmanacCorpus():
+                from fortifai_core.corpus.almanac.world import check_entities
+
+                check_entities(part, splits=splits)
+
+
 def _check(corpus: SingleCorpus) -> None:
     match corpus:
         case TextCorpus():
             for index, file in enumerate(corpus.files):
                 with within(f"files.{index}"):
                     check_format(Path(file))
-                    check_file(Path(file).expanduser())
+                    check_file(local_path(file))
         case HuggingFaceCorpus():
             check_hub_options(corpus)
             folder = mirror.root()
@@ -153,7 +172,7 @@ def _load_text(corpus: TextCorpus, *, splits: int) -> Source:
     indices: dict[str, int] = {}
     for index, file in enumerate(corpus.files):
         with within(f"files.{index}"):
-            for raw in read_documents(Path(file).expanduser(), text_field=corpus.text_field):
+            for raw in read_documents(local_path(file), text_field=corpus.text_field):
                 name = raw.id if raw.id is not None else f"document-{len(documents)}"
                 if name in indices:
                     raise Unusable(file, f"two documents have the id {name!r}: ids must differ in all files")
@@ -169,7 +188,7 @@ def _load_text(corpus: TextCorpus, *, splits: int) -> Source:
     if corpus.questions is not None:
         with within("questions"):
             questions = attach(
-                read_questions(Path(corpus.questions).expanduser()),
+                read_questions(local_path(corpus.questions)),
                 locate=locate,
                 prefix="question",
                 meaning=f"the 0-based number of a document, here 0 to {len(documents) - 1}, or a document's id",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from fortifai_core.errors import Unusable
+from fortifai_core import parsing
+from fortifai_core.errors import FortifaiError, Unusable
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 
@@ -43,9 +43,13 @@ def check_file(path: Path) -> None:
     Raises:
         Unusable: with the path and the remedy.
     """
-    if not path.exists():
+    try:
+        there, is_file = path.exists(), path.is_file()
+    except OSError as error:  # a folder on the way that may not be entered, links in a circle
+        raise Unusable(str(path), f"cannot be read ({parsing.said(error)}): correct the path") from error
+    if not there:
         raise Unusable(str(path), "there is no such file: correct the path")
-    if not path.is_file():
+    if not is_file:
         raise Unusable(str(path), "is not a file: name the files themselves, not their folder")
     with open_content(path) as stream:
         if not stream.read(1):
@@ -94,9 +98,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise Unusable(f"{path}:{number}", f"the line is not JSON ({error.msg}): correct or remove it") from error
+            row = parsing.load_json(line)
+        except parsing.Malformed as error:
+            raise Unusable(f"{path}:{number}", f"the line is not JSON ({error}): correct or remove it") from error
         if not isinstance(row, dict):
             raise Unusable(f"{path}:{number}", "the line is not a JSON object: write one {…} a line")
         yield number, row
@@ -148,17 +152,26 @@ def _from_parquet(path: Path, text_field: str) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with open_content(path) as stream:
-        try:
-            table = pq.ParquetFile(pa.BufferReader(stream.read()))
-            names = table.schema_arrow.names
-            if text_field not in names:
-                raise Unusable(str(path), _no_column(text_field, names))
-            wanted = sorted({"id", text_field} & set(names))
-            rows: list[dict[str, Any]] = table.read(columns=wanted).to_pylist()
-            return rows
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise Unusable(str(path), f"is not a readable Parquet file ({error})") from error
+    with open_content(path) as stream, unreadable(path, "Parquet"):
+        table = pq.ParquetFile(pa.BufferReader(stream.read()))
+        names = table.schema_arrow.names
+        if text_field not in names:
+            raise Unusable(str(path), _no_column(text_field, names))
+        wanted = sorted({"id", text_field} & set(names))
+        rows: list[dict[str, Any]] = table.read(columns=wanted).to_pylist()
+        return rows
+
+
+@contextmanager
+def unreadable(path: Path, format_name: str) -> Iterator[None]:
+    """Whatever a reader of another package raises of a file is `Unusable`; text that is no UTF-8 among it."""
+    try:
+        yield
+    except FortifaiError:
+        raise
+    except Exception as error:
+        remedy = f"is not a readable {format_name} file ({parsing.said(error)}): write it anew"
+        raise Unusable(str(path), remedy) from error
 
 
 def _document(row: dict[str, Any], text_field: str, *, place: str) -> RawDocument:
@@ -167,10 +180,13 @@ def _document(row: dict[str, Any], text_field: str, *, place: str) -> RawDocumen
     text, name = row[text_field], row.get("id")
     if not isinstance(text, str) or not text.strip():
         raise Unusable(place, f"{text_field!r} must be a text that is not blank: correct or remove the row")
+    if not parsing.is_text(text) or not parsing.is_text(str(name)):
+        raise Unusable(place, "half a surrogate pair stands in the text: correct or remove the row")
     if name is not None and (isinstance(name, bool) or not isinstance(name, (str, int))):
         raise Unusable(place, f"'id' is {name!r}: it must be a string or a whole number")
     return RawDocument(None if name is None else str(name), text)
 
 
 def _no_column(text_field: str, names: list[str]) -> str:
-    return f"there is no {text_field!r} in it, only {', '.join(map(repr, names)) or 'nothing'}: set text_field"
+    shown = ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
+    return f"there is no {text_field!r} in it, only {shown or 'nothing'}: set text_field"

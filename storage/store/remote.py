@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fortifai_core.errors import ArtifactDamaged, StoreError
+from fortifai_core.parsing import local_path, refusing
 from storage.store import durable
 from storage.store.manifest import MANIFEST_NAME, Manifest
 from storage.store.tree import Artifact, Tree, check_file
@@ -21,7 +22,7 @@ from storage.store.tree import Artifact, Tree, check_file
 def cache_directory(url: str) -> Path:
     """Where the local copy of a remote store lies: below FORTIFAI_CACHE, or ~/.cache/fortifai."""
     base = os.environ.get("FORTIFAI_CACHE")
-    root = Path(base) if base else Path.home() / ".cache" / "fortifai"
+    root = local_path(base, "FORTIFAI_CACHE") if base else Path.home() / ".cache" / "fortifai"
     return root / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
@@ -37,10 +38,8 @@ class Remote:
         import fsspec
 
         self.url = url.rstrip("/")
-        try:
+        with refusing("store", url, "use a directory, or a URL that fsspec can open", error=StoreError):
             self.fs, root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise StoreError("store", url, f"use a directory, or a URL that fsspec can open ({error})") from error
         self.root = str(root).rstrip("/")
 
     # --- objects (what storage.store.locks asks for) ---

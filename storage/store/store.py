@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from fortifai_core.errors import ArtifactDamaged, StoreError
 from storage.store import durable
 from storage.store.draft import Draft
+from storage.store.location import parse_location
 from storage.store.locks import Lease, LeaseTimes, file_lock, lease
 from storage.store.manifest import Manifest
 from storage.store.remote import Remote, cache_directory
@@ -69,14 +69,15 @@ class ArtifactStore:
         url: a directory, `file://…`, or any URL that fsspec opens (`s3://bucket/prefix`, `memory://…`).
         cache: local copy of a remote store; by default below FORTIFAI_CACHE or ~/.cache/fortifai.
         lease_times: heartbeat and expiry of the lease on a remote store.
+
+    Raises:
+        StoreError: the place is none, or nothing here opens it.
     """
 
     def __init__(self, url: str | Path, *, cache: Path | None = None, lease_times: LeaseTimes | None = None) -> None:
-        text = str(url)
-        if text.startswith("file://"):
-            text = unquote(urlsplit(text).path)
-        self.remote = Remote(text) if "://" in text else None
-        self.tree = Tree((cache or cache_directory(text)) if self.remote else Path(text).expanduser().absolute())
+        place = parse_location(str(url))
+        self.remote = Remote(place) if isinstance(place, str) else None
+        self.tree = Tree((cache or cache_directory(place)) if isinstance(place, str) else place)
         self.lease_times = lease_times
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fortifai_core.errors import DataError
+from fortifai_core.parsing import local_path
 
 WEIGHTS = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
 ADAPTER = "adapter"
@@ -15,7 +16,7 @@ ADAPTER = "adapter"
 
 def is_local(path: str) -> bool:
     """Whether a model's `path` means a folder rather than a hub id (`owner/name`)."""
-    return Path(path).exists() or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
+    return not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", path) or path.startswith(".") or Path(path).exists()
 
 
 def model_identity(path: str, revision: str | None) -> str:
@@ -26,7 +27,7 @@ def model_identity(path: str, revision: str | None) -> str:
     """
     if not is_local(path):
         return f"hub:{path}@{revision or 'main'}"
-    folder = Path(path).expanduser()
+    folder = local_path(path, "model.path")
     files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
     if not any(file.suffix == ".safetensors" for file in files):
         raise DataError("model.path", path, "is no folder with a config.json and .safetensors weights")
@@ -72,7 +73,7 @@ def fetch_tokenizer(path: str, revision: str | None) -> Any:
 
 
 def _place(path: str) -> str:
-    return str(Path(path).expanduser()) if is_local(path) else path
+    return str(local_path(path, "model.path")) if is_local(path) else path
 
 
 def _first_line(error: Exception) -> str:

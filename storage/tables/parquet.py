@@ -228,7 +228,7 @@ def finished_parts(directory: str | Path, *, layout: Mapping[str, Any] | None = 
     if layout is not None:
         wanted = canonical_json(dict(layout), path="layout")
         note = directory / _LAYOUT
-        if not note.is_file() or note.read_text() != wanted:
+        if not note.is_file() or note.read_text(encoding="utf-8") != wanted:
             for path in present.values():
                 path.unlink()
             durable.write_bytes(note, wanted.encode())

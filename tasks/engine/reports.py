@@ -34,4 +34,4 @@ def write_report(context: Context[Any], report: Report) -> None:
     for table in contents.tables:
         write_columns(context.directory / "tables" / f"{table.name}.parquet", table.columns)
     shown = {**asdict(contents.terminal), "headline": list(contents.headline), "notes": list(report.notes)}
-    (context.directory / "table.json").write_text(json.dumps(shown, indent=1, ensure_ascii=False))
+    (context.directory / "table.json").write_text(json.dumps(shown, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -135,5 +135,7 @@ def build_failure(context: Context[FailureSpec]) -> dict[str, Any]:
     result["time-to-failure"] = outcome.describe()
     if outcome.generations is not None:
         result["generations"] = outcome.generations
-    (context.directory / "failure.json").write_text(json.dumps({**result, "metric": rule.metric}, indent=2))
+    (context.directory / "failure.json").write_text(
+        json.dumps({**result, "metric": rule.metric}, indent=2), encoding="utf-8"
+    )
     return result

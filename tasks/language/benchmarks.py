@@ -65,7 +65,9 @@ def load_tasks(benchmark: str, *, fewshot: int | None, folder: Path) -> dict[str
                 own["include"] = str(stock_folder() / found.folder / found.files[task])
             # JSON is YAML; the function's tag is not JSON, and stands on a line of its own
             lines = [f"{name}: {json.dumps(value)}" for name, value in own.items()]
-            (folder / f"{task}.yaml").write_text("\n".join([*lines, f"custom_dataset: {_DATA}"]) + "\n")
+            (folder / f"{task}.yaml").write_text(
+                "\n".join([*lines, f"custom_dataset: {_DATA}"]) + "\n", encoding="utf-8"
+            )
         manager = TaskManager(include_defaults=False, include_path=folder)
         loaded = manager.load(list(found.data))["tasks"]
     for task in loaded.values():
@@ -153,7 +155,8 @@ def build_check(context: Context[BenchmarkCheckSpec]) -> dict[str, Any]:
             f"is {fits}{cut}; set it with --fewshot {name}={fits}",
         )
     (context.directory / "check.json").write_text(
-        json.dumps({"tasks": sorted(tasks), "requests": count, "longest": longest, "window": window}, indent=1)
+        json.dumps({"tasks": sorted(tasks), "requests": count, "longest": longest, "window": window}, indent=1),
+        encoding="utf-8",
     )
     return {"tasks": len(tasks), "longest-request": longest}
 

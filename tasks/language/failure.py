@@ -32,5 +32,5 @@ def build_failure(context: Context[FailureSpec]) -> dict[str, Any]:
         result |= {unit: value for unit in SPLIT_UNITS if (value := outcome.value(unit)) is not None}
         result["time-to-failure"] = outcome.describe()
     kept = "retention" if metric.name == DEFAULT else metric.name
-    (context.directory / "failure.json").write_text(json.dumps({**result, kept: values}, indent=2))
+    (context.directory / "failure.json").write_text(json.dumps({**result, kept: values}, indent=2), encoding="utf-8")
     return result

@@ -127,15 +127,31 @@ def validation_text(config: AlmanacCorpus) -> list[Document]:
     return [Document(entity.id, paragraph(draw, entity), "almanac") for entity in entities]
 
 
+def check_entities(config: AlmanacCorpus, *, splits: int) -> None:
+    """That there is a name for every entity.
+
+    Raises:
+        DataError: more entities than there are names.
+    """
+    if _SPLITS_FROM + splits * config.entities > _PERSONS:
+        remedy = f"the almanac has names for {_PERSONS - _SPLITS_FROM:,} in all splits together: lower it, or splits"
+        raise DataError("corpus.entities", config.entities, remedy)
+    for name, value, most in (
+        ("pretraining_entities", config.pretraining_entities, _VALIDATION_FROM),
+        ("validation_entities", config.validation_entities, _SPLITS_FROM - _VALIDATION_FROM),
+    ):
+        if value > most:
+            raise DataError(f"corpus.{name}", value, f"the almanac has names for {most:,}: lower it")
+
+
 def entities_of(config: AlmanacCorpus, *, splits: int, seed: int) -> list[list[Entity]]:
     """The entities of every split with their facts: the ground truth.
 
     Raises:
         DataError: more entities than there are names.
     """
+    check_entities(config, splits=splits)
     total = splits * config.entities
-    if _SPLITS_FROM + total > _PERSONS or config.pretraining_entities > _VALIDATION_FROM:
-        raise DataError("corpus.entities", config.entities, f"the almanac has names for {_PERSONS - _SPLITS_FROM:,}")
     draw = random.Random(derive_seed("almanac", "world", config.seed, seed))
     # seeds start at different places of the range, so that different runs tell of different entities
     start = _SPLITS_FROM + derive_seed("almanac", "names", seed) % (_PERSONS - _SPLITS_FROM - total + 1)

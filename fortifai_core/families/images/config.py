@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fortifai_core.families.base import FamilyConfig, Mask
-from fortifai_core.settings import Frozen, Inconsistent
+from fortifai_core.settings import Frozen, Inconsistent, Seed
 
 
 class DynamicQuantileMask(Mask):
@@ -45,7 +45,7 @@ class DigitsData(Frozen):
 
     type: Literal["digits"] = "digits"
     test_fraction: float = Field(0.2, gt=0.02, lt=0.9, description="Share of every class held out of all training.")
-    seed: int = Field(0, ge=0, description="Seed of the cut into training and test images.")
+    seed: Seed = Field(0, description="Seed of the cut into training and test images.")
 
 
 class MnistData(Frozen):
@@ -57,7 +57,7 @@ class MnistData(Frozen):
     selection: Literal["stratified", "first"] = Field(
         "stratified", description="Drawn with equal shares of each class as in the whole, or the first ones."
     )
-    seed: int = Field(0, ge=0, description="Seed of the draw, for `stratified`.")
+    seed: Seed = Field(0, description="Seed of the draw, for `stratified`.")
 
 
 ImageData = Annotated[DigitsData | MnistData, Field(discriminator="type")]

@@ -234,7 +234,7 @@ def test_files_that_are_no_tables_are_refused_by_name(table: Path, tmp_path: Pat
     with pytest.raises(DataError, match="is none of"):
         data_digests(config_of(tmp_path / "mine.xlsx"))
     holes = tmp_path / "holes.csv"
-    holes.write_text(table.read_text().replace("\n", "\n,1.0,a,hole\n", 1))
+    holes.write_text(table.read_text(encoding="utf-8").replace("\n", "\n,1.0,a,hole\n", 1))
     with pytest.raises(DataError, match=r"height.*row 1 has no finite number"):
         load_data(config_of(holes))
 
