@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fortifai_core.errors import ArtifactDamaged, InputError
 from storage.catalog import tables, views
-from storage.catalog.reading import FOLDER, ReadOnlyStore
+from storage.catalog.reading import CATALOG, FOLDER, ReadOnlyStore
 from storage.store.experiments import list_experiments
 from storage.store.store import ArtifactStore
 
@@ -135,11 +135,13 @@ def _attach(store: ArtifactStore) -> duckdb.DuckDBPyConnection:
     # it has open under this path, though a newer one lies there by now.
     import duckdb
 
+    with duckdb.connect() as probe:  # refused while somebody writes: the attaching below takes no lock
+        probe.execute(f"ATTACH {views.quote(str(store.catalog))} (READ_ONLY)")
     connection = duckdb.connect()
     try:
         _let_nothing_in(connection)
         connection.register_filesystem(ReadOnlyStore(store))
-        connection.execute(f"ATTACH {views.quote(str(store.catalog))} AS catalog (READ_ONLY)")
+        connection.execute(f"ATTACH {views.quote(CATALOG)} AS catalog (READ_ONLY)")
         connection.execute("SET search_path = 'catalog.reading,catalog.main'")
         connection.execute("FROM catalog_state LIMIT 0")
     except duckdb.Error:
@@ -151,8 +153,8 @@ def _attach(store: ArtifactStore) -> duckdb.DuckDBPyConnection:
 def _lock_down(connection: duckdb.DuckDBPyConnection, spill: str) -> None:
     """From here on nothing outside the store is reached, and nothing in it written, whatever a statement says.
 
-    The artifacts are reached under a protocol of their own, which cannot write. Allowing their directory itself would
-    let a statement write there: DuckDB tells no reading from writing when it looks whether a path is allowed.
+    Catalog and artifacts are reached under a protocol of their own, which cannot write. Were their directory itself
+    allowed, a statement could write there: DuckDB tells no reading from writing when it asks whether a path is allowed.
     """
     connection.execute(f"SET temp_directory = {views.quote(spill)}")
     connection.execute(f"SET allowed_directories = ['{FOLDER}']")

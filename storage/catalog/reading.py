@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from storage.store.store import ArtifactStore
 
 PROTOCOL = "fortifai"
+CATALOG = f"{PROTOCOL}:///catalog.duckdb"
 FOLDER = f"{PROTOCOL}:///artifacts/"
 
 
@@ -27,18 +28,18 @@ class ReadOnlyStore(AbstractFileSystem):
 
     def __init__(self, store: ArtifactStore) -> None:
         super().__init__()
-        self._local = store.remote is None
-        self._fs = LocalFileSystem() if store.remote is None else store.remote.fs
-        self._root = f"{store.root if store.remote is None else store.remote.root}/artifacts"
+        self._store = store
 
     def _open(self, path: str, mode: str = "rb", *_: Any, **__: Any) -> Any:
         if mode != "rb":
             raise PermissionError(f"{path}: the store is read only")
-        return self._fs.open(self._place(path), "rb")
+        files, place = self._place(path)
+        return files.open(place, "rb")
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Name, size and type of a file."""
-        return {**self._fs.info(self._place(path)), "name": self._strip_protocol(path)}
+        files, place = self._place(path)
+        return {**files.info(place), "name": path}
 
     def modified(self, path: str) -> datetime:
         """Always the same: an artifact's files never change."""
@@ -49,10 +50,14 @@ class ReadOnlyStore(AbstractFileSystem):
         name = re.sub(r"\[([*?\[])\]", r"\1", path)
         return [name] if self.exists(name) else []
 
-    def _place(self, path: str) -> str:
-        name = str(self._strip_protocol(path)).removeprefix("/artifacts/")
-        place = f"{self._root}/{name}"
-        inside = os.path.realpath(place).startswith(os.path.realpath(self._root) + os.sep) if self._local else True
+    def _place(self, path: str) -> tuple[AbstractFileSystem, str]:
+        """The file system that a file lies in, and its name there."""
+        store, name = self._store, str(self._strip_protocol(path))
+        if name == "/catalog.duckdb":
+            return LocalFileSystem(), str(store.catalog)
+        folder = f"{store.root if store.remote is None else store.remote.root}/artifacts"
+        place = f"{folder}/{name.removeprefix('/artifacts/')}"
+        inside = store.remote is not None or os.path.realpath(place).startswith(os.path.realpath(folder) + os.sep)
         if not inside or ".." in name.split("/"):
             raise FileNotFoundError(f"{path} is no file of the store's artifacts")
-        return place
+        return (LocalFileSystem() if store.remote is None else store.remote.fs), place
