@@ -98,8 +98,12 @@ def query(store: ArtifactStore, sql: str, *, limit: int | None = None) -> tuple[
             result = connection.execute(sql)
             columns = [str(column[0]) for column in result.description or ()]
             return columns, result.fetchall() if limit is None else result.fetchmany(limit)
-        except duckdb.Error as error:
-            message = str(error).strip().partition("\n\n")[0]
+        except (
+            duckdb.Error,
+            ValueError,
+        ) as error:  # ValueError: a statement, or a text, of a kind Python does not know
+            lines = str(error).strip().partition("\n\n")[0].splitlines()
+            message = lines[-1] if "Traceback" in lines[0] else " ".join(lines)
             raise InputError("sql", sql, f"{message}; the views are {', '.join(VIEWS)}") from error
 
 
@@ -169,6 +173,7 @@ def _let_nothing_in(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _refuse_all_but_one_query(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     """Raise `InputError` unless `sql` is one statement that asks; a file it would write `_lock_down` keeps from it."""
+    sql.encode()  # half a surrogate pair is no text
     kinds = [str(statement.type).rpartition(".")[2] for statement in connection.extract_statements(sql)]
     # MULTI is what a PIVOT without IN is parsed into.
     if len(kinds) != 1 or kinds[0] not in ("SELECT", "MULTI"):
