@@ -2,22 +2,23 @@
 
 The manifests are the truth. The catalog is made anew beside the old one and renamed over it, so that nobody
 who has the old one open is disturbed, and nothing is lost when it is deleted. Paths in it are absolute: any
-DuckDB can open it from any directory. `query` answers a user's SQL and lets none of it write.
+DuckDB can open it from any directory. `query` answers a user's SQL: its connection reaches no file but through
+`storage.catalog.reading`, which opens for reading only.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fortifai_core.errors import ArtifactDamaged, InputError
 from storage.catalog import tables, views
+from storage.catalog.reading import CATALOG, FOLDER, ReadOnlyStore
 from storage.store.experiments import list_experiments
 from storage.store.store import ArtifactStore
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import duckdb
 
 # Part of the fingerprint: raise it when a table or view changes.
-CATALOG_SCHEMA = 3
+CATALOG_SCHEMA = 4
 VIEWS = (
     "experiments",
     "runs",
@@ -42,11 +43,6 @@ VIEWS = (
     "chains",
     "question_fates",
     "paper_results",
-)
-# Names in a query plan that do something other than read.
-_ACTS = re.compile(
-    r"(\w+_)?(COPY|INSERT|UPDATE|DELETE|MERGE|CREATE|ALTER|DROP|EXPORT|IMPORT|ATTACH|DETACH|LOAD|SET|PRAGMA|"
-    r"VACUUM|TRANSACTION|RESET)(_\w+)?"
 )
 
 
@@ -67,7 +63,10 @@ def rebuild_catalog(store: ArtifactStore) -> Path:
     aside = store.root / f".catalog-{uuid.uuid4().hex}.duckdb"
     try:
         with duckdb.connect(aside) as connection:
-            _let_read(connection, store)
+            _let_nothing_in(connection)
+            connection.register_filesystem(ReadOnlyStore(store))
+            if store.remote is not None:
+                connection.register_filesystem(store.remote.fs)
             _fill(connection, store, state)
         aside.replace(store.catalog)
         # Left behind by a user who wrote into the old file; it would not fit the new one.
@@ -95,16 +94,21 @@ def query(store: ArtifactStore, sql: str, *, limit: int | None = None) -> tuple[
 
     with _open(store) as connection:
         try:
-            _refuse_all_but_reading(connection, sql)
+            _refuse_all_but_one_query(connection, sql)
             result = connection.execute(sql)
             columns = [str(column[0]) for column in result.description or ()]
             return columns, result.fetchall() if limit is None else result.fetchmany(limit)
-        except duckdb.Error as error:
-            message = str(error).strip().partition("\n\n")[0]
+        except (
+            duckdb.Error,
+            ValueError,
+        ) as error:  # ValueError: a statement, or a text, of a kind Python does not know
+            lines = str(error).strip().partition("\n\n")[0].splitlines()
+            message = lines[-1] if "Traceback" in lines[0] else " ".join(lines)
             raise InputError("sql", sql, f"{message}; the views are {', '.join(VIEWS)}") from error
 
 
-def _open(store: ArtifactStore) -> duckdb.DuckDBPyConnection:
+@contextmanager
+def _open(store: ArtifactStore) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with the up-to-date catalog attached, closed to everything else."""
     import duckdb
 
@@ -114,12 +118,20 @@ def _open(store: ArtifactStore) -> duckdb.DuckDBPyConnection:
     except duckdb.Error:
         # Damaged, of another release, or held open for writing by somebody: a new file is none of these.
         connection = None
-    if connection is not None:
-        if connection.execute("SELECT fingerprint FROM catalog_state").fetchall() == [(state,)]:
-            return _locked_down(connection, store)
+    if connection is not None and not _is_of(connection, state):
         connection.close()
-    rebuild_catalog(store)
-    return _locked_down(_attach(store), store)
+        connection = None
+    if connection is None:
+        rebuild_catalog(store)
+        connection = _attach(store)
+    # what does not fit into memory goes here; DuckDB lets a query reach this folder, which is its own and goes with it
+    with tempfile.TemporaryDirectory(prefix="fortifai-") as spill, connection:
+        _lock_down(connection, spill)
+        yield connection
+
+
+def _is_of(connection: duckdb.DuckDBPyConnection, state: str) -> bool:
+    return connection.execute("SELECT fingerprint FROM catalog_state").fetchall() == [(state,)]
 
 
 def _attach(store: ArtifactStore) -> duckdb.DuckDBPyConnection:
@@ -127,11 +139,14 @@ def _attach(store: ArtifactStore) -> duckdb.DuckDBPyConnection:
     # it has open under this path, though a newer one lies there by now.
     import duckdb
 
+    with duckdb.connect() as probe:  # refused while somebody writes: the attaching below takes no lock
+        probe.execute(f"ATTACH {views.quote(str(store.catalog))} (READ_ONLY)")
     connection = duckdb.connect()
     try:
-        _let_read(connection, store)
-        connection.execute(f"ATTACH {views.quote(str(store.catalog))} AS catalog (READ_ONLY)")
-        connection.execute("USE catalog")
+        _let_nothing_in(connection)
+        connection.register_filesystem(ReadOnlyStore(store))
+        connection.execute(f"ATTACH {views.quote(CATALOG)} AS catalog (READ_ONLY)")
+        connection.execute("SET search_path = 'catalog.reading,catalog.main'")
         connection.execute("FROM catalog_state LIMIT 0")
     except duckdb.Error:
         connection.close()
@@ -139,45 +154,30 @@ def _attach(store: ArtifactStore) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _locked_down(connection: duckdb.DuckDBPyConnection, store: ArtifactStore) -> duckdb.DuckDBPyConnection:
-    place = store.address("artifacts") + "/"
-    # DuckDB compares what is asked for as it is written: the views write a bracket in a path as a pattern.
-    places = ", ".join(sorted({views.quote(place), views.quote(views.literal_glob(place))}))
-    connection.execute(f"SET temp_directory = {views.quote(tempfile.gettempdir() + '/fortifai-duckdb')}")
-    connection.execute(f"SET allowed_directories = [{places}]")
+def _lock_down(connection: duckdb.DuckDBPyConnection, spill: str) -> None:
+    """From here on nothing outside the store is reached, and nothing in it written, whatever a statement says.
+
+    Catalog and artifacts are reached under a protocol of their own, which cannot write. Were their directory itself
+    allowed, a statement could write there: DuckDB tells no reading from writing when it asks whether a path is allowed.
+    """
+    connection.execute(f"SET temp_directory = {views.quote(spill)}")
+    connection.execute(f"SET allowed_directories = ['{FOLDER}']")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
-    return connection
 
 
-def _let_read(connection: duckdb.DuckDBPyConnection, store: ArtifactStore) -> None:
-    connection.execute("SET autoinstall_known_extensions = false")
-    connection.execute("SET autoload_known_extensions = false")
-    if store.remote is not None:
-        connection.register_filesystem(store.remote.fs)
+def _let_nothing_in(connection: duckdb.DuckDBPyConnection) -> None:
+    for setting in ("autoinstall_known_extensions", "autoload_known_extensions", "python_enable_replacements"):
+        connection.execute(f"SET {setting} = false")
 
 
-def _refuse_all_but_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raise `InputError` unless `sql` is one statement whose plan only reads.
-
-    A read-only database is not enough: DuckDB can COPY into a file from inside a WITH clause, and the
-    directory of the artifacts must stay readable. So the plan is made, not run, and looked through.
-    """
-    statements = connection.extract_statements(sql)
-    kinds = [str(statement.type).rpartition(".")[2] for statement in statements]
+def _refuse_all_but_one_query(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Raise `InputError` unless `sql` is one statement that asks; a file it would write `_lock_down` keeps from it."""
+    sql.encode()  # half a surrogate pair is no text
+    kinds = [str(statement.type).rpartition(".")[2] for statement in connection.extract_statements(sql)]
     # MULTI is what a PIVOT without IN is parsed into.
     if len(kinds) != 1 or kinds[0] not in ("SELECT", "MULTI"):
         raise InputError("sql", sql, "give one SELECT (or FROM, WITH, PIVOT, DESCRIBE, SUMMARIZE, SHOW)")
-    plans = connection.execute(f"EXPLAIN (FORMAT json) {statements[0].query}").fetchall()
-    acts = sorted({name for plan in plans for name in _operators(json.loads(plan[1])) if _ACTS.fullmatch(name)})
-    if acts:
-        raise InputError("sql", sql, f"the catalog is read only, and this would {', '.join(acts)}")
-
-
-def _operators(plan: Any) -> Iterable[str]:
-    for node in plan:
-        yield str(node["name"]).strip().upper().replace(" ", "_")
-        yield from _operators(node["children"])
 
 
 def _fingerprint(store: ArtifactStore) -> str:
@@ -204,17 +204,22 @@ def _fill(connection: duckdb.DuckDBPyConnection, store: ArtifactStore, state: st
         connection.register("incoming", table)
         connection.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
         connection.unregister("incoming")
+    connection.execute("CREATE SCHEMA reading")
     for name, (patterns, _) in views.READS.items():
-        addresses = [
-            store.address(f"artifacts/{m.kind}/{m.key}/{entry['name']}")
+        files = [
+            f"{m.kind}/{m.key}/{entry['name']}"
             for m in manifests
             for entry in m.files
             if any(m.kind == kind and fnmatchcase(entry["name"], glob) for kind, glob in patterns)
         ]
         try:
-            connection.execute(views.parquet_view(name, addresses))
+            # for everybody, by address; and for `query`, by a protocol that reads only
+            connection.execute(views.parquet_view(name, files, below=store.address("artifacts") + "/"))
+            connection.execute(views.parquet_view(f"reading.{name}", files, below=FOLDER))
         except duckdb.Error as error:
             message = f"{error}; `fortifai verify` names the damaged artifact"
             raise ArtifactDamaged(f"the view {name} cannot be made: {message}") from error
-    for name, sql in views.DERIVED_VIEWS.items():
-        connection.execute(f"CREATE VIEW {name} AS {sql}")
+    for schema in ("main", "reading"):
+        connection.execute(f"SET search_path = '{schema},main'")
+        for name, sql in views.DERIVED_VIEWS.items():
+            connection.execute(f"CREATE VIEW {schema}.{name} AS {sql}")

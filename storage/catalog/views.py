@@ -136,19 +136,25 @@ def quote(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def parquet_view(name: str, addresses: Sequence[str]) -> str:
-    """SQL that creates the view `name` over files; without any it has the same columns and no rows."""
-    columns = {**{c: _SQL_TYPES[t] for c, (t, _) in READS[name][1].items()}, "filename": "VARCHAR"}
+def parquet_view(name: str, files: Sequence[str], *, below: str) -> str:
+    """SQL that creates the view `name` (after its schema and a point, where that is not `main`).
+
+    Args:
+        files: `kind/key/name` of each file; without any the view has the same columns and no rows.
+        below: what stands before them in the addresses at which they are read.
+    """
+    view = name.rpartition(".")[2]
+    columns = {**{c: _SQL_TYPES[t] for c, (t, _) in READS[view][1].items()}, "filename": "VARCHAR"}
     nulls = ", ".join(f"CAST(NULL AS {kind}) AS {column}" for column, kind in columns.items())
     source = f"(SELECT {nulls} WHERE false)"
-    if addresses:
-        files = ", ".join(quote(literal_glob(a)) for a in addresses)
-        later = name in LATER_COLUMNS
-        read = f"read_parquet([{files}], filename = true{', union_by_name = true' if later else ''})"
+    if files:
+        addresses = ", ".join(quote(literal_glob(below + file)) for file in files)
+        later = view in LATER_COLUMNS
+        read = f"read_parquet([{addresses}], filename = true{', union_by_name = true' if later else ''})"
         # a column that none of the files has yet comes from the empty row set, as null
         source = f"(FROM {source} UNION ALL BY NAME FROM {read})" if later else read
-    return f"""CREATE VIEW {name} AS SELECT {_PARQUET_VIEWS[name]}
-        FROM {source} r JOIN files f ON f.path = r.filename
+    return f"""CREATE VIEW {name} AS SELECT {_PARQUET_VIEWS[view]}
+        FROM {source} r JOIN files f ON {quote(below)} || f.kind || '/' || f.key || '/' || f.name = r.filename
         LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key"""
 
 

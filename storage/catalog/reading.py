@@ -1,0 +1,63 @@
+"""A store's artifacts as a file system that DuckDB reads and cannot write: `fortifai:///artifacts/KIND/KEY/NAME`."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from storage.store.store import ArtifactStore
+
+PROTOCOL = "fortifai"
+CATALOG = f"{PROTOCOL}:///catalog.duckdb"
+FOLDER = f"{PROTOCOL}:///artifacts/"
+
+
+class ReadOnlyStore(AbstractFileSystem):
+    """Single files below a store's `artifacts`. Whatever DuckDB asks of a file system besides reading raises an error.
+
+    A name that leaves the artifacts, by `..` or by a link, is not found; nothing is listed.
+    """
+
+    protocol = PROTOCOL
+    cachable = False
+
+    def __init__(self, store: ArtifactStore) -> None:
+        super().__init__()
+        self._store = store
+
+    def _open(self, path: str, mode: str = "rb", *_: Any, **__: Any) -> Any:
+        if mode != "rb":
+            raise PermissionError(f"{path}: the store is read only")
+        files, place = self._place(path)
+        return files.open(place, "rb")
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        """Name, size and type of a file."""
+        files, place = self._place(path)
+        return {**files.info(place), "name": path}
+
+    def modified(self, path: str) -> datetime:
+        """Always the same: an artifact's files never change."""
+        return datetime.fromtimestamp(0, UTC)
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        """The file itself, where it is there: `views.literal_glob` undone; a pattern matches nothing."""
+        name = re.sub(r"\[([*?\[])\]", r"\1", path)
+        return [name] if self.exists(name) else []
+
+    def _place(self, path: str) -> tuple[AbstractFileSystem, str]:
+        """The file system that a file lies in, and its name there."""
+        store, name = self._store, str(self._strip_protocol(path))
+        if name == "/catalog.duckdb":
+            return LocalFileSystem(), str(store.catalog)
+        folder = f"{store.root if store.remote is None else store.remote.root}/artifacts"
+        place = f"{folder}/{name.removeprefix('/artifacts/')}"
+        inside = store.remote is not None or os.path.realpath(place).startswith(os.path.realpath(folder) + os.sep)
+        if not inside or ".." in name.split("/"):
+            raise FileNotFoundError(f"{path} is no file of the store's artifacts")
+        return (LocalFileSystem() if store.remote is None else store.remote.fs), place
