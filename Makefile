@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ROOMS := flows tasks fortifai_core kernels storage deployments
 
-.PHONY: help demo test test-long lint format docs bench bench-gpu gpu-wheels constraints clean
+.PHONY: help demo test test-long lint format docs bench bench-gpu gpu-wheels audit constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -83,6 +83,12 @@ bench-gpu:  ## on a GPU machine with torch and triton: the tests that use it, th
 		--no-index --no-deps --upgrade --target .gpu $(WHEELS)/*.whl; fi
 	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m pytest -q -m "not long" tests/kernels tests/fortifai_core/language/test_aligned.py
 	@PYTHONPATH=$(GPU_PATH) $(GPU_PYTHON) -m kernels.bench --device $(DEVICE) --json kernels-$(DEVICE).json $(BENCH)
+
+# in an environment of its own: what it needs would be among what it looks at
+audit: $(BIN)/python  ## known vulnerabilities of the versions in constraints.txt (needs a package index, for pip-audit and its answers)
+	@$(BIN)/python -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@$(VENV)/audit/bin/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 constraints: $(VENV)/.dev  ## write down the versions of this environment
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt --editable '.[dev,docs,s3]'

@@ -14,14 +14,16 @@ import sys
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flows import access
 from fortifai_core.errors import ConfigError, StageFailed
 from fortifai_core.parsing import refusing
+from tasks.engine.children import child_environment
 
 START_SECONDS = 300.0  # the first start makes Prefect's database: over 90 s were seen on a busy machine
 RETRY_SECONDS = b"0.2"
@@ -29,7 +31,6 @@ FLUSH_SECONDS = 1.0  # the server writes task-run events to its database in batc
 
 
 _quieted: set[str] = set()
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know this machine's ports
 
 
 def quiet_environment() -> None:
@@ -47,7 +48,7 @@ def quiet_environment() -> None:
 
 def talkative_environment() -> dict[str, str]:
     """The environment for processes whose log is kept: as the user made it, before `quiet_environment`."""
-    return {name: value for name, value in os.environ.items() if name not in _quieted}
+    return {name: value for name, value in child_environment().items() if name not in _quieted}
 
 
 def _free_port() -> int:
@@ -75,9 +76,9 @@ async def prefect_api_beside(log: Path) -> AsyncIterator[str]:
     stack = contextlib.ExitStack()
     url = await asyncio.to_thread(stack.enter_context, server_url(log))
     try:
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+        from prefect.settings import temporary_settings
 
-        with temporary_settings({PREFECT_API_URL: url}):  # here, for a thread has a context of its own
+        with temporary_settings(access.client_settings(url)):  # here, for a thread has a context of its own
             yield url
     finally:
         await asyncio.shield(asyncio.to_thread(stack.close))
@@ -87,7 +88,8 @@ async def prefect_api_beside(log: Path) -> AsyncIterator[str]:
 def server_url(log: Path) -> Iterator[str]:
     """The URL of the Prefect API: the configured server's, or that of one started for the length of the block.
 
-    Prefect's own temporary server prints the traces of its shutdown to the terminal; this one has a log.
+    Prefect's own temporary server prints the traces of its shutdown to the terminal; this one has a log. It has a login
+    too, which `flows.access.client_settings` knows.
     """
     configured = configured_api()
     if configured:
@@ -96,7 +98,8 @@ def server_url(log: Path) -> Iterator[str]:
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     environment = {
-        **os.environ,
+        **child_environment(),
+        "PREFECT_SERVER_API_AUTH_STRING": access.new_login(url),
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
@@ -171,11 +174,8 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 def is_healthy(url: str) -> bool:
     """Whether a Prefect server answers at this API URL."""
-    with (
-        contextlib.suppress(urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError),
-        _direct.open(f"{url}/health", timeout=2) as answer,
-    ):
-        return bool(answer.status == 200 and answer.read(16).strip() == b"true")
+    with contextlib.suppress(urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError):
+        return access.fetch(f"{url}/health", None, seconds=2).strip() == b"true"
     return False
 
 
@@ -195,13 +195,17 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> 
     raise StageFailed(f"the Prefect server did not answer within {START_SECONDS:.0f} s; its log: {log}")
 
 
-def _server() -> Callable[..., Awaitable[None]]:
+def _server(host: str, port: int) -> Callable[..., Awaitable[None]]:
     """Prefect's server, taking one writing request at a time, with a word to its clients on how soon to ask again.
 
     On SQLite two requests that write at the same moment make one of them fail with 503, at once: a dozen arms that
     start together would use up their clients' retries. What still meets with the server's own services is repeated
     by the client, but left to itself not before two seconds: an eternity for a run whose stages are all found.
+
+    Args:
+        host, port: where it listens; it answers to these names, and to its own pages (`flows.access`).
     """
+    os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(access.own_origins(host, port))
     from prefect.server.api.server import create_app
 
     app = create_app()
@@ -219,7 +223,8 @@ def _server() -> Callable[..., Awaitable[None]]:
         else:
             await app(scope, receive, send_with_hint)
 
-    return hurried
+    guarded: Callable[..., Awaitable[None]] = access.guarded(hurried, host, port)
+    return guarded
 
 
 def _exit_when_orphaned(linger: float) -> None:
@@ -237,7 +242,15 @@ def main() -> None:
 
     linger = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
     threading.Thread(target=_exit_when_orphaned, args=[linger], daemon=True).start()
-    uvicorn.run(_server, factory=True, host=sys.argv[1], port=int(sys.argv[2]), log_level="error", lifespan="on")
+    host, port = sys.argv[1], int(sys.argv[2])
+    uvicorn.run(
+        partial(_server, host, port),
+        factory=True,
+        host=host,
+        port=port,
+        log_level="error",
+        lifespan="on",
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import warnings
 from typing import Any
 
@@ -15,6 +17,7 @@ from flows.workers import workers
 from fortifai_core.config.experiment import ExperimentConfig
 from storage.store.experiments import record_experiment
 from tasks.engine import prefect_tasks
+from tasks.engine.children import FOLDER
 from tasks.engine.plans import AnyExperiment, Plan
 from tasks.engine.pool import WorkerPool
 from tasks.engine.session import Reporter, Session, session
@@ -30,6 +33,9 @@ async def run_asked(
     refresh: list[str] | None,
 ) -> dict[str, Any]:
     """What a flow does with its parameters: check, plan, run, and tell the log of the flow run."""
+    if FOLDER in os.environ:
+        with contextlib.suppress(OSError):  # it may be gone by now, and absolute paths need none
+            os.chdir(os.environ[FOLDER])
     changes = {"generations": generations, "seeds": seeds}
     wanted = {name: value for name, value in changes.items() if value is not None}
     reporter = LogReporter()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fortifai_core.config.custom_loss import check_elementwise, load_custom, module_file
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.loss import CustomLoss
 from fortifai_core.config.model import PretrainedModel, ScratchModel
@@ -80,15 +80,11 @@ def _benchmarks(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
 
 
 def _loss_digest(index: int, loss: CustomLoss) -> str:
-    module = loss.function.partition(":")[0]
+    """The digest of a custom loss's source, which is loaded and tried here: nothing has been computed yet."""
     field = f"losses.{index}.function"
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(field, loss.function, f"its module cannot be found ({error})") from error
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise ConfigError(field, loss.function, "its module cannot be found; is its folder on PYTHONPATH?")
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    file = module_file(loss.function, field)
+    check_elementwise(loss.function, load_custom(loss.function, loss.options, field), field)
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refresh: Sequence[str] = ()) -> Prepared:

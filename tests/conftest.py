@@ -38,6 +38,7 @@ def store_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Prefect server, as `fortifai run` starts it, with a database of its own, for all tests that run flows."""
+    from flows.access import client_settings
     from flows.embedded import server_url
 
     home = tmp_path_factory.mktemp("prefect")
@@ -49,6 +50,6 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         with (
             temporary_settings(restore_defaults={PREFECT_API_URL}),
             server_url(home / "server.log") as url,
-            temporary_settings({PREFECT_API_URL: url}),
+            temporary_settings(client_settings(url)),
         ):
             yield

@@ -24,6 +24,7 @@ from flows.cli.bench import benches
 from flows.cli.kr import app as kr
 from flows.embedded import quiet_environment
 from flows.outputs import folder_to_make
+from fortifai_core.config.custom_loss import allow_code
 from fortifai_core.errors import FortifaiError, InputError, one_line
 from fortifai_core.parsing import check_argument
 
@@ -43,6 +44,12 @@ Source = Annotated[str, typer.Argument(help="A preset (see `fortifai init`) or a
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field: path=value. May be repeated.")]
 Store = Annotated[str | None, typer.Option("--store", help="Artifact store: a folder or URL. [FORTIFAI_STORE]")]
 Refresh = Annotated[list[str] | None, typer.Option("--refresh", help="Build this stage anew, and all after it.")]
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-code", help="Import this module of yours, which a loss names. Repeatable. [FORTIFAI_ALLOW_CODE]"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Which = Annotated[str, typer.Argument(help="An experiment's name or id; `latest` is the newest.")]
 
@@ -73,22 +80,25 @@ def run(
     benchmarks: Annotated[str | None, typer.Option(help="Benchmarks of lm-eval, with commas.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many items of each benchmark task.")] = None,
     fewshot: Annotated[list[str] | None, typer.Option(help="Examples before an item: gsm8k=2. Repeatable.")] = None,
+    allow: AllowCode = None,
     as_json: Json = False,
 ) -> None:
     """Run an experiment here and now; no server needed. What was computed before is found."""
     from flows.load import benchmark_overrides, load_any_config
     from flows.local import run_here
 
+    allow_code(allow or [])
     config = load_any_config(source, [*(sets or []), *benchmark_overrides(benchmarks, limit, fewshot or [])])
     outcome = run_here(
-        config, store=store, refresh=refresh or [], console=err if as_json else out, resume=_resume(store)
+        config, store=store, refresh=refresh or [], console=err if as_json else out, resume=_resume(store, allow)
     )
     if as_json:
         show_json(outcome)
 
 
-def _resume(store: str | None) -> str:
-    return "fortifai resume {name}" + (f" --store {store}" if store else "")
+def _resume(store: str | None, allow: list[str] | None) -> str:
+    allowed = "".join(f" --allow-code {module}" for module in allow or [])
+    return "fortifai resume {name}" + (f" --store {store}" if store else "") + allowed
 
 
 @app.command()
@@ -102,27 +112,32 @@ def demo(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def resume(experiment: Which = "latest", store: Store = None, as_json: Json = False) -> None:
+def resume(experiment: Which = "latest", store: Store = None, allow: AllowCode = None, as_json: Json = False) -> None:
     """Go on with an experiment that was stopped: finished stages are found, the rest is computed."""
     from flows.load import validate
     from flows.local import run_here
     from flows.prepare import open_store
     from storage.store.experiments import load_experiment
 
+    allow_code(allow or [])
     record = load_experiment(open_store(store), experiment)
     config = validate(record.config)
-    outcome = run_here(config, store=store, refresh=[], console=err if as_json else out, resume=_resume(store))
+    console = err if as_json else out
+    outcome = run_here(config, store=store, refresh=[], console=console, resume=_resume(store, allow))
     if as_json:
         show_json(outcome)
 
 
 @app.command()
-def plan(source: Source, sets: Sets = None, store: Store = None, as_json: Json = False) -> None:
+def plan(
+    source: Source, sets: Sets = None, store: Store = None, allow: AllowCode = None, as_json: Json = False
+) -> None:
     """What would run, what is already there, and why. Computes nothing."""
     from flows.load import load_any_config
     from flows.prepare import open_store, plan_for
     from flows.tools.explain import explain_plan
 
+    allow_code(allow or [])
     opened = open_store(store)
     rows = explain_plan(plan_for(load_any_config(source, sets or [])), opened)
     if as_json:
@@ -144,9 +159,15 @@ def serve(
     host: Annotated[str, typer.Option(help="Address of the server and its UI.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the server and its UI.")] = 4200,
     store: Store = None,
+    allow: AllowCode = None,
 ) -> None:
-    """Prefect server, UI, and every preset as a deployment, on this machine. Ctrl-C stops all of it."""
+    """Prefect server, UI, and every preset as a deployment, on this machine. Ctrl-C stops all of it.
+
+    Whoever has the login that it prints may run code as you; see SECURITY.md.
+    """
     from flows.server.serving import serve_all
+
+    allow_code(allow or [])
 
     serve_all(host=host, port=port, store=store, console=out)
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,11 +25,19 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.markup import escape
 
-from flows.embedded import child_process, is_healthy, sigterm_as_interrupt, talkative_environment, wait_until_healthy
+from flows.access import LOOPBACK, WILDCARDS, accepts, login_for, own_hosts, serving_login
+from flows.embedded import (
+    child_process,
+    is_healthy,
+    sigterm_as_interrupt,
+    talkative_environment,
+    wait_until_healthy,
+)
 from flows.load import load_any_config, presets
 from flows.prepare import open_store
 from fortifai_core.errors import InputError, StageFailed
 from fortifai_core.families.registry import FamilyExperiment
+from tasks.engine.children import FOLDER
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
@@ -52,19 +61,21 @@ def serve_all(*, host: str, port: int, store: str | None, console: Console) -> N
     address = f"http://{_reachable(host)}:{port}"
     url = f"{address}/api"
     is_there = server_at(host, port)
+    login = login_at(url, port) if is_there else serving_login()
     logs = opened.logs
     server_log, runs_log = logs / "serve-server.log", logs / "serve-runs.log"
     console.print(f"{'using the Prefect server' if is_there else 'starting a Prefect server'} at {address} …")
+    for warning in _warnings(host, port, login):
+        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
     try:
         with sigterm_as_interrupt(), contextlib.ExitStack() as stack:
             server = None
             if not is_there:
-                server = stack.enter_context(_server(host, port, url, server_log))
-            runner = stack.enter_context(_runner(opened.url, url, runs_log))
+                server = stack.enter_context(_server(host, port, url, login, server_log))
+            runner = stack.enter_context(_runner(opened.url, url, login, runs_log))
             names = _wait_for_deployments(runner, runs_log)
-            console.print(
-                _welcome(address, names, opened.url, runs_log, None if is_there else server_log), soft_wrap=True
-            )
+            welcome = _welcome(address, names, opened.url, login, runs_log, None if is_there else server_log)
+            console.print(welcome, soft_wrap=True, highlight=False)
             _watch(server, server_log, runner, runs_log)
     except KeyboardInterrupt:
         console.print("stopped; what was finished is kept")
@@ -97,24 +108,50 @@ def server_at(host: str, port: int) -> bool:
     return False
 
 
+def login_at(url: str, port: int) -> str | None:
+    """The login to the server that is at this API URL already; None where it wants none.
+
+    Raises:
+        InputError: it wants one that nobody here knows.
+    """
+    for login in (None, login_for(url)):
+        if accepts(url, login):
+            return login
+    remedy = "the Prefect server there wants another login: export PREFECT_API_AUTH_STRING=user:password"
+    raise InputError("--port", port, remedy)
+
+
+def _warnings(host: str, port: int, login: str | None) -> Iterator[str]:
+    if login is None:
+        yield "that server has no login: whatever reaches it, a web page too, may run code as you"
+    if own_hosts(host) != list(LOOPBACK):
+        names = ", ".join(f"{name}:{port}" for name in own_hosts(host) if name not in LOOPBACK)
+        yield (
+            f"other machines reach this server, at {names or host}. Whoever has the login below may run code as you, "
+            "and it is sent unencrypted: leave --host at 127.0.0.1 in a network that you do not trust"
+        )
+
+
 def _reachable(host: str) -> str:
     """The host as a client on this machine writes it in a URL."""
-    if host in ("0.0.0.0", "::", ""):
+    if host in WILDCARDS:
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 
 @contextlib.contextmanager
-def _server(host: str, port: int, url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _server(host: str, port: int, url: str, login: str | None, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     environment = {
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
         **talkative_environment(),
         "PREFECT_SERVER_API_HOST": host,
         "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_API_AUTH_STRING": login or "",
     }
     environment.pop("PREFECT_API_URL", None)  # another server's, perhaps
-    environment.setdefault("PREFECT_UI_API_URL", url)
+    # a page that was fetched from another machine asks where it came from
+    environment.setdefault("PREFECT_UI_API_URL", "/api" if host in WILDCARDS else url)
     # when this process is killed, the runner needs the server a little longer, to report its runs as cancelled
     arguments = ("flows.embedded", host, str(port), str(STOP_SECONDS / 2))
     with child_process(*arguments, log=log, environment=environment) as server:
@@ -123,8 +160,17 @@ def _server(host: str, port: int, url: str, log: Path) -> Iterator[subprocess.Po
 
 
 @contextlib.contextmanager
-def _runner(store: str, url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {"PYTHONUNBUFFERED": "1", **talkative_environment(), "PREFECT_API_URL": url, "FORTIFAI_STORE": store}
+def _runner(store: str, url: str, login: str | None, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {
+        "PYTHONUNBUFFERED": "1",
+        **talkative_environment(),
+        "PREFECT_API_URL": url,
+        "FORTIFAI_STORE": store,
+        FOLDER: os.getcwd(),
+    }
+    environment.pop("PREFECT_API_AUTH_STRING", None)  # another server's, perhaps
+    if login:
+        environment["PREFECT_API_AUTH_STRING"] = login
     with child_process(
         "flows.server.serving", store, log=log, environment=environment, stdout=subprocess.PIPE, patience=STOP_SECONDS
     ) as runner:
@@ -157,15 +203,21 @@ def _watch(
         time.sleep(0.5)
 
 
-def _welcome(address: str, names: list[str], store: str, runs_log: Path, server_log: Path | None) -> str:
+def _welcome(
+    address: str, names: list[str], store: str, login: str | None, runs_log: Path, server_log: Path | None
+) -> str:
     logs = f"{runs_log}" + (f"\n             {server_log}" if server_log else "")
+    shown = f"login        {escape(login)} (the UI asks for it once)\n" if login else ""
+    export = f"  export PREFECT_API_AUTH_STRING={escape(shlex.quote(login))}\n" if login else ""
     return (
         f"\n[bold]UI[/]           {address}/v2 (its older one, {address}, does not draw the line charts)\n"
+        f"{shown}"
         f"deployments  {', '.join(names)}\n"
         f"store        {escape(store)}\n"
         f"logs         {escape(logs)}\n\n"
         "in another terminal:\n\n"
         f"  export PREFECT_API_URL={address}/api\n"
+        f"{export}"
         "  prefect deployment run 'recursive-training/tiny' --param generations=6 --watch\n\n"
         "Ctrl-C stops the server and the runs in progress; what they finished is kept"
     )
@@ -253,6 +305,7 @@ def main() -> None:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what Prefect and the runs print belongs into the log
     _stop_when_orphaned()
+    os.chdir(os.sep)  # runs are started where this is, and find no module there; they go on to FOLDER
     asyncio.run(_run_deployments(deployments(sys.argv[1]), channel))
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows import access
 from flows.prepare import default_store, open_store
 from fortifai_core.errors import FortifaiError
 from storage.sources import mirror
@@ -25,6 +26,7 @@ from storage.sources import mirror
 State = Literal["fine", "note", "broken"]
 SHOWN = ("prefect", "transformers", "datasets", "duckdb", "pyarrow")
 LITTLE_SPACE = 2e9  # bytes; the demo's store needs a tenth of it
+VERSION = "/admin/version"
 LITTLE_MEMORY = 3e9  # bytes; two workers with torch loaded
 
 
@@ -195,15 +197,19 @@ def check_server(fetch: Callable[[str], bytes] | None = None) -> Check:
     if not url:
         return Check("server", "fine", "none configured: `fortifai run` starts its own, `fortifai serve` one with a UI")
     try:
-        version = json.loads((fetch or _fetch)(f"{url.rstrip('/')}/admin/version"))
+        version = json.loads((fetch or _fetch)(url.rstrip("/") + VERSION))
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
+        if getattr(error, "code", None) == 401:
+            remedy = "export PREFECT_API_AUTH_STRING=user:password, which `fortifai serve` prints"
+            return Check("server", "broken", f"{url} wants a login", remedy)
         remedy = "start it (`fortifai serve`), or unset PREFECT_API_URL (`prefect config unset PREFECT_API_URL`)"
         return Check("server", "broken", f"{url} does not answer as a Prefect server: {reason}", remedy)
     return Check("server", "fine", f"Prefect {version} at {url}")
 
 
 def _fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    request = access.request(url, access.login_for(url.removesuffix(VERSION)))
+    with urllib.request.urlopen(request, timeout=5) as answer:
         body: bytes = answer.read(10_000)
         return body

@@ -1,14 +1,22 @@
-"""A user's own loss: loads the function that a configuration names, and tries it before any training is spent on it.
+"""A user's own loss: loads the function that a configuration names, and tries it before any compute is spent.
 
-Nothing here imports torch before a loss is tried, so that a configuration can be checked without it.
+A configuration may come from anywhere: a downloaded file, somebody else's store, a page that asks a server. So it can
+name code and never allow it; the person at the terminal does, by the module's name. Nothing here imports torch before a
+loss is tried, so that a configuration can be checked without it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import os
+import site
+import sysconfig
+import types
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fortifai_core.errors import ConfigError
@@ -16,58 +24,145 @@ from fortifai_core.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+ALLOWED = "FORTIFAI_ALLOW_CODE"  # names of modules, with commas; inherited by what a process starts
+ROOMS = ("deployments", "flows", "fortifai_core", "kernels", "storage", "tasks")
 
-def load_custom(function: str, options: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
-    """Import a user's own f(nll, **options) from `module:function`.
+
+def allow_code(modules: Iterable[str]) -> None:
+    """Allow this process, and what it starts, to import these modules where a configuration names them.
+
+    To be called with what the person at the terminal said, and with nothing that was read.
+    """
+    os.environ[ALLOWED] = ",".join(dict.fromkeys([*allowed_code(), *modules]))
+
+
+def allowed_code() -> list[str]:
+    """The modules that the person at the terminal allowed."""
+    return [name.strip() for name in os.environ.get(ALLOWED, "").split(",") if name.strip()]
+
+
+def module_file(function: str, field: str = "losses.function") -> Path:
+    """The file of the module in `module:function`, which is allowed and a user's own; nothing of it is imported.
+
+    Only the packages that a dotted name is in are, and these are the user's own as well.
 
     Raises:
-        ConfigError: the module or the function is not there, cannot be called, or does not take the options.
+        ConfigError: nobody at the terminal allowed it, it is not there, or it belongs to Python, to an installed
+            package, or to this software.
     """
-    field = "losses.function"
-    module_name, separator, name = function.partition(":")
-    if not (module_name and separator and name):
+    module, separator, name = function.partition(":")
+    if not (module and separator and name):
         raise ConfigError(field, function, "write it as `module:function`")
+    if module not in allowed_code():
+        raise ConfigError(
+            field,
+            function,
+            f"would run the code of module {module}: if it is yours, say so with --allow-code {module} "
+            f"(or {ALLOWED}={module})",
+        )
+    file: Path | None = None
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):  # a package is looked at before the import of what is in it imports it
+        try:
+            spec = find_spec(".".join(parts[:depth]))
+        except Exception as error:
+            raise ConfigError(field, function, f"its module cannot be found ({_line(error)})") from error
+        if spec is None:
+            remedy = "its module cannot be found: put its folder on PYTHONPATH (PYTHONPATH=. is the current one)"
+            raise ConfigError(field, function, remedy)
+        places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or [])
+        if not places or any(_is_installed(Path(place)) for place in places):
+            raise ConfigError(
+                field, function, f"module {module} is no file of your own, and a loss may come from such a file alone"
+            )
+        file = Path(spec.origin) if spec.has_location and spec.origin else None
+    if file is None or file.suffix != ".py" or not file.is_file():
+        raise ConfigError(field, function, f"module {module} is no file of Python source")
+    return file
+
+
+def _is_installed(place: Path) -> bool:
+    """Whether a file belongs to Python, to an installed package or to this software."""
+    named = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    named += [*site.getsitepackages(), site.getusersitepackages()]
+    root = Path(__file__).resolve().parents[2]
+    theirs = {Path(folder).resolve() for folder in named} | {root / room for room in ROOMS}
+    return bool(theirs & {place.resolve(), *place.resolve().parents})
+
+
+def load_custom(
+    function: str, options: Mapping[str, Any], field: str = "losses.function"
+) -> Callable[[Tensor], Tensor]:
+    """Import a user's own f(nll, **options) from `module:function`.
+
+    Args:
+        field: where the configuration names it, for the errors.
+
+    Raises:
+        ConfigError: as `module_file`; or the module cannot be imported, or `function` is no plain function that is
+            defined there, or does not take the options.
+    """
+    module_file(function, field)
+    module_name, _, name = function.partition(":")
     try:
         module = import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(
-            field, function, f"{error}; the module must be importable, e.g. with its folder on PYTHONPATH"
-        ) from error
+    except Exception as error:
+        raise ConfigError(field, function, f"its module cannot be imported: {_line(error)}") from error
     loss = getattr(module, name, None)
     if loss is None:
         raise ConfigError(field, function, f"module {module_name!r} has no {name!r}")
-    if not callable(loss):
-        raise ConfigError(field, function, f"{name!r} is a {type(loss).__name__}, not a function of nll")
+    if not isinstance(loss, types.FunctionType) or loss.__module__ != module_name:
+        what = f"a {type(loss).__name__}" + (f" of {loss.__module__}" if hasattr(loss, "__module__") else "")
+        raise ConfigError(
+            field, function, f"{name!r} is {what}, not a function of nll that is defined in {module_name}"
+        )
     try:
-        signature = inspect.signature(loss)
-    except ValueError:
-        signature = None  # functions written in C state none; the call itself will tell
-    if signature is not None:
-        try:
-            signature.bind(None, **options)
-        except TypeError as error:
-            raise ConfigError(
-                "losses.options", dict(options), f"{function} is called as f(nll, **options), but {error}"
-            ) from error
+        inspect.signature(loss).bind(None, **options)
+    except TypeError as error:
+        raise ConfigError(
+            field.removesuffix("function") + "options",
+            dict(options),
+            f"{function} is called as f(nll, **options), but {error}",
+        ) from error
     return partial(loss, **options)
 
 
-def check_elementwise(function: str, value: Callable[[Tensor], Tensor]) -> None:
-    """Try a custom loss on a few tokens, before any training is spent on it.
+def check_elementwise(function: str, value: Callable[[Tensor], Tensor], field: str = "losses.function") -> None:
+    """Try a custom loss on a few tokens, before any compute is spent.
 
     Raises:
-        ConfigError: it does not return one finite number for each token, or one token's loss depends on others.
+        ConfigError: it fails, does not return one finite number with a finite derivative for each token, or one token's
+            loss depends on others.
     """
     import torch
 
-    nll = torch.tensor([0.0, 1e-3, 0.1, 0.7, 2.0, 8.0])
-    result = value(nll.clone())
-    field = "losses.function"
-    if not isinstance(result, torch.Tensor) or result.shape != nll.shape:
-        shape = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
-        raise ConfigError(field, function, f"must return one loss for each token; for shape (6,) it gave {shape}")
-    if not bool(result.isfinite().all()):
-        raise ConfigError(field, function, f"is not finite for nll = {nll[~result.isfinite()].tolist()}")
-    alone = torch.cat([value(nll[i : i + 1].clone()) for i in range(len(nll))])
-    if not torch.allclose(alone, result, rtol=1e-4, atol=1e-6):
+    def of(nll: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses and their derivatives."""
+        leaf = nll.clone().requires_grad_()
+        loss = value(leaf)
+        if not isinstance(loss, torch.Tensor) or loss.shape != nll.shape:
+            shape = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            remedy = f"must return one loss for each token; for shape {tuple(nll.shape)} it gave {shape}"
+            raise ConfigError(field, function, remedy)
+        if not loss.requires_grad:
+            raise ConfigError(field, function, "has no derivative: it must be computed from nll by torch")
+        (derivative,) = torch.autograd.grad(loss.sum(), leaf)
+        return loss.detach(), derivative
+
+    nll = torch.tensor([0.0, 1e-3, 0.1, 0.7, 2.0, 8.0, 100.0])
+    try:
+        loss, derivative = of(nll)
+        alone = torch.cat([of(nll[i : i + 1])[0] for i in range(len(nll))])
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(field, function, f"fails on a few tokens: {_line(error)}") from error
+    for what, values in (("is", loss), ("has a derivative that is", derivative)):
+        if not bool(values.isfinite().all()):
+            raise ConfigError(field, function, f"{what} not finite for nll = {nll[~values.isfinite()].tolist()}")
+    if not torch.allclose(alone, loss, rtol=1e-4, atol=1e-6):
         raise ConfigError(field, function, "is not elementwise: the loss of a token changes with the others")
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -18,6 +18,7 @@ from typing import Any
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import InputError, StageFailed
 from fortifai_core.families.registry import FamilyRuntime
+from tasks.engine.children import child_environment
 from tasks.engine.plans import AnyExperiment
 from tasks.engine.stages import Reference, Stage
 
@@ -50,7 +51,7 @@ class Worker:
             if self.process is None or self.process.returncode is not None:
                 self.log.parent.mkdir(parents=True, exist_ok=True)
                 environment = {
-                    **os.environ,
+                    **child_environment(),
                     "OMP_NUM_THREADS": str(self.threads),
                     "MKL_NUM_THREADS": str(self.threads),
                     "TOKENIZERS_PARALLELISM": "false",
@@ -58,7 +59,6 @@ class Worker:
                     "FORTIFAI_WORKER_WARM": "1" if isinstance(self.runtime, Runtime) else "0",
                     "OPENBLAS_NUM_THREADS": str(self.threads),
                     "PYTHONUNBUFFERED": "1",
-                    "PYTHONPATH": os.pathsep.join(p for p in [os.getcwd(), os.environ.get("PYTHONPATH", "")] if p),
                 }
                 # the log is the child's own file: a child that held the terminal's or a server's pipe open would
                 # make a dead run look alive

@@ -18,6 +18,7 @@ from rich.console import Console
 from artifacts import flip_one_of_each_kind
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, plan_for, prepare_experiment
+from fortifai_core.config.custom_loss import ALLOWED
 from fortifai_core.errors import ConfigError, DataError, StoreError
 from helpers import Recorder, run_flow
 from helpers import digests as artifact_digests
@@ -254,6 +255,7 @@ def test_a_failing_stage_says_which_and_keeps_the_rest(tmp_path: Path, monkeypat
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv(ALLOWED, "broken_loss")
     broken = "losses=[{type: cross-entropy}, {type: custom, name: broken, function: 'broken_loss:broken'}]"
     with pytest.raises(WorkerError, match=r"train · g0 \(broken\).*training\.learning_rate"):
         run(tmp_path / "store", broken)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -207,9 +210,19 @@ class Served:
     store: Path
     environment: dict[str, str]
 
+    @property
+    def login(self) -> str:
+        """As it is printed, for another terminal to copy."""
+        return self.exports["PREFECT_API_AUTH_STRING"]
+
+    def authorized(self, login: str | None = None) -> dict[str, str]:
+        """The header with the login, or with another one."""
+        return {"authorization": f"Basic {base64.b64encode((login or self.login).encode()).decode()}"}
+
     def get(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.api}{path}", data, {"content-type": "application/json"})
+        headers = {"content-type": "application/json", **self.authorized()}
+        request = urllib.request.Request(f"{self.api}{path}", data, headers)
         for _ in range(10):
             try:
                 with urllib.request.urlopen(request, timeout=20) as answer:
@@ -221,8 +234,14 @@ class Served:
                 time.sleep(float(error.headers["retry-after"]))
         raise AssertionError(f"{path}: the server stays busy")
 
+    @property
+    def exports(self) -> dict[str, str]:
+        """What another terminal is told to export."""
+        return dict(re.findall(r"^  export (PREFECT_\w+)=(\S+)$", self.output.read_text(), flags=re.MULTILINE))
+
     def prefect(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        environment = {**self.environment, "PREFECT_API_URL": self.api, "COLUMNS": "500"}
+        """A command of Prefect's in another terminal, after the exports that were printed there."""
+        environment = {**self.environment, **self.exports, "COLUMNS": "500"}
         command = [sys.executable, "-m", "prefect", *arguments]
         return subprocess.run(command, env=environment, timeout=timeout, text=True, capture_output=True, check=False)
 
@@ -256,20 +275,24 @@ def processes_of(store: Path, *, module: str = "") -> list[int]:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, *, port: int | None = None) -> Iterator[Served]:
+def serve(
+    folder: Path, *arguments: str, port: int | None = None, home: Path | None = None, cwd: Path | None = None
+) -> Iterator[Served]:
     store, output, port = folder / "store", folder / "output", port or free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {
-        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_HOME": str(home or folder / "prefect"),
         "FORTIFAI_STORE": str(store),
+        "PYTHONPATH": os.pathsep.join([str(DEPLOYMENTS.parent), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
     }
     folder.mkdir(parents=True, exist_ok=True)
     with output.open("wb") as opened:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "serve", "--port", str(port)],
+            [sys.executable, "-P", "-m", "flows.cli", "serve", "--port", str(port), *arguments],
             env=environment,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=opened,
             stderr=subprocess.STDOUT,
@@ -319,10 +342,123 @@ def test_the_output_says_where_everything_is(served: Served) -> None:
         served.api.removesuffix("/api"),
         str(served.store),
         f"export PREFECT_API_URL={served.api}",
+        f"login        {served.login}",
         "prefect deployment run 'recursive-training/tiny' --param generations=6 --watch",
         *(f"{flow_of(name)}/{name}" for name in presets()),
     ):
         assert wanted in text
+
+
+@pytest.mark.long
+def test_nothing_is_asked_for_in_the_other_terminal_of_this_software(served: Served) -> None:
+    """Its own commands find the login where it is kept, which nobody else can read."""
+    kept = Path(served.environment["PREFECT_HOME"]) / "fortifai-login"
+    assert kept.read_text().strip() == served.login and stat.S_IMODE(kept.stat().st_mode) == 0o600
+    environment = {**served.environment, "PREFECT_API_URL": served.api, "COLUMNS": "200"}
+    command = [sys.executable, "-m", "flows.cli", "doctor"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert re.search(rf"server +fine +Prefect \S+ at {served.api}", done.stdout), done.stdout + done.stderr
+
+
+def answer_to(url: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, dict[str, str]]:
+    """Status and headers of what a server answers."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=20) as answer:
+            return answer.status, {name.lower(): value for name, value in answer.headers.items()}
+    except urllib.error.HTTPError as error:
+        return error.code, {name.lower(): value for name, value in error.headers.items()}
+
+
+def forged(port: int) -> list[dict[str, str]]:
+    """Headers that a browser sends for other sites' pages, or for a name that was made to point here."""
+    origins = ["https://evil.example", "null", "http://127.0.0.1:1", f"http://evil.example:{port}", "http://localhost"]
+    hosts = ["evil.example", f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", f"10.0.0.1:{port}", ""]
+    origins += [
+        f"https://127.0.0.1:{port}",
+        f"http://127.0.0.1:{port}.evil.example",
+        f"http://127.0.0.1:{port}@evil.example",
+    ]
+    return [*({"origin": origin} for origin in origins), *({"host": host} for host in hosts)]
+
+
+def refuses_strangers(api: str, authorized: dict[str, str]) -> None:
+    """A server answers to its own name and pages alone, and to nobody without its login, by any road."""
+    port = int(api.split(":")[2].split("/")[0])
+    asked = {"content-type": "application/json"}
+    for path, body in (("/deployments/filter", b"{}"), ("/flows/", b'{"name": "planted"}'), ("/admin/version", None)):
+        for headers in forged(port):
+            for login in ({}, authorized):
+                status, answered = answer_to(f"{api}{path}", body, {**asked, **login, **headers})
+                assert status in (400, 403), (path, headers)
+                assert "access-control-allow-origin" not in answered
+        for login in ({}, {"authorization": "Basic Zm9ydGlmYWk6Zm9ydGlmYWk="}, {"authorization": "Bearer x"}):
+            assert answer_to(f"{api}{path}", body, {**asked, **login})[0] == 401, path
+        assert answer_to(f"{api}{path}", body, {**asked, **authorized})[0] in (200, 201), path
+        own = {"origin": f"http://localhost:{port}"}
+        status, answered = answer_to(f"{api}{path}", body, {**asked, **authorized, **own})
+        assert status in (200, 201) and answered["access-control-allow-origin"] == own["origin"]
+    for headers in forged(port):
+        for socket_path in ("/events/in", "/events/out", "/logs/out"):
+            assert answer_to(f"{api}{socket_path}", None, {**WEB_SOCKET, **authorized, **headers})[0] in (400, 403)
+
+
+WEB_SOCKET = {
+    "connection": "Upgrade",
+    "upgrade": "websocket",
+    "sec-websocket-version": "13",
+    "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    "sec-websocket-protocol": "prefect",
+}
+
+
+@pytest.mark.long
+def test_a_strangers_page_and_whoever_has_no_login_get_nothing(served: Served) -> None:
+    refuses_strangers(served.api, served.authorized())
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("prefect_server")
+def test_the_server_of_a_single_run_lets_nobody_else_in() -> None:
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+    login, api = PREFECT_API_AUTH_STRING.value(), PREFECT_API_URL.value()
+    assert login is not None and api is not None
+    refuses_strangers(api, {"authorization": f"Basic {base64.b64encode(login.encode()).decode()}"})
+
+
+@pytest.mark.long
+def test_no_parameter_of_a_deployment_has_code_run(tmp_path: Path) -> None:
+    """With the login even: neither code of the folder in which it was started, nor a callable of any library."""
+    cwd, planted = tmp_path / "here", tmp_path / "planted"
+    cwd.mkdir()
+    telltale = f"from pathlib import Path\nPath({str(planted)!r}).touch()\n"
+    for name in ("random", "storage", "flows", "tasks", "sitecustomize"):
+        (cwd / f"{name}.py").write_text(telltale)
+    (cwd / "losses_here.py").write_text(telltale + "def own(nll):\n    return nll\n")
+    popen = {"()": "subprocess.Popen", "args": ["touch", str(planted)]}
+    uvicorn = {"app": "a:b", "log_config": {"version": 1, "handlers": {"h": popen}}}
+    with serve(tmp_path, cwd=cwd) as one:
+        smoke = one.get("/deployments/name/recursive-training/smoke")["parameters"]["experiment"]
+        for function, options in (("losses_here:own", {}), ("uvicorn:Config", uvicorn), ("os:system", {})):
+            loss = {"type": "custom", "function": function, "name": "own", "options": options}
+            run = one.start_run(experiment={**smoke, "losses": [loss]})
+            eventually(lambda run=run: one.state_of(run) == "Failed", seconds=120, what="the run fails")
+            told = one.get("/logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}})
+            said = " ".join([line["message"] for line in told] + [one.get(f"/flow_runs/{run}")["state"]["message"]])
+            assert f"losses.0.function = '{function}'" in said and "--allow-code" in said
+        assert not ArtifactStore(one.store).ls() and not planted.exists()
+
+
+@pytest.mark.long
+def test_a_server_for_other_machines_says_so_and_where_it_is(tmp_path: Path) -> None:
+    with serve(tmp_path, "--host", "0.0.0.0") as one:
+        text, port = one.output.read_text(), one.api.split(":")[2].split("/")[0]
+        assert "warning: other machines reach this server" in text and f"{socket.gethostname().lower()}:{port}" in text
+        refuses = {"host": f"evil.example:{port}", **one.authorized()}
+        assert answer_to(f"{one.api}/admin/version", None, refuses)[0] == 400
+        called = {"host": f"{socket.gethostname()}:{port}"}
+        assert answer_to(f"{one.api}/admin/version", None, {**called, **one.authorized()})[0] == 200
+        assert answer_to(f"{one.api}/admin/version", None, called)[0] == 401
 
 
 @pytest.mark.long
@@ -339,13 +475,10 @@ def test_the_ui_is_served(served: Served) -> None:
     with urllib.request.urlopen(request, timeout=20) as page:
         assert page.status == 200
         assert "<title>" in page.read().decode()
-    with urllib.request.urlopen(f"{address}/ui-settings", timeout=20) as settings:
-        assert json.load(settings)["api_url"] == served.api
-    asked = urllib.request.Request(
-        f"{served.api}/deployments/filter", data=b"{}", headers={"content-type": "application/json"}
-    )
-    with urllib.request.urlopen(asked, timeout=20) as answer:
-        assert {deployment["name"] for deployment in json.load(answer)} == set(presets())
+    with urllib.request.urlopen(f"{address}/ui-settings", timeout=20) as answer:
+        settings = json.load(answer)
+    assert settings["api_url"] == served.api and settings["auth"] == "BASIC"
+    assert {deployment["name"] for deployment in served.get("/deployments/filter", {})} == set(presets())
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium here to open the page in")
@@ -353,15 +486,15 @@ def test_the_ui_is_served(served: Served) -> None:
     opened = subprocess.run(
         [browser, *options, f"{address}/deployments"], timeout=120, text=True, capture_output=True, check=True
     )
-    shown = sorted(presets())[:10]  # the page lists ten at a time
-    assert [name for name in shown if f">{name}<" in opened.stdout] == shown
+    assert 'type="password"' in opened.stdout  # the page asks for the login first
 
 
 @pytest.mark.long
 def test_a_server_that_is_there_is_used_and_left_running(served: Served, tmp_path: Path) -> None:
     port = int(served.api.split(":")[2].split("/")[0])
-    with serve(tmp_path, port=port) as second:
+    with serve(tmp_path, port=port, home=Path(served.environment["PREFECT_HOME"])) as second:
         assert "using the Prefect server" in second.output.read_text()
+        assert second.exports == served.exports
         second.process.send_signal(signal.SIGINT)
         assert second.process.wait(60) == 0
     assert served.get("/health") is True
@@ -412,7 +545,7 @@ def test_prefect_yaml_and_automations_work_on_a_server(tmp_path: Path) -> None:
         with (tmp_path / "worker.log").open("wb") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "prefect", "worker", "start", "--pool", "fortifai"],
-                env={**one.environment, "PREFECT_API_URL": one.api},
+                env={**one.environment, **one.exports},
                 stdout=log,
                 stderr=log,
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fortifai_core.config.custom_loss import ALLOWED
 from fortifai_core.config.loss import CrossEntropyLoss, CustomLoss, FocalLoss, Loss, TruncatedCrossEntropyLoss
 from fortifai_core.errors import ConfigError
 from kernels import linear_cross_entropy, losses
@@ -46,6 +47,7 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def power(nll, exponent=1.0):\n    return nll ** exponent\ndef average(nll):\n    return nll.mean()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(ALLOWED, "losses_of_mine")
     return "losses_of_mine"
 
 

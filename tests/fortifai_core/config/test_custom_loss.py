@@ -1,4 +1,4 @@
-"""A user's own loss: what is wrong with it is said before any training."""
+"""A user's own loss: who may have it run, where it may come from, and what is wrong with it, before any compute."""
 
 from __future__ import annotations
 
@@ -9,22 +9,50 @@ from pathlib import Path
 import pytest
 import torch
 
-from fortifai_core.config.custom_loss import check_elementwise, load_custom
+from fortifai_core.config.custom_loss import ALLOWED, allow_code, check_elementwise, load_custom, module_file
 from fortifai_core.errors import ConfigError
+
+SOURCE = """
+import functools, math, subprocess
+from dataclasses import dataclass
+from textwrap import dedent
+from subprocess import Popen
+from pathlib import Path
+
+import torch
+
+Path(__file__).with_name("was-imported").touch()
+
+def power(nll, exponent=1.0):
+    return nll ** exponent
+def average(nll):
+    return nll.mean()
+def centred(nll):
+    return nll - nll.mean()
+def logarithm(nll):
+    return nll.log()
+def root(nll):
+    return nll.sqrt()
+def raises(nll):
+    raise KeyError("gamma")
+def constant(nll):
+    return torch.ones_like(nll)
+class Loss:
+    def __call__(self, nll): return nll
+    def method(self, nll): return nll
+
+number, instance, partial, bound = 3, Loss(), functools.partial(power, exponent=2), Loss().method
+"""
 
 
 @pytest.fixture
 def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "my_losses.py").write_text(
-        "import torch\n"
-        "def power(nll, exponent=1.0):\n    return nll ** exponent\n"
-        "def average(nll):\n    return nll.mean()\n"
-        "def centred(nll):\n    return nll - nll.mean()\n"
-        "def logarithm(nll):\n    return nll.log()\n"
-        "number = 3\n"
-    )
+    (tmp_path / "my_losses.py").write_text(SOURCE)
     (tmp_path / "broken_losses.py").write_text("import a_module_that_is_not_there\n")
+    (tmp_path / "failing_losses.py").write_text("raise RuntimeError('no\\nluck')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(ALLOWED, "my_losses, broken_losses,failing_losses,no_such_module_here")
+    sys.modules.pop("my_losses", None)
     return "my_losses"
 
 
@@ -34,13 +62,65 @@ def test_a_function_is_loaded_with_its_options(user_module: str) -> None:
     assert loss(torch.tensor([3.0])).item() == 9.0
 
 
+@pytest.mark.parametrize("allowed", ["", "other", "my_losses.sub", "my", "*"])
+def test_nothing_of_a_module_is_run_before_it_is_allowed(
+    user_module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str
+) -> None:
+    monkeypatch.setenv(ALLOWED, allowed)
+    with pytest.raises(ConfigError) as refused:
+        load_custom("my_losses:power", {}, "losses.1.function")
+    told = str(refused.value)
+    assert told.startswith("losses.1.function = 'my_losses:power': ") and "--allow-code my_losses" in told
+    assert "\n" not in told and not (tmp_path / "was-imported").exists()
+    allow_code(["my_losses"])
+    load_custom("my_losses:power", {})
+    assert (tmp_path / "was-imported").exists()
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["uvicorn:Config", "subprocess:run", "os:system", "builtins:eval", "flows.demo:run_demo", "kernels.losses:focal"],
+)
+def test_code_that_is_not_the_users_own_is_no_loss_even_if_allowed(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ALLOWED, function.partition(":")[0])
+    with pytest.raises(ConfigError, match="no file of your own"):
+        load_custom(function, {})
+
+
+@pytest.mark.parametrize(
+    "name", ["subprocess", "Popen", "dedent", "dataclass", "Loss", "instance", "partial", "bound", "number", "torch"]
+)
+def test_only_a_plain_function_that_the_module_defines_is_a_loss(user_module: str, name: str) -> None:
+    with pytest.raises(ConfigError, match="not a function of nll that is defined in my_losses"):
+        load_custom(f"my_losses:{name}", {})
+
+
+def test_a_module_in_a_package_needs_its_own_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "lab_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("from pathlib import Path\nPath(__file__).with_name('was-imported').touch()\n")
+    (package / "losses.py").write_text("def same(nll):\n    return nll\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(ALLOWED, "lab_of_mine")
+    with pytest.raises(ConfigError, match=r"--allow-code lab_of_mine\.losses"):
+        module_file("lab_of_mine.losses:same")
+    assert not (package / "was-imported").exists()
+    monkeypatch.setenv(ALLOWED, "lab_of_mine.losses")
+    assert module_file("lab_of_mine.losses:same") == package / "losses.py"
+    monkeypatch.setenv(ALLOWED, "torch.nn.functional")
+    with pytest.raises(ConfigError, match="no file of your own"):
+        module_file("torch.nn.functional:relu")
+
+
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
-        ("no_such_module_here:f", {}, "No module named 'no_such_module_here'"),
+        ("no_such_module_here:f", {}, "cannot be found: put its folder on PYTHONPATH"),
         ("broken_losses:f", {}, "a_module_that_is_not_there"),
+        ("failing_losses:f", {}, "RuntimeError: no luck"),
         ("my_losses:missing", {}, "has no 'missing'"),
-        ("my_losses:number", {}, "not a function"),
         ("my_losses:power", {"base": 2}, "losses.options.*unexpected keyword"),
         ("my_losses", {}, "module:function"),
     ],
@@ -54,7 +134,14 @@ def test_load_custom_says_what_is_wrong(
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("average", "one loss for each token"), ("centred", "not elementwise"), ("logarithm", "not finite")],
+    [
+        ("average", "one loss for each token"),
+        ("centred", "not elementwise"),
+        ("logarithm", "not finite"),
+        ("root", "derivative that is not finite"),
+        ("raises", "KeyError: 'gamma'"),
+        ("constant", "no derivative"),
+    ],
 )
 def test_a_function_that_is_no_loss_of_single_tokens_is_refused(user_module: str, name: str, message: str) -> None:
     function = f"{user_module}:{name}"
