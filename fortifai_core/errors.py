@@ -6,6 +6,7 @@ FortifaiError
 │   ├── DataError         a corpus, question file or mirror
 │   │   └── Unusable          a file, row or dataset, as its reader sees it
 │   └── StoreError        the artifact store cannot be used (not writable, full, unknown URL)
+│       └── NewerRelease      what it holds was written by a newer release
 ├── ArtifactDamaged   an artifact's files do not match its manifest               (exit code 1)
 ├── StageFailed       a stage of a run stopped                                    (exit code 1)
 └── NonFiniteLoss     the training loss became NaN or infinite                    (exit code 1)
@@ -79,6 +80,10 @@ def within(field: str) -> Iterator[None]:
 
 class StoreError(InputError):
     """The artifact store cannot be used."""
+
+
+class NewerRelease(StoreError):
+    """A newer release wrote what the store holds. It is no damage: nothing is moved, rebuilt or left out."""
 
 
 class ArtifactDamaged(FortifaiError):

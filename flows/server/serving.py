@@ -69,7 +69,7 @@ def serve_all(*, host: str, port: int, store: str | None, console: Console) -> N
             runner = stack.enter_context(_runner(opened.url, url, runs_log))
             names = _wait_for_deployments(runner, runs_log)
             console.print(
-                _welcome(address, names, opened.url, runs_log, None if is_there else server_log), soft_wrap=True
+                _welcome(address, names, opened.name, runs_log, None if is_there else server_log), soft_wrap=True
             )
             _watch(server, server_log, runner, runs_log)
     except KeyboardInterrupt:

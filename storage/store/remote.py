@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 from fortifai_core.errors import ArtifactDamaged, StoreError
 from storage.store import durable
-from storage.store.manifest import MANIFEST_NAME, Manifest
+from storage.store.manifest import MANIFEST_NAME, Manifest, is_address
 from storage.store.tree import Artifact, Tree, check_file
 
 
@@ -23,6 +24,19 @@ def cache_directory(url: str) -> Path:
     base = os.environ.get("FORTIFAI_CACHE")
     root = Path(base) if base else Path.home() / ".cache" / "fortifai"
     return root / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+_USER = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]*@")
+_QUERY = re.compile(r"([?&][^=&\s]*(?:pass|pwd|secret|token|key|sig|credential)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """URLs in a text without the passwords and tokens in them.
+
+    >>> without_secrets("s3://me:secret@bucket/x?token=abc&y=1")
+    's3://me:***@bucket/x?token=***&y=1'
+    """
+    return _QUERY.sub(r"\1***", _USER.sub(r"\1:***@", text))
 
 
 class Remote:
@@ -40,7 +54,8 @@ class Remote:
         try:
             self.fs, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
-            raise StoreError("store", url, f"use a directory, or a URL that fsspec can open ({error})") from error
+            remedy = f"use a directory, or a URL that fsspec can open ({error})"
+            raise StoreError("store", without_secrets(url), without_secrets(remedy)) from error
         self.root = str(root).rstrip("/")
 
     # --- objects (what storage.store.locks asks for) ---
@@ -109,13 +124,17 @@ class Remote:
         """Full URL of an object."""
         return str(self.fs.unstrip_protocol(self._path(name)))
 
+    def name(self, name: str) -> str:
+        """The same for people: without a password."""
+        return without_secrets(self.address(name))
+
     # --- artifacts ---
 
     def manifest(self, kind: str, key: str) -> Manifest | None:
         """As `Tree.manifest`, from the remote store."""
         name = f"artifacts/{kind}/{key}/{MANIFEST_NAME}"
         text = self.read(name)
-        return None if text is None else Manifest.from_json(text, where=self.address(name), address=(kind, key))
+        return None if text is None else Manifest.from_json(text, where=self.name(name), address=(kind, key))
 
     def check(self, manifest: Manifest, *, verify: bool = False) -> None:
         """Compare the sizes of the remote objects with the manifest, with `verify` their digests too.
@@ -138,7 +157,7 @@ class Remote:
             except FileNotFoundError:
                 problem = "is missing"
             if problem:
-                raise ArtifactDamaged(f"{self.address(name)} {problem}", file=entry["name"])
+                raise ArtifactDamaged(f"{self.name(name)} {problem}", file=entry["name"])
 
     def verify(self, kind: str, key: str) -> None:
         """As `Tree.verify`; every object is read."""
@@ -146,24 +165,20 @@ class Remote:
         if manifest is not None:
             self.check(manifest, verify=True)
         elif self.names(base := f"artifacts/{kind}/{key}"):
-            raise ArtifactDamaged(f"{self.address(base)} is unfinished: it has no manifest", file=MANIFEST_NAME)
+            raise ArtifactDamaged(f"{self.name(base)} is unfinished: it has no manifest", file=MANIFEST_NAME)
 
     def addresses(self, kind: str | None = None) -> Iterator[tuple[str, str]]:
         """(kind, key) of every artifact, whether finished or not."""
         seen = {tuple(name.split("/")[:2]) for name in self.listing("artifacts") if name.count("/") >= 2}
         for of_kind, key in sorted(seen):
-            if kind in (None, of_kind):
+            if kind in (None, of_kind) and is_address(of_kind, key):
                 yield of_kind, key
 
-    def manifests(self, kind: str | None = None) -> Iterator[tuple[str, bytes]]:
-        """Address and text of every manifest."""
-        names = [f"artifacts/{of_kind}/{key}/{MANIFEST_NAME}" for of_kind, key in self.addresses(kind)]
-        for name, text in sorted(self.read_many(names).items()):
-            yield self.address(name), text
-
-    def sizes(self) -> dict[str, int]:
-        """As `Tree.sizes`."""
-        return self.listing("artifacts")
+    def manifests(self, kind: str | None = None) -> Iterator[tuple[tuple[str, str], str, bytes]]:
+        """As `Tree.manifests`."""
+        names = {f"artifacts/{of_kind}/{key}/{MANIFEST_NAME}": (of_kind, key) for of_kind, key in self.addresses(kind)}
+        for name, text in sorted(self.read_many(list(names)).items()):
+            yield names[name], self.name(name), text
 
     def fingerprint(self) -> str:
         """As `Tree.fingerprint`; experiment records by their content, for sizes may stay the same."""
@@ -191,7 +206,7 @@ class Remote:
                     try:
                         self.fs.get_file(self._path(name), str(target))
                     except FileNotFoundError as error:
-                        raise ArtifactDamaged(f"{self.address(name)} is missing") from error
+                        raise ArtifactDamaged(f"{self.name(name)} is missing") from error
                     check_file(draft, entry, verify=True)
                 return tree.commit(draft, manifest)
         finally:
@@ -227,7 +242,7 @@ class Remote:
         for path in self.listing(base):
             self._make_parent(self._path(f"{target}/{path}"))
             self.fs.mv(self._path(f"{base}/{path}"), self._path(f"{target}/{path}"))
-        return self.address(target)
+        return self.name(target)
 
     # --- details ---
 
