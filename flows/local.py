@@ -54,10 +54,11 @@ def execute(experiments: Sequence[Prepared], console: Console, *, resume: str) -
 def _announce(prepared: Prepared, console: Console, *, command: str) -> None:
     """What an experiment is, and how to go on with it: said now, since a process that is killed says nothing."""
     config, stages = prepared.plan.config, prepared.plan.stages()
-    there = sum(prepared.store.find(s.kind, s.key) is not None for s in stages)
+    found = {s.reference for s in stages if prepared.store.find(s.kind, s.key) is not None}
+    there = len(found - prepared.refresh)
     console.print(
         f"[bold]{config.name}[/]  {len(config.arm_labels)} arms × {len(config.seeds)} seeds × "
-        f"{config.generations} generations · {len(stages)} stages, {there} found · store {prepared.store.url}"
+        f"{config.generations} generations · {len(stages)} stages, {there} found · store {prepared.store.name}"
     )
     if there < len(stages):
         console.print(f"[dim]whenever it stops, go on with: {command}[/]", highlight=False)
@@ -65,9 +66,10 @@ def _announce(prepared: Prepared, console: Console, *, command: str) -> None:
 
 def _is_all_there(prepared: Prepared) -> bool:
     """Whether nothing is to do, and no server would keep a record of a run that finds everything."""
-    if configured_api() is not None or prepared.plan.may_stop:
+    if prepared.plan.may_stop or prepared.refresh or configured_api() is not None:
         return False
-    return all(prepared.store.find(s.kind, s.key) is not None for s in prepared.plan.stages())
+    found = [prepared.store.find(s.kind, s.key, verify=s.spec.shown) for s in prepared.plan.stages()]
+    return None not in found
 
 
 def spent(outcomes: Sequence[dict[str, Any]]) -> str:
@@ -155,11 +157,13 @@ def read_report(store: ArtifactStore, record: Experiment) -> tuple[dict[str, Any
 
     Raises:
         InputError: the experiment has no report yet.
+        ArtifactDamaged: the report is damaged; nothing is moved.
     """
-    reports = [store.find(stage.kind, stage.key) for stage in record.stages if stage.role == "report"]
-    if not reports or reports[-1] is None:
+    reports = [stage for stage in record.stages if stage.role == "report"]
+    artifact = store.read(reports[-1].kind, reports[-1].key) if reports else None
+    if artifact is None:
         raise InputError("experiment", record.label, f"has no report yet; `fortifai resume {record.label}` finishes it")
-    folder = reports[-1].path
+    folder = artifact.path
     return json.loads((folder / "table.json").read_text(encoding="utf-8")), folder
 
 

@@ -31,11 +31,12 @@ ADAM_CHECKPOINTS = 2 * 3  # two checkpoints, each with the weights and Adam's tw
 
 @dataclass(frozen=True)
 class Prepared:
-    """An experiment that may start: checked, planned, recorded."""
+    """An experiment that may start: checked, planned, recorded. `refresh`: what is built although it is there."""
 
     plan: Plan
     store: ArtifactStore
     record_id: str
+    refresh: frozenset[Reference] = frozenset()
 
 
 def default_store() -> str:
@@ -100,8 +101,7 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
             raise ConfigError("--refresh", role, f"choose one of {', '.join(ROLES)}")
     plan = plan_for(config)
     check_space(config, plan, opened)
-    for stage in descendants(plan, refresh):
-        opened.remove(stage.kind, stage.key)
+    anew = frozenset(stage.reference for stage in descendants(plan, refresh))
     stages = [
         StageRecord(
             kind=one.kind,
@@ -113,7 +113,7 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
         for one in plan.uses()
     ]
     record = record_experiment(opened, config=config.model_dump(mode="json"), status="planned", stages=stages)
-    return Prepared(plan=plan, store=opened, record_id=record.label)
+    return Prepared(plan=plan, store=opened, record_id=record.label, refresh=anew)
 
 
 def descendants(plan: Plan, roles: Sequence[str]) -> list[Stage]:
@@ -139,12 +139,12 @@ def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None
     if isinstance(config, FamilyExperiment) or not isinstance(config.model, ScratchModel):
         return
     weights = model_parameters(config.model) * BYTES_PER_PARAMETER
-    missing = sum(one.kind == "model" and store.find(one.kind, one.key) is None for one in plan.stages())
+    missing = sum(one.kind == "model" and not store.has(one.kind, one.key) for one in plan.stages())
     needed = weights * (missing + (ADAM_CHECKPOINTS * len(plan.runs) if missing else 0))
     if needed > free:
         raise StoreError(
             "store",
-            store.url,
+            store.name,
             f"the experiment's models need about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
             "choose a smaller model, fewer seeds or generations, or another store (FORTIFAI_STORE)",
         )

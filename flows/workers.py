@@ -20,9 +20,11 @@ async def workers(prepared: Prepared) -> AsyncIterator[WorkerPool]:
     plan, store = prepared.plan, prepared.store
     count, threads = pool_size(plan.config)
     pool = WorkerPool(store_url=store.url, runtime=plan.config.runtime, workers=count, threads=threads, logs=store.logs)
+    pool.anew = set(prepared.refresh)
     try:
         if isinstance(plan.config, FamilyExperiment) and not plan.may_stop:
-            pool.begin([stage for stage in plan.stages() if store.find(stage.kind, stage.key) is None])
+            there = {s.reference for s in plan.stages() if store.find(s.kind, s.key) is not None} - prepared.refresh
+            pool.begin([stage for stage in plan.stages() if stage.reference not in there])
         yield pool
     finally:
         await pool.close()

@@ -6,6 +6,7 @@ FortifaiError
 │   ├── DataError         a corpus, question file or mirror
 │   │   └── Unusable          a file, row or dataset, as its reader sees it
 │   └── StoreError        the artifact store cannot be used (not writable, full, unknown URL)
+│       └── NewerRelease      what it holds was written by a newer release
 ├── ArtifactDamaged   an artifact's files do not match its manifest               (exit code 1)
 ├── StageFailed       a stage of a run stopped                                    (exit code 1)
 └── NonFiniteLoss     the training loss became NaN or infinite                    (exit code 1)
@@ -13,6 +14,7 @@ FortifaiError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +33,19 @@ def shown(value: object) -> str:
 def one_line(text: str) -> str:
     """The same on one line, whatever separators of lines stand in it."""
     return " ".join(text.splitlines())
+
+
+_USER = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]*@")
+_QUERY = re.compile(r"([?&][^=&\s]*(?:pass|pwd|secret|token|key|sig|credential)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """URLs in a text without the passwords and tokens in them.
+
+    >>> without_secrets("s3://me:secret@bucket/x?token=abc&y=1")
+    's3://me:***@bucket/x?token=***&y=1'
+    """
+    return _QUERY.sub(r"\1***", _USER.sub(r"\1:***@", text))
 
 
 class FortifaiError(Exception):
@@ -55,7 +70,7 @@ class InputError(FortifaiError):
         super().__init__(field, value, remedy)
 
     def __str__(self) -> str:
-        return one_line(f"{self.field} = {shown(self.value)}: {self.remedy}")
+        return without_secrets(one_line(f"{self.field} = {shown(self.value)}: {self.remedy}"))
 
 
 class ConfigError(InputError):
@@ -95,6 +110,10 @@ def within(field: str) -> Iterator[None]:
 
 class StoreError(InputError):
     """The artifact store cannot be used."""
+
+
+class NewerRelease(StoreError):
+    """A newer release wrote what the store holds. It is no damage: nothing is moved, rebuilt or left out."""
 
 
 class ArtifactDamaged(FortifaiError):

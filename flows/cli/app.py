@@ -151,7 +151,7 @@ def plan(
         table.add_row(row["run"], row["stage"], state, escape(row["why"]))
     out.print(table)
     missing = sum(not row["found"] for row in rows)
-    out.print(f"\n{len(rows) - missing} of {len(rows)} stages found, {missing} to do. Store: {opened.url}")
+    out.print(f"\n{len(rows) - missing} of {len(rows)} stages found, {missing} to do. Store: {opened.name}")
 
 
 @app.command()
@@ -301,7 +301,7 @@ def verify(store: Store = None, as_json: Json = False) -> None:
         for damage in verified.damaged:
             problem = f"{damage.kind} {damage.key[:12]}: {damage.problem}"
             err.print(f"[red]{escape(problem)}[/]; moved to {escape(damage.moved_to)}", soft_wrap=True, highlight=False)
-        out.print(f"{verified.sound} artifacts are sound, {len(verified.damaged)} were set aside. Store: {opened.url}")
+        out.print(f"{verified.sound} artifacts are sound, {len(verified.damaged)} were set aside. Store: {opened.name}")
         if verified.damaged:
             out.print("`fortifai run` or `resume` of the same experiment builds them anew.")
     raise typer.Exit(1 if verified.damaged else 0)

@@ -74,7 +74,7 @@ def serve_all(*, host: str, port: int, store: str | None, console: Console) -> N
                 server = stack.enter_context(_server(host, port, url, login, server_log))
             runner = stack.enter_context(_runner(opened.url, url, login, runs_log))
             names = _wait_for_deployments(runner, runs_log)
-            welcome = _welcome(address, names, opened.url, login, runs_log, None if is_there else server_log)
+            welcome = _welcome(address, names, opened.name, login, runs_log, None if is_there else server_log)
             console.print(welcome, soft_wrap=True, highlight=False)
             _watch(server, server_log, runner, runs_log)
     except KeyboardInterrupt:

@@ -164,7 +164,7 @@ def check_store(url: str | None) -> Check:
         free = store.free_bytes()
     except FortifaiError as error:
         return Check("store", "broken", str(error), "choose another: --store, or FORTIFAI_STORE")
-    place = f"{store.url}, {free / 1e9:.0f} GB free"
+    place = f"{store.name}, {free / 1e9:.0f} GB free"
     if free < LITTLE_SPACE:
         return Check("store", "note", place, f"little space: clean up, or choose another store than {default_store()}")
     return Check("store", "fine", place)

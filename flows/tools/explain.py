@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.errors import InputError
+from fortifai_core.errors import ArtifactDamaged, InputError
 from storage.store.experiments import StageRecord, list_experiments, load_experiment
 from storage.store.manifest import Manifest
 from storage.store.store import ArtifactStore
@@ -29,12 +30,13 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
     for record in list_experiments(store):
         if record.name == plan.config.name:
             for stage in record.stages:
-                artifact = store.find(stage.kind, stage.key)
-                if artifact is not None:
-                    earlier.setdefault(_place(stage), []).append(artifact.manifest)
+                with contextlib.suppress(ArtifactDamaged):
+                    manifest = store.peek(stage.kind, stage.key)
+                    if manifest is not None:
+                        earlier.setdefault(_place(stage), []).append(manifest)
     rows = []
     for planned in plan.uses():
-        is_there = store.find(planned.kind, planned.key) is not None
+        is_there = store.has(planned.kind, planned.key)
         key = f"{planned.kind} {planned.key[:12]}"
         rows.append(
             {
@@ -101,7 +103,7 @@ def _by_prefix(store: ArtifactStore, prefix: str) -> Manifest:
 def locate(store: ArtifactStore, what: str) -> Path | str:
     """The path of the catalog (made up to date), the store, the newest report, or an artifact."""
     if what == "store":
-        return store.url
+        return store.name
     if what == "catalog":
         from storage.catalog.catalog import rebuild_catalog
 
@@ -111,9 +113,9 @@ def locate(store: ArtifactStore, what: str) -> Path | str:
 
         return read_report(store, load_experiment(store, "latest"))[1] / "report.html"
     manifest = _by_prefix(store, what)
-    artifact = store.find(manifest.kind, manifest.key)
+    artifact = store.read(manifest.kind, manifest.key)
     if artifact is None:
-        raise InputError("key", what, "was damaged and has been set aside; run its experiment again")
+        raise InputError("key", what, "was removed in this moment; run its experiment again")
     return artifact.path
 
 

@@ -127,9 +127,9 @@ def model_stage(record: Experiment, *, arm: str, seed: int, generation: int) -> 
 
 
 def artifact_of(store: ArtifactStore, record: Experiment, kind: str, key: str) -> Artifact:
-    artifact = store.find(kind, key)
+    artifact = store.read(kind, key)
     if artifact is None:
-        remedy = f"is not in {store.url}; `fortifai resume {record.label} --store {store.url}` builds it"
+        remedy = f"is not in {store.name}; `fortifai resume {record.label} --store {store.name}` builds it"
         raise InputError(kind, key[:12], remedy)
     return artifact
 
@@ -216,8 +216,8 @@ def _measured(store: ArtifactStore, record: Experiment, stage: StageRecord) -> l
     place = (stage.arm, stage.seed, stage.generation)
     for other in record.stages:
         if other.role == "evaluate" and (other.arm, other.seed, other.generation) == place:
-            artifact = store.find(other.kind, other.key)
-            if artifact is not None:
-                rows = [f"| {name} | {value} |" for name, value in artifact.manifest.metrics.items()]
+            manifest = store.peek(other.kind, other.key)
+            if manifest is not None:
+                rows = [f"| {name} | {value} |" for name, value in manifest.metrics.items()]
                 return ["| measured | value |", "|---|---|", *rows, ""]
     return []

@@ -69,7 +69,7 @@ def compare(
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     models = [stage for stage in record.stages if stage.role == "train"]
-    artifacts = [(stage, store.find(stage.kind, stage.key)) for stage in models]
+    artifacts = [(stage, store.read(stage.kind, stage.key)) for stage in models]
     trained = [(stage, artifact) for stage, artifact in artifacts if artifact is not None]
     if not trained:
         raise InputError("experiment", record.label, "none of its models is in the store; run it first")
@@ -83,7 +83,7 @@ def compare(
         if corpus not in sets:
             sets[corpus] = question_sets(store, record, stage, files)
         base = stage.parents.get("base", "")
-        adapted = store.find("model", base) if base else None
+        adapted = store.read("model", base) if base else None
         model = load_model(artifact.path, base=adapted.path if adapted else None)
         tokenizer = load_tokenizer(artifact.path / "tokenizer")
         seen = set(splits_seen(regime, stage.generation or 0))
@@ -116,7 +116,7 @@ def question_sets(
     store: ArtifactStore, record: Experiment, stage: StageRecord, files: Sequence[Path]
 ) -> list[QuestionSet]:
     """The two sets, cut into the splits of the corpus that this model was trained on."""
-    corpus = store.find("corpus", stage.parents["corpus"])
+    corpus = store.read("corpus", stage.parents["corpus"])
     if corpus is None:
         raise InputError("experiment", record.label, "its corpus is not in the store; run it first")
     split_of = {

@@ -8,18 +8,20 @@ DuckDB can open it from any directory. `query` answers a user's SQL: its connect
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fortifai_core.errors import ArtifactDamaged, InputError
+from fortifai_core.errors import ArtifactDamaged, InputError, StoreError
 from storage.catalog import tables, views
 from storage.catalog.reading import CATALOG, FOLDER, ReadOnlyStore
 from storage.store.experiments import list_experiments
+from storage.store.manifest import Manifest
 from storage.store.store import ArtifactStore
 
 if TYPE_CHECKING:
@@ -53,33 +55,51 @@ def rebuild_catalog(store: ArtifactStore) -> Path:
         Its path. The views of a remote store read URLs, which only `query` knows how to open.
 
     Raises:
+        ArtifactDamaged: names the damaged artifacts: a catalog without them would answer wrongly.
+        NewerRelease: a newer release wrote one of the artifacts.
         StoreError: the store is not writable.
     """
+    # Taken before reading: what arrives meanwhile makes the new catalog stale, never silently incomplete.
+    return _write(store, _fingerprint(store), store.sound(is_read))
+
+
+def _write(store: ArtifactStore, state: str, manifests: list[Manifest]) -> Path:
     import duckdb
 
-    store.root.mkdir(parents=True, exist_ok=True)
-    # Taken before reading: what arrives meanwhile makes the new catalog stale, never silently incomplete.
-    state = _fingerprint(store)
     aside = store.root / f".catalog-{uuid.uuid4().hex}.duckdb"
     try:
+        store.root.mkdir(parents=True, exist_ok=True)
+        aside.touch()  # so that what cannot be written is said as the system says it
+        aside.unlink()
         with duckdb.connect(aside) as connection:
-            _let_nothing_in(connection)
-            connection.register_filesystem(ReadOnlyStore(store))
+            _let_nothing_in(connection, store)
             if store.remote is not None:
                 connection.register_filesystem(store.remote.fs)
-            _fill(connection, store, state)
+            _fill(connection, store, state, manifests)
         aside.replace(store.catalog)
         # Left behind by a user who wrote into the old file; it would not fit the new one.
         store.catalog.with_name(f"{store.catalog.name}.wal").unlink(missing_ok=True)
+    except OSError as error:
+        remedy = "the catalog cannot be written there: `fortifai sql` does without one"
+        raise StoreError(str(store.catalog), error.strerror or str(error), remedy) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
     return store.catalog
+
+
+def is_read(kind: str, name: str) -> bool:
+    """Whether a view reads a file of that name in artifacts of that kind."""
+    return any(kind == of and fnmatchcase(name, glob) for patterns, _ in views.READS.values() for of, glob in patterns)
 
 
 def query(store: ArtifactStore, sql: str, *, limit: int | None = None) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Answer one SQL query over the store; the catalog is brought up to date first.
 
     It reads the catalog and the store's artifacts, and nothing else: no other file, no network, no writing.
+
+    Every time, before anything is answered, the manifest of every artifact is read and the size of every file
+    compared; the files that views read are compared by digest, once in a process (of a local store).
 
     Args:
         limit: return so many rows at most.
@@ -89,10 +109,12 @@ def query(store: ArtifactStore, sql: str, *, limit: int | None = None) -> tuple[
 
     Raises:
         InputError: not exactly one query, one that writes, or one that DuckDB refuses.
+        ArtifactDamaged: names the artifacts that are damaged; no query is answered without them.
+        NewerRelease: a newer release wrote one of the artifacts.
     """
     import duckdb
 
-    with _open(store) as connection:
+    with _spill() as spill, _open(store, spill) as connection:
         try:
             _refuse_all_but_one_query(connection, sql)
             result = connection.execute(sql)
@@ -107,31 +129,49 @@ def query(store: ArtifactStore, sql: str, *, limit: int | None = None) -> tuple[
             raise InputError("sql", sql, f"{message}; the views are {', '.join(VIEWS)}") from error
 
 
-@contextmanager
-def _open(store: ArtifactStore) -> Iterator[duckdb.DuckDBPyConnection]:
+@contextlib.contextmanager
+def _spill() -> Iterator[str]:
+    """Where DuckDB puts what does not fit into memory: private, under a name that nobody can guess, and gone after.
+
+    DuckDB lets a query reach this folder. Empty where nothing can be written: then it uses memory alone.
+    """
+    try:
+        folder = tempfile.mkdtemp(prefix="fortifai-")
+    except OSError:
+        yield ""
+        return
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open(store: ArtifactStore, spill: str) -> duckdb.DuckDBPyConnection:
     """A connection with the up-to-date catalog attached, closed to everything else."""
     import duckdb
 
     state = _fingerprint(store)
+    manifests = store.sound(is_read)
     try:
         connection = _attach(store) if store.catalog.is_file() else None
     except duckdb.Error:
         # Damaged, of another release, or held open for writing by somebody: a new file is none of these.
         connection = None
-    if connection is not None and not _is_of(connection, state):
+    if connection is not None:
+        if connection.execute("SELECT fingerprint FROM catalog_state").fetchall() == [(state,)]:
+            return _locked_down(connection, spill)
         connection.close()
-        connection = None
-    if connection is None:
-        rebuild_catalog(store)
+    try:
+        _write(store, state, manifests)
         connection = _attach(store)
-    # what does not fit into memory goes here; DuckDB lets a query reach this folder, which is its own and goes with it
-    with tempfile.TemporaryDirectory(prefix="fortifai-") as spill, connection:
-        _lock_down(connection, spill)
-        yield connection
-
-
-def _is_of(connection: duckdb.DuckDBPyConnection, state: str) -> bool:
-    return connection.execute("SELECT fingerprint FROM catalog_state").fetchall() == [(state,)]
+    except StoreError:  # a store that may be read and not written: its catalog is made in memory
+        connection = duckdb.connect()
+        _let_nothing_in(connection, store)
+        if store.remote is not None:
+            connection.register_filesystem(store.remote.fs)
+        _fill(connection, store, state, manifests)
+        connection.execute("SET search_path = 'reading,main'")
+    return _locked_down(connection, spill)
 
 
 def _attach(store: ArtifactStore) -> duckdb.DuckDBPyConnection:
@@ -143,8 +183,7 @@ def _attach(store: ArtifactStore) -> duckdb.DuckDBPyConnection:
         probe.execute(f"ATTACH {views.quote(str(store.catalog))} (READ_ONLY)")
     connection = duckdb.connect()
     try:
-        _let_nothing_in(connection)
-        connection.register_filesystem(ReadOnlyStore(store))
+        _let_nothing_in(connection, store)
         connection.execute(f"ATTACH {views.quote(CATALOG)} AS catalog (READ_ONLY)")
         connection.execute("SET search_path = 'catalog.reading,catalog.main'")
         connection.execute("FROM catalog_state LIMIT 0")
@@ -154,7 +193,7 @@ def _attach(store: ArtifactStore) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _lock_down(connection: duckdb.DuckDBPyConnection, spill: str) -> None:
+def _locked_down(connection: duckdb.DuckDBPyConnection, spill: str) -> duckdb.DuckDBPyConnection:
     """From here on nothing outside the store is reached, and nothing in it written, whatever a statement says.
 
     Catalog and artifacts are reached under a protocol of their own, which cannot write. Were their directory itself
@@ -164,15 +203,17 @@ def _lock_down(connection: duckdb.DuckDBPyConnection, spill: str) -> None:
     connection.execute(f"SET allowed_directories = ['{FOLDER}']")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
+    return connection
 
 
-def _let_nothing_in(connection: duckdb.DuckDBPyConnection) -> None:
+def _let_nothing_in(connection: duckdb.DuckDBPyConnection, store: ArtifactStore) -> None:
     for setting in ("autoinstall_known_extensions", "autoload_known_extensions", "python_enable_replacements"):
         connection.execute(f"SET {setting} = false")
+    connection.register_filesystem(ReadOnlyStore(store))
 
 
 def _refuse_all_but_one_query(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raise `InputError` unless `sql` is one statement that asks; a file it would write `_lock_down` keeps from it."""
+    """Raise `InputError` unless `sql` is one statement that asks; a file it would write `_locked_down` keeps from it."""
     sql.encode()  # half a surrogate pair is no text
     kinds = [str(statement.type).rpartition(".")[2] for statement in connection.extract_statements(sql)]
     # MULTI is what a PIVOT without IN is parsed into.
@@ -187,12 +228,12 @@ def _fingerprint(store: ArtifactStore) -> str:
 # --- filling ---
 
 
-def _fill(connection: duckdb.DuckDBPyConnection, store: ArtifactStore, state: str) -> None:
+def _fill(connection: duckdb.DuckDBPyConnection, store: ArtifactStore, state: str, manifests: list[Manifest]) -> None:
     import duckdb
 
-    manifests, experiments = store.ls(check=True), list_experiments(store)
+    experiments = list_experiments(store)
     contents = {
-        "catalog_state": tables.table("fingerprint url", [{"fingerprint": state, "url": store.url}]),
+        "catalog_state": tables.table("fingerprint url", [{"fingerprint": state, "url": store.name}]),
         "paper_results": tables.paper_results(),
         "artifacts": tables.artifacts(store, manifests),
         "files": tables.files(store, manifests),

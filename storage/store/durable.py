@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fortifai_core.errors import StoreError
+from fortifai_core.errors import FortifaiError, StoreError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "(os error 28)")
+_NOTHING_LEFT = 1 << 20  # bytes: who cannot write with less than this free lacks space, whatever they say
 
 
 def fsync_path(path: Path) -> None:
@@ -60,10 +62,25 @@ def remove_tree(path: Path) -> None:
 
 @contextmanager
 def naming_full_disk(path: Path) -> Iterator[None]:
-    """Turn "no space left" into a `StoreError` that says where."""
+    """Turn "no space left" into a `StoreError` that says where, also as torch, safetensors and pyarrow say it."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StoreError(str(path), error.strerror, "free some space, or choose another store") from error
+    except FortifaiError:
         raise
+    except Exception as error:
+        if _is_of_full_disk(error, path):
+            problem = error.strerror if isinstance(error, OSError) and error.strerror else "No space left on device"
+            raise StoreError(str(path), problem, "free some space, or choose another store") from error
+        raise
+
+
+def _is_of_full_disk(error: Exception, path: Path) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    if any(words in str(error) for words in _FULL_WORDS):
+        return True
+    # torch tells of a write that failed and not why
+    if not (isinstance(error, (OSError, RuntimeError)) and "writ" in str(error)):
+        return False
+    place = next((place for place in (path, *path.parents) if place.exists()), None)
+    return place is not None and shutil.disk_usage(place).free < _NOTHING_LEFT

@@ -160,7 +160,7 @@ def load_experiment(store: ArtifactStore, name_or_id: str = "latest") -> Experim
     if exact or prefix:
         return (exact or prefix)[-1]
     labels = ", ".join(e.label for e in known) or "none: run one first"
-    raise InputError("experiment", name_or_id, f"not found in {store.url}; there is {labels}")
+    raise InputError("experiment", name_or_id, f"not found in {store.name}; there is {labels}")
 
 
 def _read(store: ArtifactStore, name: str) -> Experiment | None:
@@ -171,5 +171,5 @@ def _read(store: ArtifactStore, name: str) -> Experiment | None:
         body = json.loads(data)
         return Experiment(**{**body, "stages": [StageRecord(**stage) for stage in body["stages"]]})
     except (ValueError, TypeError, KeyError) as error:
-        where = f"{store.url}/{DIRECTORY}/{name}"
+        where = f"{store.name}/{DIRECTORY}/{name}"
         raise InputError(where, str(error), "it is no experiment record; delete it or restore it") from error

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any, TypedDict
 
-from fortifai_core.errors import ArtifactDamaged
+from fortifai_core.errors import ArtifactDamaged, NewerRelease
 from storage.store.keys import canonical_json
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_SCHEMA = 1
-_SEAL = "manifest_sha256"
+SEAL = "manifest_sha256"
 
 
 class FileEntry(TypedDict):
@@ -65,10 +65,10 @@ class Manifest:
         Raises:
             EncodingError: for a value that JSON cannot hold exactly (NaN, a NumPy scalar, …).
         """
-        body = {"manifest_schema": MANIFEST_SCHEMA, **asdict(self)}
+        body = asdict(self)
         for name in ("content", "parents", "metrics", "provenance"):
             canonical_json(body[name], path=name)
-        return json.dumps({**body, _SEAL: _digest(body)}, indent=1) + "\n"
+        return json.dumps({"manifest_schema": MANIFEST_SCHEMA, **body, SEAL: _seal(body)}, indent=1) + "\n"
 
     @classmethod
     def from_json(
@@ -78,28 +78,46 @@ class Manifest:
 
         Raises:
             ArtifactDamaged: not JSON, sealed with another digest, with fields missing or unknown, or another's.
+            NewerRelease: its schema is a newer one.
         """
         try:
             body = json.loads(text)
             if not isinstance(body, dict):
                 raise ValueError(f"a JSON {type(body).__name__}")
-            seal = body.pop(_SEAL)
             schema = body.pop("manifest_schema")
-        except (ValueError, KeyError) as error:
+            seal = body.pop(SEAL, None)
+        except (ValueError, KeyError, RecursionError) as error:
             message = f"{where}: not a manifest ({type(error).__name__}: {error})"
             raise ArtifactDamaged(message, file=MANIFEST_NAME) from error
+        # sealed as of this schema, only its number was altered
+        if type(schema) is int and schema > MANIFEST_SCHEMA and seal != _seal(body):
+            raise _newer(where, schema, body)
         if schema != MANIFEST_SCHEMA:
             message = f"{where}: manifest_schema = {schema!r}, this release reads {MANIFEST_SCHEMA}"
             raise ArtifactDamaged(message, file=MANIFEST_NAME)
-        if seal != _digest({"manifest_schema": schema, **body}):
+        if seal != _seal(body):
             raise ArtifactDamaged(f"{where}: its text does not match its own digest", file=MANIFEST_NAME)
         try:
             manifest = cls(**body)
-        except TypeError as error:
+            manifest._check()
+        except (TypeError, ValueError, KeyError) as error:
             raise ArtifactDamaged(f"{where}: {error}", file=MANIFEST_NAME) from error
         if address not in (None, (manifest.kind, manifest.key)):
             raise ArtifactDamaged(f"{where}: it belongs to {manifest.kind} {manifest.key}", file=MANIFEST_NAME)
         return manifest
+
+    def _check(self) -> None:
+        """That every field is of its type, whoever sealed it."""
+        types = {"created": str, "seconds": (int, float), "files": list, "stage_version": int, "kind": str, "key": str}
+        types |= dict.fromkeys(("content", "parents", "metrics", "provenance"), dict)
+        wrong = [name for name, kind in types.items() if not isinstance(getattr(self, name), kind)]
+        wrong += [f"files.{index}" for index, entry in enumerate(self.files) if not _is_entry(entry)]
+        wrong += [f"parents.{name}" for name, key in self.parents.items() if not isinstance(key, str)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} cannot be so in a manifest")
+        check_address(self.kind, self.key)
+        if self.created:
+            datetime.fromisoformat(self.created)
 
 
 def now() -> str:
@@ -109,6 +127,11 @@ def now() -> str:
 
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+
+
+def is_address(kind: str, key: str) -> bool:
+    """Whether both are plain file names as artifacts have them."""
+    return bool(_KIND.fullmatch(kind) and _KEY.fullmatch(key))
 
 
 def check_address(kind: str, key: str) -> None:
@@ -134,6 +157,28 @@ def check_name(name: str) -> None:
         raise ArtifactDamaged(f"{name!r} cannot be the name of a file in an artifact")
 
 
-def _digest(body: Mapping[str, Any]) -> str:
+def seal_of(body: Mapping[str, Any]) -> str:
+    """The digest of a JSON object, whatever its layout: kept inside it, it shows a flipped bit."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    return seal_of({"manifest_schema": MANIFEST_SCHEMA, **body})
+
+
+def _is_entry(entry: Any) -> bool:
+    types = {"name": str, "size": int, "sha256": str}
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == types.keys()
+        and all(isinstance(entry[name], kind) for name, kind in types.items())
+    )
+
+
+def _newer(where: str, schema: int, body: Mapping[str, Any]) -> NewerRelease:
+    provenance = body.get("provenance")
+    by = provenance.get("release") if isinstance(provenance, dict) else None
+    needed = f"release {by}" if isinstance(by, str) else f"a release that reads manifest_schema {schema}"
+    remedy = f"a newer release wrote it: install {needed} (this one reads {MANIFEST_SCHEMA}), or choose another store"
+    return NewerRelease(f"{where}: manifest_schema", schema, remedy)

@@ -60,13 +60,15 @@ def rooms_of(kind: str) -> tuple[str, ...]:
 def collect(rooms: Iterable[str]) -> dict[str, Any]:
     """Provenance of what this process makes now; JSON types only, and no name of a host or user.
 
-    Keys: `git` {revision, dirty} or None, `sources` {room: sha256}, `packages` {name: version}, `python`,
-    `platform`, `cpu`, `cpu_count`, `torch_threads` (None unless torch is loaded), `peak_rss_bytes`.
+    Keys: `release` of this software, `git` {revision, dirty} or None, `sources` {room: sha256}, `packages`
+    {name: version}, `python`, `platform`, `cpu`, `cpu_count`, `torch_threads` (None unless torch is loaded),
+    `peak_rss_bytes`.
     """
     rooms = tuple(sorted(rooms))
     torch = sys.modules.get("torch")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
+        "release": release(),
         "git": _git(rooms),
         "sources": {room: source_hash(room) for room in rooms},
         "packages": dict(_packages()),
@@ -77,6 +79,15 @@ def collect(rooms: Iterable[str]) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads() if torch is not None else None,
         "peak_rss_bytes": peak if sys.platform == "darwin" else peak * 1024,
     }
+
+
+@lru_cache
+def release() -> str | None:
+    """The version of this software; None where it is not installed."""
+    try:
+        return importlib.metadata.version("fortifai")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @lru_cache

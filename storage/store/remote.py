@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.errors import ArtifactDamaged, StoreError
+from fortifai_core.errors import ArtifactDamaged, StoreError, without_secrets
 from fortifai_core.parsing import local_path, refusing
 from storage.store import durable
-from storage.store.manifest import MANIFEST_NAME, Manifest
+from storage.store.manifest import MANIFEST_NAME, Manifest, is_address
 from storage.store.tree import Artifact, Tree, check_file
 
 
@@ -108,13 +108,17 @@ class Remote:
         """Full URL of an object."""
         return str(self.fs.unstrip_protocol(self._path(name)))
 
+    def name(self, name: str) -> str:
+        """The same for people: without a password."""
+        return without_secrets(self.address(name))
+
     # --- artifacts ---
 
     def manifest(self, kind: str, key: str) -> Manifest | None:
         """As `Tree.manifest`, from the remote store."""
         name = f"artifacts/{kind}/{key}/{MANIFEST_NAME}"
         text = self.read(name)
-        return None if text is None else Manifest.from_json(text, where=self.address(name), address=(kind, key))
+        return None if text is None else Manifest.from_json(text, where=self.name(name), address=(kind, key))
 
     def check(self, manifest: Manifest, *, verify: bool = False) -> None:
         """Compare the sizes of the remote objects with the manifest, with `verify` their digests too.
@@ -137,7 +141,7 @@ class Remote:
             except FileNotFoundError:
                 problem = "is missing"
             if problem:
-                raise ArtifactDamaged(f"{self.address(name)} {problem}", file=entry["name"])
+                raise ArtifactDamaged(f"{self.name(name)} {problem}", file=entry["name"])
 
     def verify(self, kind: str, key: str) -> None:
         """As `Tree.verify`; every object is read."""
@@ -145,24 +149,20 @@ class Remote:
         if manifest is not None:
             self.check(manifest, verify=True)
         elif self.names(base := f"artifacts/{kind}/{key}"):
-            raise ArtifactDamaged(f"{self.address(base)} is unfinished: it has no manifest", file=MANIFEST_NAME)
+            raise ArtifactDamaged(f"{self.name(base)} is unfinished: it has no manifest", file=MANIFEST_NAME)
 
     def addresses(self, kind: str | None = None) -> Iterator[tuple[str, str]]:
         """(kind, key) of every artifact, whether finished or not."""
         seen = {tuple(name.split("/")[:2]) for name in self.listing("artifacts") if name.count("/") >= 2}
         for of_kind, key in sorted(seen):
-            if kind in (None, of_kind):
+            if kind in (None, of_kind) and is_address(of_kind, key):
                 yield of_kind, key
 
-    def manifests(self, kind: str | None = None) -> Iterator[tuple[str, bytes]]:
-        """Address and text of every manifest."""
-        names = [f"artifacts/{of_kind}/{key}/{MANIFEST_NAME}" for of_kind, key in self.addresses(kind)]
-        for name, text in sorted(self.read_many(names).items()):
-            yield self.address(name), text
-
-    def sizes(self) -> dict[str, int]:
-        """As `Tree.sizes`."""
-        return self.listing("artifacts")
+    def manifests(self, kind: str | None = None) -> Iterator[tuple[tuple[str, str], str, bytes]]:
+        """As `Tree.manifests`."""
+        names = {f"artifacts/{of_kind}/{key}/{MANIFEST_NAME}": (of_kind, key) for of_kind, key in self.addresses(kind)}
+        for name, text in sorted(self.read_many(list(names)).items()):
+            yield names[name], self.name(name), text
 
     def fingerprint(self) -> str:
         """As `Tree.fingerprint`; experiment records by their content, for sizes may stay the same."""
@@ -190,7 +190,7 @@ class Remote:
                     try:
                         self.fs.get_file(self._path(name), str(target))
                     except FileNotFoundError as error:
-                        raise ArtifactDamaged(f"{self.address(name)} is missing") from error
+                        raise ArtifactDamaged(f"{self.name(name)} is missing") from error
                     check_file(draft, entry, verify=True)
                 return tree.commit(draft, manifest)
         finally:
@@ -226,7 +226,7 @@ class Remote:
         for path in self.listing(base):
             self._make_parent(self._path(f"{target}/{path}"))
             self.fs.mv(self._path(f"{base}/{path}"), self._path(f"{target}/{path}"))
-        return self.address(target)
+        return self.name(target)
 
     # --- details ---
 

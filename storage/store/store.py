@@ -12,24 +12,28 @@ A remote store has artifacts, experiments, damaged and locks; the rest is in its
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fortifai_core.errors import ArtifactDamaged, StoreError
-from storage.store import durable
+from fortifai_core.errors import ArtifactDamaged, FortifaiError, StoreError, without_secrets
+from storage.store import digests, durable
 from storage.store.draft import Draft
 from storage.store.location import parse_location
 from storage.store.locks import Lease, LeaseTimes, file_lock, lease
 from storage.store.manifest import Manifest
 from storage.store.remote import Remote, cache_directory
-from storage.store.tree import Artifact, Tree
+from storage.store.tree import Artifact, Tree, check_file, is_stray
 
 __all__ = ["Artifact", "ArtifactDamagedWarning", "ArtifactStore", "Damage", "Draft", "Manifest", "Verification"]
+
+REMEDY = "`fortifai verify` sets aside what is damaged, and `fortifai resume` builds it anew"
+NAMED = 5  # damaged artifacts that one message names
 
 
 class ArtifactDamagedWarning(UserWarning):
@@ -81,12 +85,17 @@ class ArtifactStore:
         self.lease_times = lease_times
 
     def __repr__(self) -> str:
-        return f"ArtifactStore({self.url!r})"
+        return f"ArtifactStore({self.name!r})"
 
     @property
     def url(self) -> str:
         """What another process opens to see the same store: an absolute path or a URL."""
         return self.remote.url if self.remote else str(self.tree.root)
+
+    @property
+    def name(self) -> str:
+        """The same for people: a URL without its password."""
+        return without_secrets(self.url)
 
     @property
     def root(self) -> Path:
@@ -111,27 +120,123 @@ class ArtifactStore:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    # --- reading ---
+    # --- reading: nothing is moved, and of a local store nothing is written ---
 
     def peek(self, kind: str, key: str) -> Manifest | None:
         """The manifest of an artifact whose sizes are right; downloads nothing, moves nothing.
 
         Raises:
             ArtifactDamaged: it is there and damaged.
+            NewerRelease: a newer release wrote it.
         """
         if self.remote is None:
             artifact = self.tree.read(kind, key)
             return artifact.manifest if artifact else None
         self.tree.place(kind, key)  # refuses what is no address
-        manifest = self.remote.manifest(kind, key)
-        if manifest is not None:
-            self.remote.check(manifest)
-        return manifest
+        with self._asked():
+            manifest = self.remote.manifest(kind, key)
+            if manifest is not None:
+                self.remote.check(manifest)
+            return manifest
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether the artifact is there, every file in its size; what is damaged is not there.
+
+        Raises:
+            NewerRelease: a newer release wrote it.
+        """
+        try:
+            return self.peek(kind, key) is not None
+        except ArtifactDamaged:
+            return False
+
+    def read(self, kind: str, key: str) -> Artifact | None:
+        """The artifact with every digest checked, for whoever shows what is in it; None when there is none.
+
+        Raises:
+            ArtifactDamaged: it is there and damaged; the message says what to do.
+            NewerRelease: a newer release wrote it.
+        """
+        try:
+            return self._read(kind, key, verify=True)
+        except ArtifactDamaged as error:
+            raise ArtifactDamaged(f"{kind} {key[:12]} is damaged: {error}; {REMEDY}", file=error.file) from error
+
+    def ls(self, kind: str | None = None) -> list[Manifest]:
+        """The manifests of all artifacts (of a kind), oldest first; unreadable ones are warned about.
+
+        Raises:
+            NewerRelease: a newer release wrote one of them.
+        """
+        readable: list[Manifest] = []
+        with self._asked():
+            found = list((self.remote or self.tree).manifests(kind))
+        for _, where, text in found:
+            try:
+                readable.append(Manifest.from_json(text, where=where))
+            except ArtifactDamaged as error:
+                warnings.warn(str(error), ArtifactDamagedWarning, stacklevel=2)
+        return sorted(readable, key=lambda m: (m.created, m.kind, m.key))
+
+    def sound(self, reads: Callable[[str, str], bool]) -> list[Manifest]:
+        """The manifests of all artifacts, oldest first, when none of them is damaged.
+
+        The size of every file is compared; in a local store also the digest of each file that is going to be read,
+        which is taken once by this process (`storage.store.digests`).
+
+        Args:
+            reads: whether a file of an artifact is going to be read, by the artifact's kind and the file's name.
+
+        Raises:
+            ArtifactDamaged: names the damaged ones.
+            NewerRelease: a newer release wrote one of them.
+        """
+        # one listing tells all sizes of a remote store, which would take minutes one by one
+        with self._asked():
+            sizes = self.remote.listing("artifacts") if self.remote else None
+            found = list((self.remote or self.tree).manifests())
+        manifests, problems = [], []
+        for (kind, key), where, text in found:
+            try:
+                manifest: Manifest | None = Manifest.from_json(text, where=where, address=(kind, key))
+                assert manifest is not None
+                self._compare(manifest, sizes, reads)
+            except ArtifactDamaged:
+                try:  # it may have been replaced or set aside between one look and the next
+                    manifest = self.peek(kind, key)
+                    if manifest is not None:
+                        self._compare(manifest, None, reads)
+                except ArtifactDamaged as error:
+                    problems.append(f"{kind} {key[:12]}: {error}")
+                    continue
+            if manifest is not None:
+                manifests.append(manifest)
+        if problems:
+            more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+            named = "; ".join(problems[:NAMED])
+            raise ArtifactDamaged(f"{len(problems)} damaged artifacts in {self.name}: {named}{more}; {REMEDY}")
+        return sorted(manifests, key=lambda m: (m.created, m.kind, m.key))
+
+    def _compare(self, manifest: Manifest, sizes: Mapping[str, int] | None, reads: Callable[[str, str], bool]) -> None:
+        """Raise `ArtifactDamaged` where a file is not what the manifest says. `sizes`: of a remote store's objects."""
+        place = self.tree.place(manifest.kind, manifest.key)
+        for entry in manifest.files:
+            name = f"{manifest.kind}/{manifest.key}/{entry['name']}"
+            if self.remote is None:
+                check_file(place, entry, verify=reads(manifest.kind, entry["name"]))
+            elif sizes is not None and sizes.get(name) != entry["size"]:
+                message = f"{name} has {sizes.get(name)} bytes, its manifest says {entry['size']}"
+                raise ArtifactDamaged(message, file=entry["name"])
+
+    # --- looking after it: what is damaged is set aside ---
 
     def find(self, kind: str, key: str, *, verify: bool = False) -> Artifact | None:
-        """The artifact, or None. Its sizes are checked, with `verify` its digests too.
+        """The artifact, or None, for whoever can build it anew. Its sizes are checked, with `verify` its digests too.
 
         A damaged one is set aside with an `ArtifactDamagedWarning`, and None is returned.
+
+        Raises:
+            NewerRelease: a newer release wrote it.
         """
         try:
             return self._read(kind, key, verify=verify)
@@ -140,38 +245,20 @@ class ArtifactStore:
             with self._locked(kind, key):
                 return self._read_or_set_aside(kind, key, verify=verify)
 
-    def ls(self, kind: str | None = None, *, check: bool = False) -> list[Manifest]:
-        """The manifests of all artifacts (of a kind), oldest first; unreadable ones are warned about.
-
-        Args:
-            check: leave out, with a warning, those whose files are missing or of another size.
-        """
-        readable: list[Manifest] = []
-        place = self.remote or self.tree
-        sizes = place.sizes() if check else None
-        for where, text in place.manifests(kind):
-            try:
-                manifest = Manifest.from_json(text, where=where)
-                if sizes is not None:
-                    _compare(manifest, sizes)
-                readable.append(manifest)
-            except ArtifactDamaged as error:
-                warnings.warn(str(error), ArtifactDamagedWarning, stacklevel=2)
-        return sorted(readable, key=lambda m: (m.created, m.kind, m.key))
-
     def verify(self) -> Verification:
         """Check every digest of every artifact, and set the damaged ones aside, so that the next run builds them anew.
 
         Of a remote store the objects themselves are read, and the files of our local copy too.
 
         Raises:
+            NewerRelease: a newer release wrote one of them; then none is moved.
             StoreError: a damaged artifact cannot be moved.
         """
-        sound, damaged = 0, []
-        for kind, key in list((self.remote or self.tree).addresses()):
-            if not self._damages(kind, key):
-                sound += 1
-                continue
+        digests.forget()
+        addresses = list((self.remote or self.tree).addresses())
+        suspects = [address for address in addresses if self._damages(*address)]
+        sound, damaged = len(addresses) - len(suspects), []
+        for kind, key in suspects:
             with self._locked(kind, key):
                 # Judged again under the lock: somebody may have been committing it.
                 damages = self._damages(kind, key)
@@ -184,16 +271,23 @@ class ArtifactStore:
     # --- writing ---
 
     @contextmanager
-    def build(self, kind: str, key: str) -> Iterator[Draft]:
+    def build(self, kind: str, key: str, *, anew: bool = False) -> Iterator[Draft]:
         """Hold the builder lock. `draft.found` is set if the artifact exists, perhaps since we waited.
 
         A draft that is left without `commit` leaves no trace but its workspace.
+
+        Args:
+            anew: build it although it exists, and from the start; who reads it has the old one until the commit.
         """
         self.tree.place(kind, key)
         with self._locked(kind, key) as held:
             draft_path = self.tree.draft(kind, key)
             durable.remove_tree(draft_path)  # of a builder that died: we hold its lock
-            existing = self._read_or_set_aside(kind, key, verify=False) or self._publish_copy(kind, key)
+            existing = None
+            if anew:
+                durable.remove_tree(self.tree.workspace(kind, key))
+            else:
+                existing = self._read_or_set_aside(kind, key, verify=False) or self._publish_copy(kind, key)
             draft = Draft(self.tree, self.remote, kind, key, held=held, found=existing)
             if existing is None:
                 with durable.naming_full_disk(draft_path):
@@ -217,18 +311,12 @@ class ArtifactStore:
         Raises:
             StoreError: names the place and the remedy.
         """
-        remedy = "choose a place where you may read and write"
-        try:
+        with self._asked():
             durable.write_bytes(self.root / "work" / "writable", b"")
-        except OSError as error:
-            raise StoreError(str(self.root), error.strerror or str(error), remedy) from error
-        if self.remote is not None:
-            name = f"work/writable-{uuid.uuid4().hex}"
-            try:
+            if self.remote is not None:
+                name = f"work/writable-{uuid.uuid4().hex}"
                 self.remote.write(name, b"")
                 self.remote.delete(name)
-            except Exception as error:  # every fsspec implementation has errors of its own
-                raise StoreError(self.url, f"{type(error).__name__}: {error}", remedy) from error
 
     def free_bytes(self) -> int:
         """Bytes free on the disk of the store, or of the local copy of a remote one."""
@@ -240,27 +328,69 @@ class ArtifactStore:
     # --- small files beside the artifacts (experiments) ---
 
     def read_bytes(self, name: str) -> bytes | None:
-        """A file of the store by its relative name, or None."""
-        if self.remote is not None:
-            return self.remote.read(name)
-        try:
-            return (self.root / name).read_bytes()
-        except FileNotFoundError:
-            return None
+        """A file of the store by its relative name, or None.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        with self._asked():
+            if self.remote is not None:
+                return self.remote.read(name)
+            try:
+                return (self.root / name).read_bytes()
+            except FileNotFoundError:
+                return None
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file of the store, atomically."""
-        if self.remote is not None:
-            self.remote.write(name, data)
-        else:
-            durable.write_bytes(self.root / name, data)
+        """Write a file of the store, atomically.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with self._asked():
+            if self.remote is not None:
+                self.remote.write(name, data)
+            else:
+                with durable.naming_full_disk(self.root / name):
+                    durable.write_bytes(self.root / name, data)
 
     def names(self, directory: str) -> list[str]:
-        """File names in a directory of the store, sorted; none when it is not there."""
-        if self.remote is not None:
-            return sorted(self.remote.names(directory))
-        path = self.root / directory
-        return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        """File names in a directory of the store, sorted, without strays; none when it is not there.
+
+        Raises:
+            StoreError: the store is no directory, or cannot be read.
+        """
+        with self._asked():
+            if self.remote is not None:
+                return sorted(name for name in self.remote.names(directory) if not is_stray(name))
+            if self.root.exists() and not self.root.is_dir():
+                raise StoreError("store", str(self.root), "is a file: name a directory, or a URL")
+            try:
+                with os.scandir(self.root / directory) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_file() and not is_stray(entry.name))
+            except FileNotFoundError:
+                return []
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """Say in one line why the store cannot be read or written."""
+        try:
+            yield
+        except FortifaiError:
+            raise
+        except OSError as error:
+            raise self._unusable(error) from error
+        except Exception as error:
+            if self.remote is None:
+                raise
+            raise self._unusable(error) from error  # every fsspec implementation has errors of its own
+
+    def _unusable(self, error: Exception) -> StoreError:
+        said = error.strerror if self.remote is None and isinstance(error, OSError) else None
+        problem = without_secrets(said or f"{type(error).__name__}: {error}")
+        return StoreError(
+            "store", self.name, f"cannot be used ({problem}): choose a place where you may read and write"
+        )
 
     # --- for the catalog ---
 
@@ -270,7 +400,8 @@ class ArtifactStore:
 
     def fingerprint(self) -> str:
         """A digest that changes when an artifact or an experiment comes, goes or is made anew."""
-        return f"{self.url}#{(self.remote or self.tree).fingerprint()}"
+        with self._asked():
+            return f"{self.name}#{(self.remote or self.tree).fingerprint()}"
 
     # --- details ---
 
@@ -325,7 +456,7 @@ class ArtifactStore:
         try:
             return str(place.set_aside(kind, key))
         except OSError as blocked:
-            raise StoreError(self.url, str(blocked), f"make it writable; damage was found: {damage}") from damage
+            raise StoreError(self.name, str(blocked), f"make it writable; damage was found: {damage}") from damage
 
     @contextmanager
     def _locked(self, kind: str, key: str) -> Iterator[Lease | None]:
@@ -336,11 +467,3 @@ class ArtifactStore:
                 return
             with lease(self.remote, f"locks/{kind}-{key}", what=what, times=self.lease_times) as held:
                 yield held
-
-
-def _compare(manifest: Manifest, sizes: Mapping[str, int]) -> None:
-    for entry in manifest.files:
-        name = f"{manifest.kind}/{manifest.key}/{entry['name']}"
-        if sizes.get(name) != entry["size"]:
-            message = f"{name} has {sizes.get(name)} bytes, its manifest says {entry['size']}"
-            raise ArtifactDamaged(message, file=entry["name"])

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fortifai_core.errors import ArtifactDamaged, StoreError
 from storage.store import durable
+from storage.store.digests import digest_of
 from storage.store.keys import file_digest
-from storage.store.manifest import MANIFEST_NAME, FileEntry, Manifest, check_address, check_name
+from storage.store.manifest import MANIFEST_NAME, FileEntry, Manifest, check_address, check_name, is_address
+
+# what a disk answers that cannot read what was written there
+_BROKEN = (errno.EIO, errno.EUCLEAN, errno.EBADMSG) if hasattr(errno, "EUCLEAN") else (errno.EIO, errno.EBADMSG)
+_STRAYS = ("Thumbs.db", "desktop.ini", "lost+found")
 
 
 @dataclass(frozen=True)
@@ -90,23 +97,22 @@ class Tree:
 
         Raises:
             ArtifactDamaged: there is one, but it makes no sense or belongs to another artifact.
-            StoreError: the place cannot be read.
+            NewerRelease: a newer release wrote it.
+            StoreError: the place may not be read.
         """
         path = self.place(kind, key) / MANIFEST_NAME
         try:
-            text = path.read_bytes()
-        except FileNotFoundError:
+            with reading(path, MANIFEST_NAME):
+                text = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except OSError as error:
-            remedy = "choose a place where you may read and write"
-            raise StoreError(str(path), error.strerror or str(error), remedy) from error
         return Manifest.from_json(text, where=str(path), address=(kind, key))
 
     def read(self, kind: str, key: str, *, verify: bool = False) -> Artifact | None:
         """The artifact, its sizes checked, with `verify` its digests too; None when there is none.
 
         Raises:
-            ArtifactDamaged: names the file that is missing or different.
+            ArtifactDamaged: names the file that is missing or different; with `verify`, or that was put there since.
         """
         manifest = self.manifest(kind, key)
         if manifest is None:
@@ -114,6 +120,12 @@ class Tree:
         place = self.place(kind, key)
         for entry in manifest.files:
             check_file(place, entry, verify=verify)
+        if verify:
+            listed = {entry["name"] for entry in manifest.files} | {MANIFEST_NAME}
+            for path in plain_files(place):
+                name = path.relative_to(place).as_posix()
+                if name not in listed:
+                    raise ArtifactDamaged(f"{path} is no file of this artifact: its manifest has none", file=name)
         return Artifact(kind, key, place, manifest)
 
     def verify(self, kind: str, key: str) -> None:
@@ -131,24 +143,21 @@ class Tree:
         for kind_dir in sorted_directories(self.root / "artifacts"):
             if kind in (None, kind_dir.name):
                 for key_dir in sorted_directories(kind_dir):
-                    yield kind_dir.name, key_dir.name
+                    if is_address(kind_dir.name, key_dir.name):
+                        yield kind_dir.name, key_dir.name
 
-    def manifests(self, kind: str | None = None) -> Iterator[tuple[str, bytes]]:
-        """Path and text of every manifest."""
+    def manifests(self, kind: str | None = None) -> Iterator[tuple[tuple[str, str], str, bytes]]:
+        """(kind, key), path and text of every manifest."""
         for address in self.addresses(kind):
             path = self.place(*address) / MANIFEST_NAME
-            if path.is_file():
-                yield str(path), path.read_bytes()
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every file below `artifacts`, by its name relative to that."""
-        root = str(self.root / "artifacts")
-        sizes: dict[str, int] = {}
-        for directory, _, names in os.walk(root):
-            for name in names:
-                path = os.path.join(directory, name)
-                sizes[path[len(root) + 1 :].replace(os.sep, "/")] = os.stat(path).st_size
-        return sizes
+            try:
+                yield address, str(path), path.read_bytes()
+            except (FileNotFoundError, IsADirectoryError):
+                continue  # unfinished, or removed in this moment
+            except OSError as error:
+                if error.errno not in _BROKEN:
+                    raise
+                yield address, str(path), b""  # which is no manifest either
 
     def fingerprint(self) -> str:
         """A digest that changes when an artifact or an experiment comes, goes or is made anew."""
@@ -157,9 +166,11 @@ class Tree:
         paths += sorted(experiments.iterdir()) if experiments.is_dir() else []
         digest = hashlib.sha256()
         for path in paths:
-            if path.exists():
+            try:
                 state = path.stat()
-                digest.update(f"{path}\0{state.st_mtime_ns}\0{state.st_size}\0".encode())
+            except FileNotFoundError:
+                continue
+            digest.update(f"{path}\0{state.st_ino}\0{state.st_mtime_ns}\0{state.st_size}\0".encode())
         return digest.hexdigest()
 
     def describe(self, draft: Path) -> list[FileEntry]:
@@ -169,26 +180,37 @@ class Tree:
             ArtifactDamaged: nothing was written, or something that is not a plain file.
         """
         entries: list[FileEntry] = []
-        for path in sorted(draft.rglob("*")):
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        for path in sorted(plain_files(draft)):
+            if path.is_symlink() or not path.is_file():
                 raise ArtifactDamaged(f"{path} is not a plain file: an artifact holds nothing else")
-            if path.is_file():
-                name = path.relative_to(draft).as_posix()
-                check_name(name)
-                entries.append({"name": name, "size": path.stat().st_size, "sha256": file_digest(path)})
+            name = path.relative_to(draft).as_posix()
+            check_name(name)
+            entries.append({"name": name, "size": path.stat().st_size, "sha256": file_digest(path)})
         if not entries:
             raise ArtifactDamaged(f"{draft} is empty: an artifact has at least one file")
         return entries
 
     def commit(self, draft: Path, manifest: Manifest) -> Artifact:
-        """Files on disk, then the directory in its place, then the manifest, each durable before the next."""
+        """Files on disk, then the directory in its place, then the manifest, each durable before the next.
+
+        What was there before is replaced as a whole, when the new one is on disk with its manifest: there is no
+        moment in which a file of the one stands beside a file of the other.
+        """
         place = self.place(manifest.kind, manifest.key)
         durable.fsync_tree(draft)
         place.parent.mkdir(parents=True, exist_ok=True)
-        self.discard(place)
+        if not place.exists():
+            os.rename(draft, place)
+            durable.fsync_path(place.parent)
+            durable.write_bytes(place / MANIFEST_NAME, manifest.to_json().encode())
+            return Artifact(manifest.kind, manifest.key, place, manifest)
+        durable.write_bytes(draft / MANIFEST_NAME, manifest.to_json().encode())
+        before = draft.with_name(f"{draft.name}.before")
+        durable.remove_tree(before)
+        os.rename(place, before)
         os.rename(draft, place)
         durable.fsync_path(place.parent)
-        durable.write_bytes(place / MANIFEST_NAME, manifest.to_json().encode())
+        durable.remove_tree(before)
         return Artifact(manifest.kind, manifest.key, place, manifest)
 
     def discard(self, place: Path) -> None:
@@ -221,13 +243,41 @@ def check_file(place: Path, entry: FileEntry, *, verify: bool) -> None:
     check_name(name)
     path = place / name
     try:
-        size = path.stat().st_size
-    except FileNotFoundError as error:
+        with reading(path, name):
+            size = path.stat().st_size
+            if size != entry["size"]:
+                raise ArtifactDamaged(f"{path} has {size} bytes, its manifest says {entry['size']}", file=name)
+            if verify and digest_of(path) != entry["sha256"]:
+                raise ArtifactDamaged(f"{path} does not have the sha256 that its manifest says", file=name)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise ArtifactDamaged(f"{path} is missing", file=name) from error
-    if size != entry["size"]:
-        raise ArtifactDamaged(f"{path} has {size} bytes, its manifest says {entry['size']}", file=name)
-    if verify and file_digest(path) != entry["sha256"]:
-        raise ArtifactDamaged(f"{path} does not have the sha256 that its manifest says", file=name)
+
+
+@contextmanager
+def reading(path: Path, name: str) -> Iterator[None]:
+    """Say in one line why a file cannot be read: the disk is broken there, or we may not. Absence is the caller's."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise
+    except OSError as error:
+        if error.errno in _BROKEN:
+            raise ArtifactDamaged(f"{path} cannot be read: {error.strerror}", file=name) from error
+        remedy = "choose a place where you may read and write"
+        raise StoreError(str(path), error.strerror or str(error), remedy) from error
+
+
+def is_stray(name: str) -> bool:
+    """Whether an entry is what file managers, editors and file servers leave behind: `.DS_Store`, `@eaDir`, `x~`."""
+    return name.startswith((".", "@", "#")) or name.endswith("~") or name in _STRAYS
+
+
+def plain_files(folder: Path) -> Iterator[Path]:
+    """Everything below a folder that is no folder, without strays."""
+    for directory, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(directory, name))]
+        folders[:] = [name for name in folders if name not in links and not is_stray(name)]
+        yield from (Path(directory) / name for name in [*names, *links] if not is_stray(name))
 
 
 def sorted_directories(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
@@ -235,5 +285,5 @@ def sorted_directories(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
             return sorted((e for e in entries if e.is_dir()), key=lambda e: e.name)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fortifai_core.config.stages import Runtime
+from storage.store import durable
 from storage.store.provenance import collect, rooms_of
 from storage.store.store import Artifact, ArtifactStore
 from tasks.engine.context import Context, Progress
@@ -15,14 +16,29 @@ Builder = Callable[[Context[Any]], dict[str, Any]]
 
 
 def build(
-    stage: Stage, store: ArtifactStore, runtime: Runtime, *, device: str = "cpu", progress: Progress
+    stage: Stage,
+    store: ArtifactStore,
+    runtime: Runtime,
+    *,
+    device: str = "cpu",
+    progress: Progress,
+    anew: bool = False,
 ) -> tuple[Artifact, bool]:
-    """The stage's artifact, and whether it had been built before (by this or another process)."""
-    with store.build(stage.kind, stage.key) as draft:
+    """The stage's artifact, and whether it had been built before (by this or another process).
+
+    Args:
+        anew: build it although it is there; the old one is in its place until then.
+
+    Raises:
+        ArtifactDamaged: what it is made from is missing, or damaged and now set aside.
+        StoreError: no space left.
+    """
+    with store.build(stage.kind, stage.key, anew=anew) as draft:
         if draft.found is not None:
             return draft.found, True
         builder: Builder = load(stage.spec.builder)
-        metrics = builder(Context(stage, stage.spec, store, draft.path, runtime, device, progress))
+        with durable.naming_full_disk(draft.path):
+            metrics = builder(Context(stage, stage.spec, store, draft.path, runtime, device, progress))
         artifact = draft.commit(
             stage_version=stage.spec.version,
             content=stage.content,

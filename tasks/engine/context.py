@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import ArtifactDamaged
+from storage.store.manifest import Manifest
 from storage.store.store import Artifact, ArtifactStore
 from tasks.engine.stages import Reference, Spec, Stage
 
@@ -33,16 +34,31 @@ class Context(Generic[S]):
         self.runtime, self.device, self.progress = runtime, device, progress
 
     def artifact(self, reference: Reference) -> Artifact:
-        """The artifact that the spec refers to; its digests are checked where the spec says so.
+        """The artifact that the spec refers to, every digest checked: no number is made of what is damaged.
 
         Raises:
-            ArtifactDamaged: it is missing or damaged.
+            ArtifactDamaged: it is missing, or damaged and now set aside; whoever asked for this stage may build it
+                anew and ask again.
         """
-        artifact = self.store.find(reference.kind, reference.key, verify=self.spec.verifies)
+        artifact = self.store.find(reference.kind, reference.key, verify=True)
         if artifact is None:
-            needed = f"{self.stage.label} needs the {reference.kind} {reference.key[:12]}"
-            raise ArtifactDamaged(f"{needed}, which is missing or damaged: run again to rebuild it")
+            raise ArtifactDamaged(self._needs(reference))
         return artifact
+
+    def manifest(self, reference: Reference) -> Manifest:
+        """What is known of an artifact of which no file is read: its manifest, which is sealed, and its files' sizes.
+
+        Raises:
+            ArtifactDamaged: as `artifact`.
+        """
+        artifact = self.store.find(reference.kind, reference.key)
+        if artifact is None:
+            raise ArtifactDamaged(self._needs(reference))
+        return artifact.manifest
+
+    def _needs(self, reference: Reference) -> str:
+        needed = f"{self.stage.label} needs the {reference.kind} {reference.key[:12]}"
+        return f"{needed}, which is missing or was damaged and set aside: run again to rebuild it"
 
     @property
     def workspace(self) -> Path:

@@ -76,8 +76,8 @@ class Worker:
                     )
             return self.process
 
-    async def build(self, stage: Stage, on_progress: OnProgress | None = None) -> dict[str, Any]:
-        """Build one stage; returns `{"found": bool, "metrics": {…}}`.
+    async def build(self, stage: Stage, on_progress: OnProgress | None = None, *, anew: bool = False) -> dict[str, Any]:
+        """Build one stage, with `anew` although it is there; returns `{"found": bool, "metrics": {…}}`.
 
         Raises:
             WorkerError: the stage failed, or the process died.
@@ -89,6 +89,7 @@ class Worker:
             "store": self.store_url,
             "runtime": self.runtime.model_dump(mode="json"),
             "device": self.device,
+            "anew": anew,
         }
         message: dict[str, Any]
         try:
@@ -203,6 +204,7 @@ class WorkerPool:
             for index in range(workers)
         ]
         self.turns = Turns(self.workers)
+        self.anew: set[Reference] = set()  # what is to be built although it is there
         self.clock = Clock()
         self._warm = False
         self._begun: dict[Reference, asyncio.Task[dict[str, Any]]] = {}
@@ -220,8 +222,8 @@ class WorkerPool:
             self._begun[stage.reference] = asyncio.create_task(self._after(parents, stage))
 
     def has_begun(self, stage: Stage) -> bool:
-        """Whether `begin` was told of this stage."""
-        return stage.reference in self._begun
+        """Whether `begin` was told of this stage, or it is to be built anew: then it is not to be looked up."""
+        return stage.reference in self._begun or stage.reference in self.anew
 
     async def _after(self, parents: Sequence[asyncio.Task[dict[str, Any]]], stage: Stage) -> dict[str, Any]:
         await asyncio.gather(*parents)
@@ -229,9 +231,19 @@ class WorkerPool:
 
     async def build(self, stage: Stage, on_progress: OnProgress | None = None) -> dict[str, Any]:
         """Build one stage on the next free worker; what only the report waits for is built when nothing else waits."""
-        if stage.reference in self._begun:
-            return await asyncio.shield(self._begun[stage.reference])
-        return await self._build(stage, on_progress)
+        if stage.reference in self.anew and stage.reference not in self._begun:
+            # once, however many runs share it
+            self._begun[stage.reference] = asyncio.create_task(self._build(stage, on_progress))
+        begun = self._begun.get(stage.reference)
+        if begun is None:
+            return await self._build(stage, on_progress)
+        try:
+            return await asyncio.shield(begun)
+        except WorkerError:
+            # whoever asks again wants it tried again
+            if self._begun.get(stage.reference) is begun:
+                del self._begun[stage.reference]
+            raise
 
     async def _build(self, stage: Stage, on_progress: OnProgress | None) -> dict[str, Any]:
         if not self._warm:
@@ -241,7 +253,9 @@ class WorkerPool:
         worker = await self.turns.get(int(stage.spec.waits))
         try:
             with self.clock.running():
-                return await worker.build(stage, on_progress)
+                outcome = await worker.build(stage, on_progress, anew=stage.reference in self.anew)
+            self.anew.discard(stage.reference)
+            return outcome
         finally:
             self.turns.put(worker)
 

@@ -17,10 +17,11 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
-from tasks.engine.pool import WorkerError
+from tasks.engine.plans import unique
+from tasks.engine.pool import OnProgress, WorkerError
 from tasks.engine.progress import StageProgress
 from tasks.engine.session import Session, current_session
-from tasks.engine.stages import Stage
+from tasks.engine.stages import Reference, Stage
 
 TRANSIENT = ("ConnectionError", "ConnectTimeout", "ReadTimeout", "HfHubHTTPError", "OSError", "TimeoutError")
 PROGRESS_EVERY_SECONDS = 3.0
@@ -67,7 +68,7 @@ async def _build(stage: Stage, session: Session) -> dict[str, Any]:
     session.reporter.started(stage)
     publisher = asyncio.create_task(_publish_progress(stage, progress, finished))
     try:
-        outcome = await session.pool.build(stage, on_progress)
+        outcome = await _from_whole_parents(stage, session, on_progress)
         finished.set()
         await publisher
         return outcome
@@ -77,11 +78,31 @@ async def _build(stage: Stage, session: Session) -> dict[str, Any]:
             await publisher
 
 
+async def _from_whole_parents(stage: Stage, session: Session, on_progress: OnProgress) -> dict[str, Any]:
+    """Have a worker build the stage. What it finds damaged on the way is set aside: that is built anew first."""
+    known, rebuilt = unique(session.plan.uses()), set[Reference]()
+    again = session.pool.has_begun(stage)  # it may have failed before it was asked for
+    while True:
+        try:
+            return await session.pool.build(stage, on_progress)
+        except WorkerError as error:
+            parents = known.keys() & set(stage.parents.values()) - rebuilt
+            missing = [reference for reference in parents if not session.store.has(*reference)]
+            if error.cause != "ArtifactDamaged" or not (missing or again):
+                raise
+            again = False
+            rebuilt.update(missing)
+            for parent in missing:
+                session.reporter.noted(f"warning: {known[parent].label} is missing or was damaged: it is built anew")
+                await look_up_or_build(known[parent])
+
+
 async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
     """The reference `{"kind", "key", "metrics"}` of the stage's artifact; as a `Cached` state when it was there."""
     session = current_session()
     # what the pool began by itself is this run's own work, though it may be there by now
-    artifact = None if session.pool.has_begun(stage) else session.store.find(stage.kind, stage.key)
+    looked_up = not session.pool.has_begun(stage)
+    artifact = session.store.find(stage.kind, stage.key, verify=stage.spec.shown) if looked_up else None
     if artifact is not None:
         session.circumstances.note(artifact.manifest)
         session.found.append(stage)
@@ -90,6 +111,8 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
         message = f"Found in the store: {stage.kind} {stage.key[:12]}"
         return Completed(name="Cached", message=message, data=reference)
     outcome = await _build(stage, session)
+    if stage.reference in session.references:  # another run of this experiment has it built
+        outcome = {**outcome, "found": True}
     seconds = 0.0 if outcome["found"] else float(outcome["seconds"])  # of building, not of waiting for a worker
     (session.found if outcome["found"] else session.built).append(stage)
     session.stage_seconds += seconds

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def environment(context: Context[Any], first: Reference, packages: Sequence[str], **more: str) -> dict[str, str]:
     """Where the models were made, from the provenance of the `first` of them. `more`: fields to show besides."""
-    made = context.artifact(first).manifest.provenance
+    made = context.manifest(first).provenance
     shown = [f"{name} {made['packages'][name]}" for name in packages if name in made.get("packages", {})]
     return {
         "processor": f"{made.get('cpu', 'unknown')}, {made.get('cpu_count', '?')} cores",

@@ -36,8 +36,7 @@ class Spec(Frozen):
         version: raise it when the builder's code changes what it makes: every artifact after it is rebuilt.
         builder: `module:function`, imported when a worker needs it.
         keyed: the fields that enter the key as they are.
-        verifies: whether the digests of what is read are checked first: what is trained on, or written with, must be
-            what it says.
+        shown: whether people are shown its files as they are: then a found artifact's digests are checked first.
         waits: whether only the report needs the result, so that anything else gets a worker first.
     """
 
@@ -46,7 +45,7 @@ class Spec(Frozen):
     version: ClassVar[int] = 1
     builder: ClassVar[str] = ""
     keyed: ClassVar[tuple[str, ...]] = ()
-    verifies: ClassVar[bool] = False
+    shown: ClassVar[bool] = False
     waits: ClassVar[bool] = False
 
     @classmethod

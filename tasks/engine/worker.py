@@ -7,6 +7,7 @@ Linux) by the kernel's own signal. Everything else it or its libraries print goe
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -63,9 +64,11 @@ def _serve(request: dict[str, Any], channel: TextIO) -> None:
             Runtime.model_validate(request["runtime"]),
             device=request["device"],
             progress=progress,
+            anew=request["anew"],
         )
     except Exception as error:  # noqa: BLE001 - sent to the parent, which raises it as StageFailed
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log may lie on the very disk that is full
+            traceback.print_exc()
         send(
             event="error",
             type=type(error).__name__,

@@ -18,8 +18,10 @@ def show(running: Session, run: RunPlan, step: GenerationPlan, failure: dict[str
     config = running.plan.config
     assert isinstance(config, FamilyExperiment)
     family = config.family
-    found = [running.store.find(*g.measured.reference) for g in run.until(step.last)]
+    found = [running.store.find(*g.measured.reference, verify=True) for g in run.until(step.last)]
     artifacts = [artifact for artifact in found if artifact is not None]
+    if len(artifacts) < len(found):  # the report, which needs them, has them built anew
+        return Shown([])
     measured = sorted(read_metrics(artifacts).items())
     # JSON knows no NaN
     rows = [{"generation": i, **{n: v for n, v in row.items() if math.isfinite(v)}} for i, row in measured]

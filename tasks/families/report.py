@@ -68,5 +68,5 @@ def _seconds(context: Context[ReportSpec]) -> dict[str, dict[str, float]]:
             for role, reference in (("generations", part.segment), ("failure", part.failure)):
                 if reference is not None:
                     of_role = seconds.setdefault(role, {})
-                    of_role[run.arm] = of_role.get(run.arm, 0.0) + context.artifact(reference).manifest.seconds
+                    of_role[run.arm] = of_role.get(run.arm, 0.0) + context.manifest(reference).seconds
     return seconds

@@ -35,7 +35,7 @@ class SegmentSpec(Spec):
         start: the segment that holds M_0; None in that segment itself.
     """
 
-    role, kind, builder, verifies = "segment", "family-segment", "tasks.families.builders:build_segment", True
+    role, kind, builder = "segment", "family-segment", "tasks.families.builders:build_segment"
     keyed = ("mask", "regime", "seed", "first", "last")
     family: AnyFamily
     mask: AnyMask
@@ -90,6 +90,7 @@ class ReportSpec(Spec):
     """The report on all runs; `config` is the experiment's, as JSON types, and `command` goes on with it."""
 
     role, kind, version, builder = "report", "report", 2, "tasks.families.report:build_report"
+    shown = True
     config: dict[str, Any]
     command: str
     runs: tuple[RunResults, ...]

@@ -18,7 +18,7 @@ def build_failure(context: Context[FailureSpec]) -> dict[str, Any]:
     spec = context.spec
     metric = failure_metric(spec.metric)
     generations = range(metric.first, len(spec.measured))
-    measured = [context.artifact(spec.measured[i]).manifest.metrics.get(metric.name) for i in generations]
+    measured = [context.manifest(spec.measured[i]).metrics.get(metric.name) for i in generations]
     values = [float(value) for value in measured if value is not None]
     result: dict[str, Any]
     if not measured or len(values) < len(measured):

@@ -54,8 +54,8 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
 def _generation(context: Context[ReportSpec], config: ExperimentConfig, results: GenerationResults) -> GenerationResult:
     from fortifai_core.report.data import GenerationResult, Scores
 
-    train, evaluation = context.artifact(results.train), context.artifact(results.evaluate)
-    rewritten = {split: context.artifact(reference) for split, reference in results.regenerate.items()}
+    train, evaluation = context.manifest(results.train), context.artifact(results.evaluate)
+    rewritten = {split: context.manifest(reference) for split, reference in results.regenerate.items()}
     columns: dict[str, list[Any]] = {"question": [], "document": [], "split": [], "correct": []}
     if evaluation.has("scores.parquet"):
         columns = parquet.read_table_columns(evaluation.file("scores.parquet"), list(columns))
@@ -63,26 +63,24 @@ def _generation(context: Context[ReportSpec], config: ExperimentConfig, results:
     drift = context.artifact(results.drift) if results.drift else None
     measured = {name: float(value) for name, value in drift.manifest.metrics.items()} if drift else {}
     confidence = _confidence(drift)
-    benchmarks = [context.artifact(reference) for reference in results.benchmarks]
+    benchmarks = [context.manifest(reference) for reference in results.benchmarks]
     return GenerationResult(
         generation=results.generation,
         scores=Scores(**columns),
         perplexity=None if perplexity is None else float(perplexity),
-        unigram_kl={split: float(a.manifest.metrics["unigram-kl"]) for split, a in rewritten.items()},
+        unigram_kl={split: float(m.metrics["unigram-kl"]) for split, m in rewritten.items()},
         live_fraction=measured.get("live-fraction", _live_fraction(config, confidence)),
-        tokens_trained=int(train.manifest.metrics["tokens-read"]),
-        tokens_synthetic=int(train.manifest.metrics["tokens-synthetic"]),
+        tokens_trained=int(train.metrics["tokens-read"]),
+        tokens_synthetic=int(train.metrics["tokens-synthetic"]),
         drift=measured,
         confidence=confidence,
-        benchmarks={
-            name: float(value) for a in benchmarks for name, value in a.manifest.metrics.items() if ":" in name
-        },
+        benchmarks={name: float(value) for m in benchmarks for name, value in m.metrics.items() if ":" in name},
         seconds={
-            "train": train.manifest.seconds,
+            "train": train.seconds,
             "evaluate": evaluation.manifest.seconds,
-            "regenerate": sum(a.manifest.seconds for a in rewritten.values()),
+            "regenerate": sum(m.seconds for m in rewritten.values()),
             **({"drift": drift.manifest.seconds} if drift else {}),
-            **({"benchmarks": sum(a.manifest.seconds for a in benchmarks)} if benchmarks else {}),
+            **({"benchmarks": sum(m.seconds for m in benchmarks)} if benchmarks else {}),
         },
     )
 
@@ -108,6 +106,6 @@ def _live_fraction(config: ExperimentConfig, confidence: dict[tuple[str, str], l
 
 def _notes(context: Context[ReportSpec]) -> list[str]:
     """What the sources had to say of themselves, each once."""
-    sources = [context.artifact(run.source).manifest.metrics for run in context.spec.runs]
+    sources = [context.manifest(run.source).metrics for run in context.spec.runs]
     notes = [str(value) for metrics in sources for name, value in metrics.items() if name.startswith("note-")]
     return list(dict.fromkeys(notes))

@@ -100,7 +100,7 @@ class PretrainedTokenizerSpec(Spec):
 class BaseSpec(Spec):
     """M_-1, made here from the pretraining text."""
 
-    role, kind, builder, verifies = "base", "model", "tasks.language.train:build_base", True
+    role, kind, builder = "base", "model", "tasks.language.train:build_base"
     keyed = ("model",)
     model: ScratchModel
     pretraining: Reference
@@ -110,7 +110,7 @@ class BaseSpec(Spec):
 class PretrainedBaseSpec(Spec):
     """M_-1, a pretrained model as it stands."""
 
-    role, kind, builder, verifies = "base", "model", "tasks.language.train:fetch_base", True
+    role, kind, builder = "base", "model", "tasks.language.train:fetch_base"
     identity: str
     dtype: str
     path: str
@@ -141,7 +141,7 @@ class TrainSpec(Spec):
         text: what this generation is trained on, in order.
     """
 
-    role, kind, builder, verifies = "train", "model", "tasks.language.train:build_generation", True
+    role, kind, builder = "train", "model", "tasks.language.train:build_generation"
     keyed = ("training", "lora", "regime", "seed", "generation")
     loss: Loss
     loss_source: str | None
@@ -166,7 +166,7 @@ class TrainSpec(Spec):
 class RegenerateSpec(Spec):
     """D_k^(j+1): `text`, which is D_k^(j), rewritten by M_i."""
 
-    role, kind, builder, verifies = "regenerate", "split", "tasks.language.regenerate:build_split", True
+    role, kind, builder = "regenerate", "split", "tasks.language.regenerate:build_split"
     keyed = ("seed", "generation")
     regeneration: Regeneration
     seed: int
@@ -339,6 +339,7 @@ class ReportSpec(Spec):
     """The report on all runs; `config` is the experiment's, as JSON types, and `command` goes on with it."""
 
     role, version, builder = "report", 2, "tasks.language.report:build_report"
+    shown = True
     config: dict[str, Any]
     command: str
     runs: tuple[RunResults, ...]

@@ -29,10 +29,10 @@ def put(store: ArtifactStore, kind: str, key: str, builder: Callable[[Draft], ob
         return draft.artifact
 
 
-def flip_one_of_each_kind(store: ArtifactStore) -> dict[str, str]:
-    """Change one byte in the middle of one file of one artifact of every kind; the key of each, by kind."""
+def flip_one_of_each_kind(store: ArtifactStore, only: str | None = None) -> dict[str, str]:
+    """Change one bit in the middle of one file of one artifact of every kind (or of one); the key of each, by kind."""
     flipped: dict[str, str] = {}
-    for manifest in store.ls():
+    for manifest in store.ls(only):
         if manifest.kind not in flipped:
             flipped[manifest.kind] = manifest.key
             path = Path(store.address(f"artifacts/{manifest.kind}/{manifest.key}/{manifest.files[-1]['name']}"))

@@ -67,7 +67,7 @@ def build_all(one: Prepared, *, upto: int | None = None) -> list[Stage]:
     """Every stage by its own builder, in order, without a server; those that were not there before."""
     built = []
     for stage in one.plan.stages()[:upto]:
-        _, found = build(stage, one.store, Runtime(), progress=quiet)
+        _, found = build(stage, one.store, Runtime(), progress=quiet, anew=stage.reference in one.refresh)
         if not found:
             built.append(stage)
     return built

@@ -23,7 +23,7 @@ class Idle(Worker):
     async def start(self) -> Any:
         return None
 
-    async def build(self, stage: Stage, on_progress: Any = None) -> dict[str, Any]:
+    async def build(self, stage: Stage, on_progress: Any = None, **_: Any) -> dict[str, Any]:
         self.built.append(stage.role)
         await asyncio.sleep(0)
         return {}

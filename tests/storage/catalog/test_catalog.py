@@ -18,7 +18,7 @@ from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import ArtifactDamaged, InputError
 from storage.catalog.catalog import VIEWS, query, rebuild_catalog
 from storage.store.experiments import StageRecord, record_experiment
-from storage.store.store import ArtifactDamagedWarning, ArtifactStore
+from storage.store.store import ArtifactStore
 from storage.tables import parquet
 
 COLUMNS = {
@@ -376,17 +376,40 @@ def test_limit_and_mistakes(store: ArtifactStore) -> None:
         assert caught.value.exit_code == 2
 
 
-def test_damaged_files_are_left_out_and_named(store: ArtifactStore) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "manifest"])
+@pytest.mark.parametrize("stale", [False, True], ids=["catalog there", "catalog stale"])
+def test_a_damaged_artifact_is_refused_every_time_and_named(store: ArtifactStore, damage: str, stale: bool) -> None:
     fill(store)
-    path = store.tree.place("evaluation", "evaluation-0") / "metrics.parquet"
+    assert one(store, "SELECT count(*) FROM metrics") == (2,)
+    if stale:
+        store.catalog.unlink()
+    place = store.tree.place("evaluation", "evaluation-0")
+    path = place / ("manifest.json" if damage == "manifest" else "metrics.parquet")
     whole = path.read_bytes()
-    path.write_bytes(whole[:-7])
-    with pytest.warns(ArtifactDamagedWarning, match=r"metrics\.parquet"):
+    middle = len(whole) // 2
+    content = whole[:-7] if damage == "truncated" else whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    path.unlink() if damage == "gone" else path.write_bytes(content)
+    for _ in range(3):
+        with pytest.raises(ArtifactDamaged, match=r"1 damaged artifacts.*evaluation-0.*fortifai verify"):
+            query(store, "SELECT count(*) FROM metrics")
+    with pytest.raises(ArtifactDamaged, match=path.name):
         rebuild_catalog(store)
-    assert query(store, "FROM metrics")[1] == []
-    path.write_bytes(b"x" * len(whole))  # same size: only its content gives it away
-    with pytest.raises(ArtifactDamaged, match="fortifai verify"):
-        rebuild_catalog(store)
+    path.write_bytes(whole)
+    assert one(store, "SELECT count(*) FROM metrics") == (2,)
+
+
+def test_a_query_leaves_nothing_in_the_shared_temporary_folder(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tempfile
+
+    fill(store)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+    (place,) = query(store, "SELECT current_setting('temp_directory')")[1][0]
+    assert Path(place).parent == shared and Path(place).name not in ("fortifai", "fortifai-duckdb")
+    assert list(shared.iterdir()) == []
 
 
 def test_a_moved_store_gets_new_paths(store: ArtifactStore, tmp_path: Path) -> None:
