@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -28,6 +29,7 @@ from storage.catalog.catalog import query
 from storage.store.store import ArtifactStore
 from tasks.engine.build import build
 from tasks.engine.stages import Stage
+from tasks.families.journal import EVERY_SECONDS
 
 GMM = [
     "family.data.samples=120",
@@ -347,7 +349,11 @@ def sets(overrides: list[str]) -> list[str]:
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_killed_and_resumed_by_the_printed_command_it_ends_with_the_same_digests(tmp_path: Path) -> None:
-    """In the middle of a segment, whose journal it goes on from."""
+    """In the middle of a segment, whose journal it goes on from.
+
+    The segment's worker stands still until the next generation is due in the journal, so that however quick the
+    machine is, most of the segment is still to be made when the journal begins.
+    """
     settings = [*GMM, "seeds=[1]", "arms=[{type: none}]", "generations=161", "family.segment=1000"]
     whole = prepared(tmp_path / "whole", "gmm", *settings)
     build_all(whole)
@@ -355,10 +361,19 @@ def test_killed_and_resumed_by_the_printed_command_it_ends_with_the_same_digests
     store = ArtifactStore(tmp_path / "cut")
     (segment,) = (s for s in whole.plan.stages() if s.role == "segment" and s.generation == 160)
     workspace = store.root / "work" / f"{segment.kind}-{segment.key}"
-    deadline = time.monotonic() + 120
-    while not list(workspace.glob("made-*.json")) and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+
+    def wait_for(pattern: str) -> None:
+        deadline = time.monotonic() + 120
+        while not any(workspace.glob(pattern)) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+
+    wait_for("sample-*.parquet")
+    (worker,) = (child for child in psutil.Process(process.pid).children() if "tasks.engine.worker" in child.cmdline())
+    worker.suspend()
+    time.sleep(EVERY_SECONDS)
+    worker.resume()
+    wait_for("made-*.json")
     process.send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     (command,) = re.findall(r"go on with: fortifai (resume gmm-\w+)", output)
