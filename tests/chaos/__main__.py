@@ -1,10 +1,11 @@
-"""`python tests/chaos [kills] [crowd] [soak]`: the long disturbances, and a JSON file with their figures."""
+"""`python tests/chaos [kills] [crowd] [postgres] [soak]`: the long disturbances, and a JSON file with their figures."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import random
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "support"))
 
-PARTS = ("kills", "crowd", "soak")
+PARTS = ("kills", "crowd", "postgres", "soak")
 
 
 def main() -> None:
@@ -42,13 +43,20 @@ def main() -> None:
                 from crowd import crowd
 
                 figures[part] = crowd(place)
+            elif part == "postgres":
+                from crowd import many
+
+                if shutil.which("postgres") is None:
+                    print("postgres: not tried, there is none on this machine")
+                    continue
+                figures[part] = many(place)
             else:
                 from soak import soak
 
                 figures[part] = soak(place, generations=asked.generations)
             asked.out.write_text(json.dumps(figures, indent=1))
             print(f"{part}: {json.dumps({k: v for k, v in figures[part].items() if k != 'outcomes'}, indent=1)}")
-    sys.exit(any(figures[part]["lost or different"] for part in parts))
+    sys.exit(any(figures[part]["lost or different"] for part in parts if part in figures))
 
 
 if __name__ == "__main__":

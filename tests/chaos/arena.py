@@ -16,6 +16,7 @@ from flows.embedded import server_url
 from helpers import COMMAND, environment
 from storage.store.store import ArtifactStore
 
+DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 ONE = ["runtime.workers=1"]
 LANGUAGE = [
     *ONE,
@@ -99,15 +100,24 @@ class Arena:
 @contextmanager
 def arena(root: Path) -> Iterator[Arena]:
     """An arena in a folder, with its server."""
+    root.mkdir(parents=True, exist_ok=True)
+    with a_server(root / "server.log", "") as api:
+        yield Arena(root, api)
+
+
+@contextmanager
+def a_server(log: Path, database: str) -> Iterator[str]:
+    """A Prefect server as `fortifai run` starts it; its database is SQLite beside the log unless another is given."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    root.mkdir(parents=True, exist_ok=True)
+    home = log.with_suffix(".home")
+    where = {"PREFECT_HOME": str(home), DATABASE: database or f"sqlite+aiosqlite:///{home}/prefect.db"}
     with (
-        mock.patch.dict(os.environ, {"PREFECT_HOME": str(root / "home")}),
+        mock.patch.dict(os.environ, where),
         temporary_settings(restore_defaults={PREFECT_API_URL}),
-        server_url(root / "server.log") as api,
+        server_url(log) as api,
     ):
-        yield Arena(root, api)
+        yield api
 
 
 def results(store: Path) -> dict[str, dict[str, str]]:
