@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ROOMS := flows tasks fortifai_core kernels storage deployments
 
-.PHONY: help demo test test-long lint format docs bench bench-gpu gpu-wheels audit constraints clean
+.PHONY: help demo test test-long chaos lint format docs bench bench-gpu gpu-wheels audit constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -39,6 +39,10 @@ test: $(VENV)/.dev lint  ## lint, types, import contracts, and all tests but the
 
 test-long: $(VENV)/.dev  ## the tests that start servers and browsers or kill processes
 	@$(BIN)/python -m pytest -q -m long
+
+KILLS ?= 50
+chaos: $(VENV)/.dev $(VENV)/.database  ## kill, crowd and soak small experiments for about an hour; figures in chaos.json
+	@$(BIN)/python -u tests/chaos --kills $(KILLS) --out chaos.json
 
 lint: $(VENV)/.dev  ## ruff, mypy, import contracts, dead code
 	@$(BIN)/ruff check $(ROOMS) tests

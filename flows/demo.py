@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flows.embedded import check_api
 from flows.load import load_any_config
 from flows.local import execute, print_results, read_report, spent
 from flows.prepare import prepare_experiment
@@ -34,6 +35,7 @@ def run_demo(
     *, store: str | None, console: Console, parts: Sequence[tuple[str, str, tuple[str, ...]]] = PARTS
 ) -> dict[str, Any]:
     """Run both experiments, print what came out of both, and write the page beside the store's artifacts."""
+    check_api()
     prepared = [prepare_experiment(load_any_config(preset), store=store) for preset, _, _ in parts]
     outcomes = execute(prepared, console, resume="fortifai demo")
     shown = []

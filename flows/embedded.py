@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import http.client
 import io
+import logging
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from flows import access
-from fortifai_core.errors import ConfigError, StageFailed
+from fortifai_core.errors import ConfigError, InputError, StageFailed
 from fortifai_core.parsing import refusing
+from storage.store.locks import file_lock
 from tasks.engine.children import child_environment
 
 START_SECONDS = 300.0  # the first start makes Prefect's database: over 90 s were seen on a busy machine
 RETRY_SECONDS = b"0.2"
 FLUSH_SECONDS = 1.0  # the server writes task-run events to its database in batches
+LOOK_SECONDS = 0.2  # between two looks whether our own server lives
+RESTARTS = 3  # of a server that dies again and again; one that lived for STEADY_SECONDS begins anew
+STEADY_SECONDS = 60.0
+STARTUP_FAILED = 3  # uvicorn's own code
+ASK_SECONDS = 5.0  # between two questions to the user's server
+SILENT_SECONDS = 120.0  # until the user's server counts as gone
 
+_log = logging.getLogger("fortifai")
 
 _quieted: set[str] = set()
 
@@ -51,12 +64,6 @@ def talkative_environment() -> dict[str, str]:
     return {name: value for name, value in child_environment().items() if name not in _quieted}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def configured_api() -> str | None:
     """The URL of the Prefect API that the user has configured, by the environment or a profile; or none."""
     remedy = "correct or unset what is named, in the environment (PREFECT_…) or the profile"
@@ -67,14 +74,47 @@ def configured_api() -> str | None:
         return PREFECT_API_URL.value() or None
 
 
+def check_api() -> None:
+    """Refuse a configured Prefect API at which nothing answers, before anything is done.
+
+    Raises:
+        InputError: it is away.
+    """
+    url = configured_api()
+    if url and not _answers(url):
+        time.sleep(1)
+        if not _answers(url):
+            raise InputError(
+                "PREFECT_API_URL",
+                url,
+                "no Prefect server answers there: start it, or do without it by `unset PREFECT_API_URL` "
+                "(where a profile sets it: `prefect config unset PREFECT_API_URL`)",
+            )
+
+
+def _answers(url: str) -> bool:
+    """Whether anything at all answers at an API that the user has configured, by a proxy perhaps."""
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=3).close()
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+    return True
+
+
 @contextlib.asynccontextmanager
-async def prefect_api_beside(log: Path) -> AsyncIterator[str]:
+async def prefect_api_beside(
+    log: Path, *, said: Callable[[str], None], lost: Callable[[str], None]
+) -> AsyncIterator[str]:
     """`server_url` in a coroutine, with Prefect's client pointed at it.
 
     What else runs in this loop goes on while the server starts and stops.
     """
     stack = contextlib.ExitStack()
-    url = await asyncio.to_thread(stack.enter_context, server_url(log))
+    url = await asyncio.to_thread(stack.enter_context, server_url(log, said=said, lost=lost))
     try:
         from prefect.settings import temporary_settings
 
@@ -85,31 +125,119 @@ async def prefect_api_beside(log: Path) -> AsyncIterator[str]:
 
 
 @contextlib.contextmanager
-def server_url(log: Path) -> Iterator[str]:
+def server_url(
+    log: Path, *, said: Callable[[str], None] = _log.warning, lost: Callable[[str], None] = _log.error
+) -> Iterator[str]:
     """The URL of the Prefect API: the configured server's, or that of one started for the length of the block.
 
-    Prefect's own temporary server prints the traces of its shutdown to the terminal; this one has a log. It has a login
+    Results are in the store, and a server only shows them: one of ours that dies is started again. Its socket is this
+    process's, so that whoever asks meanwhile waits and is answered. Prefect's own temporary server prints the traces
+    of its shutdown to the terminal; this one has a log. It has a login
     too, which `flows.access.client_settings` knows.
+
+    Args:
+        said: told in one line, by a thread of its own, that our server died and is started again.
+        lost: told why, by the same thread, when the server is gone for good. Prefect's client would go on asking for
+            a very long time.
     """
     configured = configured_api()
     if configured:
-        yield configured
+        with _watching(lambda ended: _watch_theirs(configured, ended, lost)):
+            yield configured
         return
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    environment = {
-        **child_environment(),
-        "PREFECT_SERVER_API_AUTH_STRING": access.new_login(url),
-        "PREFECT_UI_ENABLED": "0",
-        "PREFECT__SERVER_EPHEMERAL": "1",
-        "PREFECT__SERVER_FINAL": "1",
-    }
-    with child_process("flows.embedded", "127.0.0.1", str(port), log=log, environment=environment) as server:
-        import flows.recursive  # noqa: F401  # takes as long as the server's start: both at once
+    with socket.socket() as listener, contextlib.ExitStack() as child:
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        environment = {
+            **child_environment(),
+            "PREFECT_SERVER_API_AUTH_STRING": access.new_login(url),
+            "PREFECT_UI_ENABLED": "0",
+            "PREFECT__SERVER_EPHEMERAL": "1",
+            "PREFECT__SERVER_FINAL": "1",
+        }
 
-        wait_until_healthy(url, server, log)
-        yield url
-        time.sleep(FLUSH_SECONDS)
+        def start() -> subprocess.Popen[bytes]:
+            child.close()
+            number = listener.fileno()
+            arguments = ("flows.embedded", "socket", str(number))
+            return child.enter_context(child_process(*arguments, log=log, environment=environment, inherits=[number]))
+
+        with first_start():
+            server = start()
+            import flows.recursive  # noqa: F401  # takes as long as the server's start: both at once
+
+            for restarts in range(RESTARTS + 1):
+                try:
+                    wait_until_healthy(url, server, log)
+                    break
+                except StageFailed:
+                    killed = (server.poll() or 0) < 0
+                    if not killed or restarts == RESTARTS:  # what ends by itself has said why in its log
+                        raise
+                    server = start()
+        with _watching(lambda ended: _watch_ours(server, start, ended, log, said, lost)):
+            yield url
+            time.sleep(FLUSH_SECONDS)
+
+
+@contextlib.contextmanager
+def first_start() -> Iterator[None]:
+    """Around the start of a server: the first one makes or migrates Prefect's database, while others wait."""
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_HOME
+
+    home = PREFECT_HOME.value()
+    database = hashlib.sha256(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).encode()).hexdigest()[:8]
+    made = home / f".fortifai-{version('prefect')}-{database}"
+    if made.exists():
+        yield
+        return
+    with file_lock(home / ".fortifai.lock", what="the first start of Prefect's server"):
+        yield
+        made.touch()
+
+
+@contextlib.contextmanager
+def _watching(watch: Callable[[threading.Event], None]) -> Iterator[None]:
+    """`watch` in a thread, for the length of the block; it returns soon after its event is set."""
+    ended = threading.Event()
+    thread = threading.Thread(target=watch, args=[ended], daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _watch_ours(
+    server: subprocess.Popen[bytes],
+    start: Callable[[], subprocess.Popen[bytes]],
+    ended: threading.Event,
+    log: Path,
+    said: Callable[[str], None],
+    lost: Callable[[str], None],
+) -> None:
+    deaths, born = 0, time.monotonic()
+    while not ended.wait(LOOK_SECONDS):
+        if server.poll() is None:
+            continue
+        deaths = 1 if time.monotonic() - born > STEADY_SECONDS else deaths + 1
+        how = f"the Prefect server ended with code {server.returncode}"
+        if deaths > RESTARTS:
+            lost(f"{how}, for the {deaths}th time; its log: {log}")
+            return
+        said(f"{how} and is started again; nothing is lost; its log: {log}")
+        server, born = start(), time.monotonic()
+
+
+def _watch_theirs(url: str, ended: threading.Event, lost: Callable[[str], None]) -> None:
+    heard = time.monotonic()
+    while not ended.wait(ASK_SECONDS):
+        if _answers(url):
+            heard = time.monotonic()
+        elif time.monotonic() - heard > SILENT_SECONDS:
+            lost(f"no Prefect server answers at PREFECT_API_URL = {url} any more")
+            return
 
 
 @contextlib.contextmanager
@@ -120,6 +248,7 @@ def child_process(
     environment: dict[str, str],
     stdout: int | None = None,
     patience: float = 10.0,
+    inherits: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m module …` for the length of the block; what it prints goes to `log`.
 
@@ -127,6 +256,7 @@ def child_process(
 
     Args:
         patience: seconds it has to end in order, before it is killed.
+        inherits: numbers of our open files that it shall have, too.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -136,6 +266,7 @@ def child_process(
             stdout=output if stdout is None else stdout,
             stderr=output,
             env=environment,
+            pass_fds=inherits,
             start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the child in order
         )
     try:
@@ -234,23 +365,25 @@ def _exit_when_orphaned(linger: float) -> None:
 
 
 def main() -> None:
-    """The server process: `python -m flows.embedded HOST PORT [LINGER]`.
+    """The server process: `python -m flows.embedded HOST PORT [LINGER]`, or `… socket NUMBER` for one it inherits.
 
     It ends when its standard input closes, LINGER seconds later: so long may others still report to it.
     """
     import uvicorn
 
+    host, number = sys.argv[1], int(sys.argv[2])
     linger = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
     threading.Thread(target=_exit_when_orphaned, args=[linger], daemon=True).start()
-    host, port = sys.argv[1], int(sys.argv[2])
-    uvicorn.run(
-        partial(_server, host, port),
-        factory=True,
-        host=host,
-        port=port,
-        log_level="error",
-        lifespan="on",
+    inherited = socket.socket(fileno=number) if host == "socket" else None
+    if inherited is not None:
+        host, number = inherited.getsockname()[:2]
+    serving = uvicorn.Config(
+        partial(_server, host, number), factory=True, host=host, port=number, log_level="error", lifespan="on"
     )
+    server = uvicorn.Server(serving)
+    server.run(sockets=None if inherited is None else [inherited])
+    if not server.started:
+        sys.exit(STARTUP_FAILED)
 
 
 if __name__ == "__main__":

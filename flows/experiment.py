@@ -15,7 +15,7 @@ from flows.reporters import LogReporter
 from flows.run import run_arm, task_group, together
 from flows.workers import workers
 from fortifai_core.config.experiment import ExperimentConfig
-from storage.store.experiments import record_experiment
+from storage.store.experiments import is_finished, record_experiment
 from tasks.engine import prefect_tasks
 from tasks.engine.children import FOLDER
 from tasks.engine.plans import AnyExperiment, Plan
@@ -70,14 +70,17 @@ async def run_prepared(prepared: Prepared, reporter: Reporter, pool: WorkerPool)
     plan, store = prepared.plan, prepared.store
     with session(Session(plan=plan, store=store, pool=pool, reporter=reporter)) as running:
         config = plan.config.model_dump(mode="json")
-        record_experiment(store, config=config, status="running")
+        finished = is_finished(store, config)  # then this run only looks, and what becomes of it says nothing
+        if not finished:
+            record_experiment(store, config=config, status="running")
         try:
             await _shared(plan)
             await _in_turns(plan, at_once=len(pool.workers))
             final = plan.report(running.stopped)
             report = await prefect_tasks.reference(prefect_tasks.write_report(final), final)
         except BaseException:
-            record_experiment(store, config=config, status="failed")
+            if running.built or not finished:
+                record_experiment(store, config=config, status="failed")
             raise
         record_experiment(store, config=config, status="finished")
         running.circumstances.tell(reporter)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.embedded import configured_api, prefect_api_beside, sigterm_as_interrupt
-from flows.prepare import Prepared, prepare_experiment
+from flows.embedded import check_api, configured_api, prefect_api_beside, sigterm_as_interrupt
+from flows.prepare import Prepared, is_there, prepare_experiment
 from flows.reporters import TerminalReporter
 from flows.workers import workers
-from fortifai_core.errors import FortifaiError, InputError
+from fortifai_core.errors import FortifaiError, InputError, StageFailed
 from storage.store.experiments import Experiment, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
 from tasks.engine.plans import AnyExperiment
@@ -33,7 +34,7 @@ def run_here(
     Args:
         resume: the command that goes on with it, printed when it fails; `{name}` is filled in.
     """
-    configured_api()  # what is wrong with Prefect's settings shows before the experiment is recorded
+    check_api()
     prepared = prepare_experiment(config, store=store, refresh=refresh)
     (outcome,) = execute([prepared], console, resume=resume)
     print_outcome(prepared.store, load_experiment(prepared.store, prepared.record_id), console)
@@ -68,8 +69,7 @@ def _is_all_there(prepared: Prepared) -> bool:
     """Whether nothing is to do, and no server would keep a record of a run that finds everything."""
     if prepared.plan.may_stop or prepared.refresh or configured_api() is not None:
         return False
-    found = [prepared.store.find(s.kind, s.key, verify=s.spec.shown) for s in prepared.plan.stages()]
-    return None not in found
+    return is_there(prepared.plan, prepared.store)
 
 
 def spent(outcomes: Sequence[dict[str, Any]]) -> str:
@@ -118,9 +118,15 @@ def _run(experiments: Sequence[Prepared], console: Console, *, resume: str) -> d
         unfinished = next(prepared.record_id for prepared in experiments if prepared.record_id not in outcomes)
         return f"what was finished is kept; go on with: {resume.format(name=unfinished)}"
 
+    def end_without_server(why: str) -> None:
+        """End at once: Prefect's client, cancelled or not, would go on asking a server that is gone."""
+        console.print(f"[red]failed:[/] {escape(why)}\n{kept()}")
+        console.show_cursor()
+        os._exit(StageFailed.exit_code)  # the workers end with this process
+
     try:
         with sigterm_as_interrupt():
-            asyncio.run(_with_server(experiments, console, outcomes, resume=resume))
+            asyncio.run(_with_server(experiments, console, outcomes, resume=resume, lost=end_without_server))
     except FortifaiError as error:
         console.print(f"[red]failed:[/] {escape(str(error))}\n{kept()}")
         raise SystemExit(error.exit_code) from None
@@ -134,7 +140,12 @@ def _run(experiments: Sequence[Prepared], console: Console, *, resume: str) -> d
 
 
 async def _with_server(
-    experiments: Sequence[Prepared], console: Console, outcomes: dict[str, dict[str, Any]], *, resume: str
+    experiments: Sequence[Prepared],
+    console: Console,
+    outcomes: dict[str, dict[str, Any]],
+    *,
+    resume: str,
+    lost: Callable[[str], None],
 ) -> None:
     """One after the other. The first one's workers begin while the server starts, and Prefect is imported beside."""
     async with contextlib.AsyncExitStack() as server:
@@ -143,8 +154,12 @@ async def _with_server(
             _announce(prepared, console, command=resume.format(name=prepared.record_id))
             async with workers(prepared) as pool:
                 if prepared is experiments[0]:
+
+                    def said(text: str) -> None:
+                        console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
+
                     log = prepared.store.logs / "prefect-server.log"
-                    await server.enter_async_context(prefect_api_beside(log))
+                    await server.enter_async_context(prefect_api_beside(log, said=said, lost=lost))
                 from flows.experiment import run_here as run
 
                 with TerminalReporter(prepared.plan, console) as reporter:

@@ -17,7 +17,7 @@ from fortifai_core.errors import ConfigError, StoreError
 from fortifai_core.families.registry import FamilyExperiment, check_family
 from storage.sources.family_data import data_digests, load_data
 from storage.sources.sources import check_content, check_corpus, source_digests
-from storage.store.experiments import StageRecord, record_experiment
+from storage.store.experiments import StageRecord, is_finished, record_experiment
 from storage.store.store import ArtifactStore
 from storage.tables.models import model_identity
 from tasks.engine.plans import AnyExperiment, Plan
@@ -112,8 +112,17 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
         )
         for one in plan.uses()
     ]
-    record = record_experiment(opened, config=config.model_dump(mode="json"), status="planned", stages=stages)
+    dumped = config.model_dump(mode="json")
+    finished = not refresh and is_finished(opened, dumped) and (plan.may_stop or is_there(plan, opened))
+    status = "finished" if finished else "planned"
+    record = record_experiment(opened, config=dumped, status=status, stages=stages)
     return Prepared(plan=plan, store=opened, record_id=record.label, refresh=anew)
+
+
+def is_there(plan: Plan, store: ArtifactStore) -> bool:
+    """Whether every stage's artifact is in the store."""
+    found = [store.find(stage.kind, stage.key, verify=stage.spec.shown) for stage in plan.stages()]
+    return None not in found
 
 
 def descendants(plan: Plan, roles: Sequence[str]) -> list[Stage]:

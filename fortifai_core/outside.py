@@ -10,7 +10,7 @@ import re
 import unicodedata
 from typing import Any
 
-# Turn the order of the letters that follow around; marks that only state a direction are left to the scripts they serve.
+# Turn around the order of letters that follow; marks that only state a direction are left to the scripts they serve.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # Control characters, halves of surrogate pairs, separators of lines and paragraphs. Invisible letters of their own.
 _INVISIBLE = frozenset({"Cc", "Cs", "Zl", "Zp"})

@@ -28,6 +28,7 @@ from rich.markup import escape
 from flows.access import LOOPBACK, WILDCARDS, accepts, login_for, own_hosts, serving_login
 from flows.embedded import (
     child_process,
+    first_start,
     is_healthy,
     sigterm_as_interrupt,
     talkative_environment,
@@ -154,8 +155,10 @@ def _server(host: str, port: int, url: str, login: str | None, log: Path) -> Ite
     environment.setdefault("PREFECT_UI_API_URL", "/api" if host in WILDCARDS else url)
     # when this process is killed, the runner needs the server a little longer, to report its runs as cancelled
     arguments = ("flows.embedded", host, str(port), str(STOP_SECONDS / 2))
-    with child_process(*arguments, log=log, environment=environment) as server:
-        wait_until_healthy(url, server, log)
+    with contextlib.ExitStack() as stack:
+        with first_start():
+            server = stack.enter_context(child_process(*arguments, log=log, environment=environment))
+            wait_until_healthy(url, server, log)
         yield server
 
 

@@ -24,10 +24,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from fortifai_core.config.stages import Training
 from fortifai_core.corpus.packing import collate
-from fortifai_core.errors import NonFiniteLoss
+from fortifai_core.language.finite import check_loss, check_weights
 
 DIGESTS = "digests.json"
 SAVES_PER_STAGE = 10
+REMEDY = "lower training.learning_rate, or train in float32"
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,15 @@ class _FiniteTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch=num_items_in_batch)
         if not torch.isfinite(loss):
-            raise NonFiniteLoss(
-                f"the training loss became {loss.item()} at step {self.state.global_step + 1}: "
-                "lower training.learning_rate, or train in float32"
-            )
+            where = f"step {self.state.global_step + 1}"
+            check_loss(loss.item(), where=where, batch=self._rows_of(inputs), remedy=REMEDY)
         return loss
+
+    def _rows_of(self, inputs: Any) -> list[int]:
+        """The numbers of a batch's rows; looked for among all, since a batch does not say where it is from."""
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        batch = [row[:length] for row, length in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
+        return [number for number, row in enumerate(self.train_dataset) if row["input_ids"] in batch]
 
 
 class _Progress(TrainerCallback):
@@ -137,7 +142,7 @@ def train_model(
         save_steps: optimizer steps between checkpoints; 0 makes about ten.
 
     Raises:
-        NonFiniteLoss: before the optimizer step that would have used the loss.
+        NonFiniteLoss: before the optimizer step that would have used the loss; or of the weights after the last one.
     """
     if not len(rows):
         raise ValueError("train_model needs at least one row")
@@ -192,6 +197,7 @@ def train_model(
     trainer.remove_callback(PrinterCallback)
     checkpoint = newest_checkpoint(workspace)
     outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    check_weights(model, where=f"step {trainer.state.global_step}", remedy=REMEDY)
     tokens = sum(len(row["input_ids"]) for row in rows)
     return TrainingResult(
         steps=trainer.state.global_step,

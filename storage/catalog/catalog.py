@@ -213,7 +213,7 @@ def _let_nothing_in(connection: duckdb.DuckDBPyConnection, store: ArtifactStore)
 
 
 def _refuse_all_but_one_query(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raise `InputError` unless `sql` is one statement that asks; a file it would write `_locked_down` keeps from it."""
+    """Raise `InputError` unless `sql` is one statement that asks; files are kept from it by `_locked_down`."""
     sql.encode()  # half a surrogate pair is no text
     kinds = [str(statement.type).rpartition(".")[2] for statement in connection.extract_statements(sql)]
     # MULTI is what a PIVOT without IN is parsed into.

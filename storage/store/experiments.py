@@ -127,6 +127,12 @@ def record_experiment(
     return fresh
 
 
+def is_finished(store: ArtifactStore, config: Mapping[str, Any]) -> bool:
+    """Whether the experiment of this configuration is on record as finished."""
+    before = _read(store, f"{config['name']}-{experiment_id(config)[:8]}.json")
+    return before is not None and before.status == "finished"
+
+
 def list_experiments(store: ArtifactStore) -> list[Experiment]:
     """All experiments, the one updated last at the end. An unreadable record is warned about and left out."""
     readable = []

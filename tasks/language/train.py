@@ -186,9 +186,25 @@ def _save(model: Any, context: Context[Any], *, tokenizer: Path) -> None:
     from storage.tables.models import ADAPTER
 
     model = model.to("cpu")
-    model.save_pretrained(context.directory / ADAPTER if isinstance(model, PeftModel) else context.directory)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(context.directory / ADAPTER)
+        _forget_circumstances(context.directory / ADAPTER)
+    else:
+        model.save_pretrained(context.directory)
     target = context.directory / "tokenizer"
     target.mkdir()
     for file in sorted(tokenizer.iterdir()):
         if file.is_file() and file.name != "manifest.json":
             shutil.copyfile(file, target / file.name)
+
+
+def _forget_circumstances(adapter: Path) -> None:
+    """Take out of a saved adapter what differs between equal runs: the store's path, and the order of sets."""
+    import json
+
+    path = adapter / "adapter_config.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    config = {name: sorted(value) if isinstance(value, list) else value for name, value in saved.items()}
+    config["base_model_name_or_path"] = None  # it lies in the store, and is found there by its key
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    (adapter / "README.md").unlink(missing_ok=True)  # peft's form of a model card, with that path

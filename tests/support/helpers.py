@@ -63,8 +63,9 @@ def digests(store: ArtifactStore) -> dict[str, dict[str, str]]:
 
 def environment(tmp_path: Path, store: str) -> dict[str, str]:
     """For a command of its own: a store and a Prefect home below `tmp_path`, and no server."""
+    inherited = {name: value for name, value in os.environ.items() if "DATABASE_CONNECTION_URL" not in name}
     return {
-        **os.environ,
+        **inherited,
         "FORTIFAI_STORE": str(tmp_path / store),
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_API_URL": "",

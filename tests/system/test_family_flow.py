@@ -23,9 +23,10 @@ from flows.load import load_any_config
 from flows.prepare import Prepared, plan_for, prepare_experiment
 from flows.tools.explain import explain_plan
 from fortifai_core.config.stages import Runtime
-from fortifai_core.errors import ConfigError
+from fortifai_core.errors import ConfigError, InputError
 from helpers import Recorder, cli, digests, run_flow, start_cli
 from storage.catalog.catalog import query
+from storage.store.experiments import load_experiment, record_experiment
 from storage.store.store import ArtifactStore
 from tasks.engine.build import build
 from tasks.engine.stages import Stage
@@ -426,3 +427,57 @@ def test_where_all_is_found_the_table_is_printed_without_a_server(
     )
     printed = output.getvalue()
     assert outcome["built"] == 0 and "TCE 0.8 minus CE" in printed and "time to failure" in printed
+
+
+def test_a_server_that_is_away_is_named_before_anything_is_done(tmp_path: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.local import run_here
+
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.raises(InputError, match=r"PREFECT_API_URL = 'http://127\.0\.0\.1:9/api'.*unset PREFECT_API_URL"),
+    ):
+        run_here(
+            load_any_config("gmm", GMM), store=str(tmp_path / "store"), refresh=[], console=Console(), resume="{name}"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def status_of(one: Prepared) -> str:
+    return load_experiment(one.store, one.record_id).status
+
+
+def test_a_finished_experiment_stays_so_until_something_of_it_is_to_be_made(finished: Prepared, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(finished.store.root, store)
+    one = prepared(store, "gmm", *GMM)
+    record_experiment(one.store, config=one.plan.config.model_dump(mode="json"), status="failed")
+    assert status_of(prepared(store, "gmm", *GMM)) == "planned"
+    record_experiment(one.store, config=one.plan.config.model_dump(mode="json"), status="finished")
+    assert status_of(prepared(store, "gmm", *GMM)) == "finished"
+    one.store.remove(*one.plan.report().reference)
+    assert status_of(prepared(store, "gmm", *GMM)) == "planned"
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_that_finds_everything_and_fails_leaves_the_experiment_finished(
+    finished: Prepared, tmp_path: Path
+) -> None:
+    class Broken(Recorder):
+        def finished(self, stage: Stage, *, found: bool, seconds: float) -> None:
+            raise RuntimeError("the terminal is gone")
+
+    store = tmp_path / "store"
+    shutil.copytree(finished.store.root, store)
+    one = prepared(store, "gmm", *GMM)
+    record_experiment(one.store, config=one.plan.config.model_dump(mode="json"), status="planned")
+    with pytest.raises(RuntimeError):
+        run_flow(one, Broken())
+    assert status_of(one) == "failed"
+    run_flow(one, Recorder())
+    again = prepared(store, "gmm", *GMM)
+    with pytest.raises(RuntimeError):
+        run_flow(again, Broken())
+    assert status_of(again) == "finished"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from helpers import cli, digests, start_cli
@@ -107,6 +109,53 @@ def test_a_killed_worker_fails_its_stage_and_nothing_else(tmp_path: Path) -> Non
     cli(tmp_path, "cut", "resume", "latest")
 
 
+BRIEF = [*OVERRIDES, "--set", "training.epochs=20", "--set", "losses=[{type: cross-entropy}]"]
+
+
+def server_of(process: subprocess.Popen[str]) -> psutil.Process | None:
+    """The embedded server of a run; None while it has none."""
+    return next((c for c in psutil.Process(process.pid).children() if "flows.embedded" in c.cmdline()), None)
+
+
+def test_a_run_whose_server_is_killed_goes_on_with_another_one(tmp_path: Path) -> None:
+    """While it makes its database first, and in the middle of a training."""
+    process = start_cli(tmp_path, "cut", "run", "smoke", *BRIEF)
+    database = tmp_path / "prefect" / "prefect.db"
+    while not database.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    server = server_of(process)
+    assert server is not None
+    server.kill()
+    wait_for_training(tmp_path / "cut", 1, process)
+    server = server_of(process)
+    assert server is not None
+    server.kill()
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert "the Prefect server ended with code -9 and is started again" in output and "Traceback" not in output
+    assert "report:" in output
+
+
+def test_a_server_that_dies_again_and_again_ends_the_run_in_order(tmp_path: Path) -> None:
+    process = start_cli(tmp_path, "cut", "run", "smoke", *BRIEF)
+    wait_for_training(tmp_path / "cut", 1, process)
+    children = children_of(process.pid)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(psutil.Error):
+            server = server_of(process)
+            if server is not None:
+                server.kill()
+        time.sleep(0.05)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1, output
+    assert "failed: the Prefect server ended with code -9, for the 4th time" in output and "Traceback" not in output
+    assert output.count("go on with: fortifai resume smoke-") == 2
+    assert not [child for child in children if alive(child)]
+    assert "report:" in cli(tmp_path, "cut", "resume", "latest")
+
+
 @pytest.mark.timeout(400)
 def test_the_command_line_from_a_first_run_to_the_questions_one_asks_of_it(tmp_path: Path) -> None:
     arguments = ["smoke", *OVERRIDES]
@@ -148,7 +197,7 @@ async def struck(prepared, reporter, pool):
     await here()
 flows.experiment.run_here = struck
 flows.local.TerminalReporter = lambda *_: contextlib.nullcontext()
-flows.local.prefect_api_beside = flows.local.workers = lambda *_: contextlib.nullcontext()
+flows.local.prefect_api_beside = flows.local.workers = lambda *_, **__: contextlib.nullcontext()
 flows.local._announce = lambda *_, **__: None
 store = types.SimpleNamespace(logs=__import__("pathlib").Path("."))
 prepared = types.SimpleNamespace(plan=None, store=store, record_id="this")

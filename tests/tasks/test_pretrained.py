@@ -13,7 +13,7 @@ from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import LogReporter
 from fortifai_core.config.model import LoraConfig
 from fortifai_core.errors import DataError
-from helpers import run_flow
+from helpers import digests, run_flow
 from storage.tables.models import ADAPTER, load_model, model_identity
 from tasks.language.train import _with_adapter
 
@@ -107,6 +107,16 @@ def test_one_adapter_goes_on_from_generation_to_generation(tmp_path: Path) -> No
     for name, value in adapters[0].items():
         torch.testing.assert_close(trained[name.replace(".weight", ".default.weight")].data, value, rtol=0, atol=0)
         assert "lora_B" not in name or value.abs().max() > 0
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("prefect_server")
+def test_an_adapter_has_the_same_digests_in_another_store(tmp_path: Path) -> None:
+    """Neither the store's place nor the order of a set, which is another one in each process, is among its files."""
+    path = save_tiny(tmp_path / "model", "llama")
+    model = {"path": str(path), "lora": {"rank": 2, "alpha": 4}}
+    one, two = (digests(run(tmp_path / name, model).store) for name in ("one", "two"))
+    assert one == two and any("adapter/adapter_config.json" in files for files in one.values())
 
 
 def test_a_folder_without_a_model_is_refused_before_any_compute(tmp_path: Path) -> None:

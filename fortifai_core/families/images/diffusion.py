@@ -14,17 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fortifai_core.errors import NonFiniteLoss
 from fortifai_core.families.base import Arrays, Fitted, Mask, Progress
 from fortifai_core.families.images import data
 from fortifai_core.families.images.clipping import dynamic_floor, fixed_floor, gamma_of, is_dynamic
 from fortifai_core.families.images.config import DiffusionConfig
 from fortifai_core.families.images.data import to_images, to_pixels
 from fortifai_core.families.images.vae_model import clipped, generator_of, one_thread, with_weights
+from fortifai_core.language.finite import check_loss, check_weights
 
 SIDE = 8
 _EMBEDDING = 64
 _BATCH = 512
+_REMEDY = "lower family.learning_rate"
 
 
 class Denoiser(nn.Module):
@@ -177,9 +178,8 @@ def _fit(
         for chosen in torch.randperm(len(images), generator=order).split(config.batch_size):
             nll = _nll(config, model, images[chosen], noises)
             loss = clipped(nll, floor=floor).sum(dim=1).mean()
-            if not math.isfinite(loss.item()):
-                where = f"generation {stream[2]}, epoch {epoch + 1}"
-                raise NonFiniteLoss(f"{where}: the loss is {loss.item()}; lower family.learning_rate")
+            where = f"generation {stream[2]}, epoch {epoch + 1}"
+            check_loss(loss.item(), where=where, batch=chosen.tolist(), remedy=_REMEDY)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * (1 - done / total)
             optimizer.zero_grad(set_to_none=True)
@@ -190,6 +190,7 @@ def _fit(
             sums += len(chosen) * np.array([live, loss.item()])
         rows.append([gamma_of(floor), *(sums / len(images))])
         progress(epoch + 1, config.epochs, "epochs")
+    check_weights(model, where=f"generation {stream[2]}", remedy=_REMEDY)
     gammas, lives, losses = np.array(rows).T
     arrays = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
     traces = {"trace/gamma": gammas.copy(), "trace/live": lives.copy(), "trace/loss": losses.copy()}

@@ -6,7 +6,6 @@ run and generation and never by the arm, so arms differ by their mask alone; com
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fortifai_core.errors import NonFiniteLoss
 from fortifai_core.families.base import Arrays, Fitted, Mask, Progress
 from fortifai_core.families.images import data
 from fortifai_core.families.images.clipping import dynamic_floor, fixed_floor, gamma_of, is_dynamic
@@ -32,7 +30,9 @@ from fortifai_core.families.images.vae_model import (
     pixel_nll,
     to_arrays,
 )
+from fortifai_core.language.finite import check_loss, check_weights
 
+_REMEDY = "lower family.learning_rate"
 _BATCH = 512  # Part of the result: convolutions of other batches may round differently.
 CONFIDENCE_BINS = 50
 
@@ -136,9 +136,8 @@ def _fit(
             z = mean + noise(mean.shape, latents) * (0.5 * log_variance).exp()
             nll = pixel_nll(model, model.decode(z), batch, config=config, generator=pixels)
             objective = clipped_elbo(nll, mean, log_variance, floor=floor)
-            if not math.isfinite(objective.loss.item()):
-                where = f"generation {stream[2]}, epoch {epoch + 1}"
-                raise NonFiniteLoss(f"{where}: the loss is {objective.loss.item()}; lower family.learning_rate")
+            where = f"generation {stream[2]}, epoch {epoch + 1}"
+            check_loss(objective.loss.item(), where=where, batch=chosen.tolist(), remedy=_REMEDY)
             optimizer.zero_grad(set_to_none=True)
             objective.loss.backward()
             optimizer.step()
@@ -146,6 +145,7 @@ def _fit(
             sums += len(chosen) * np.array([live, *(term.item() for term in objective)])
         trace.rows.append([gamma_of(floor), *(sums / len(images))])
         progress(epoch + 1, config.epochs, "epochs")
+    check_weights(model, where=f"generation {stream[2]}", remedy=_REMEDY)
     confidence = np.exp(-surprises(config, model, images, stream=(*stream, "confidence")))
     gammas, lives, losses, reconstructions, kls = np.array(trace.rows).T
     metrics = {

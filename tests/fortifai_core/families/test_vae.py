@@ -293,7 +293,9 @@ def test_progress_is_reported_and_the_loss_falls() -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_fit() -> None:
     broken = {name: np.full_like(value, np.nan) for name, value in plain()[0].items() if not name.startswith("trace/")}
-    with pytest.raises(NonFiniteLoss, match="generation 1, epoch 1"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"generation 1, epoch 1: the training loss became nan on the batch of rows \d"
+    ):
         fit(TINY.model_copy(update={"start": "previous"}), NoMask(), generation=1, previous=broken)
 
 

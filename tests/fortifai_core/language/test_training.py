@@ -113,20 +113,46 @@ def test_the_seed_orders_the_data(tmp_path: Path) -> None:
     assert not same(weights(one), weights(other))
 
 
-def test_a_non_finite_loss_stops_before_the_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_non_finite_loss_stops_before_the_step_and_names_the_rows(tmp_path: Path, factor: float) -> None:
+    """It is the second step's, so that what is kept is the first one's weights."""
     model = tiny_model()
-    before = weights(model)
     forward = model.forward
+    read: list[list[list[int]]] = []
+    kept: list[list[torch.Tensor]] = []
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        output.loss = output.loss * float("nan")
+        read.append(kwargs["input_ids"].tolist())
+        kept.append(weights(model))
+        if len(read) == 2:
+            output.loss = output.loss * factor
         return output
 
     model.forward = broken
-    with pytest.raises(NonFiniteLoss, match="step 1"):
-        train(model, tmp_path)
-    assert same(before, weights(model))
+    with pytest.raises(NonFiniteLoss, match=r"step 2: the training loss became (nan|inf)") as stopped:
+        train(model, tmp_path / "cut")
+    assert same(kept[-1], weights(model)) and not same(kept[0], kept[1])
+    all_rows = [row["input_ids"] for row in rows()]
+    named = ", ".join(str(number) for number, row in enumerate(all_rows) if row in read[1])
+    assert f"on the batch of rows {named};" in str(stopped.value) and "training.learning_rate" in str(stopped.value)
+
+
+def test_weights_that_the_last_step_spoilt_are_never_handed_on(tmp_path: Path) -> None:
+    """The loss was finite, and its gradient was not."""
+    model = tiny_model()
+    calls = 0
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return gradient * float("nan") if calls == 6 else gradient
+
+    model.lm_head.weight.register_hook(spoil)
+    config = CONFIG.model_copy(update={"epochs": 1})
+    with pytest.raises(NonFiniteLoss, match=r"step 6: the weights of .* became NaN or infinite; lower training"):
+        train(model, tmp_path, config=config)
+    assert calls == 6
 
 
 def test_accumulated_micro_batches_make_the_same_step_as_one_batch(tmp_path: Path) -> None:

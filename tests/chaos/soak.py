@@ -1,0 +1,99 @@
+"""Fifty generations: memory, open files, threads and the time of a generation stay flat in every process."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections import defaultdict
+from typing import Any
+
+import psutil
+
+from arena import Arena, results
+from storage.store.experiments import load_experiment
+from storage.store.store import ArtifactStore
+
+LOOK_SECONDS = 0.25
+# a generation may add so much: MiB of memory, files, threads; and later ones may take so much longer than earlier ones
+LIMITS = {"memory": 1.0, "files": 0.1, "threads": 0.1}
+SLOWER = 1.5
+NAMES = {"tasks.engine.worker": "worker", "flows.embedded": "server"}
+
+
+def soak(arena: Arena, *, generations: int) -> dict[str, Any]:
+    """Run a language model so long, look at its processes meanwhile, and fit lines over the later three quarters."""
+    store, home = arena.root / "soak", arena.root / "soak-home"
+    arguments = arena.command(
+        "language",
+        "regime=replace",
+        f"splits={generations}",
+        f"generations={generations}",
+        f"corpus.entities={2 * generations}",
+    )
+    began = time.monotonic()
+    process = arena.start(arguments, store=store, output=arena.root / "soak.out", home=home)
+    seen: dict[str, list[tuple[float, dict[str, float]]]] = defaultdict(list)
+    while process.poll() is None:
+        for name, measured in _look(process.pid).items():
+            seen[name].append((time.time(), measured))
+        time.sleep(LOOK_SECONDS)
+    assert process.returncode == 0, (arena.root / "soak.out").read_text(errors="replace")
+    results(store)
+    opened = ArtifactStore(store)
+    record = load_experiment(opened)
+    trained = sorted(
+        (s.generation, (opened.root / "artifacts" / s.kind / s.key / "manifest.json").stat().st_mtime)
+        for s in record.stages
+        if s.role == "train" and s.generation is not None
+    )
+    ends = [moment for _, moment in trained]
+    first, last = ends[len(ends) // 4], ends[-1]
+    slopes = {
+        name: {
+            what: round(_slope([(when, m[what]) for when, m in rows if first <= when <= last], ends), 3)
+            for what in LIMITS
+        }
+        for name, rows in seen.items()
+    }
+    seconds = [after - before for before, after in itertools.pairwise(ends)]
+    quarter = len(seconds) // 4
+    early, late = (statistics.median(part) for part in (seconds[quarter : 2 * quarter], seconds[-quarter:]))
+    wrong = [
+        f"{name}: {what} grow by {slope} a generation"
+        for name, by_name in slopes.items()
+        for what, slope in by_name.items()
+        if slope > LIMITS[what]
+    ]
+    if late > SLOWER * early:
+        wrong.append(f"a generation takes {late:.1f} s, it took {early:.1f} s")
+    return {
+        "generations": generations,
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "growth a generation (MiB, files, threads)": slopes,
+        "limits": LIMITS,
+        "seconds a generation, second and last quarter": [round(early, 2), round(late, 2)],
+        "lost or different": len(wrong),
+        "wrong": wrong,
+    }
+
+
+def _look(flow: int) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    try:
+        own = psutil.Process(flow)
+        for one in (own, *own.children()):
+            name = "flow" if one is own else next((n for m, n in NAMES.items() if m in one.cmdline()), "")
+            if name:
+                with one.oneshot():
+                    memory = one.memory_info().rss / 2**20
+                    found[name] = {"memory": memory, "files": one.num_fds(), "threads": one.num_threads()}
+    except psutil.Error:  # it ends while it is looked at
+        pass
+    return found
+
+
+def _slope(values: list[tuple[float, float]], ends: list[float]) -> float:
+    """Growth from generation to generation, by the line that fits best."""
+    generations = [sum(end <= when for end in ends) for when, _ in values]
+    return statistics.linear_regression(generations, [value for _, value in values]).slope

@@ -1,0 +1,27 @@
+"""The short version of the long disturbances, of which `make chaos` makes many more."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from arena import arena
+from crowd import crowd
+from kills import campaign
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+
+def test_killed_five_times_anywhere_it_ends_with_the_same_results(tmp_path: Path) -> None:
+    with arena(tmp_path) as place:
+        figures = campaign(place, kills=5, seed=random.randrange(10**6))
+    assert figures["kills"] == 5
+    assert not figures["lost or different"], (figures["seed"], [o for o in figures["outcomes"] if o["wrong"]])
+
+
+def test_four_at_once_build_everything_once_while_others_read(tmp_path: Path) -> None:
+    with arena(tmp_path) as place:
+        figures = crowd(place, names=("gmm",))
+    assert figures["runs"] == 8 and figures["reads meanwhile"] and figures["wrong"] == []
