@@ -98,11 +98,11 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
         InputError: naming the field, its value and the remedy; nothing has been computed by then.
     """
     opened = open_store(store)
-    opened.writable()
     for role in refresh:
         if role not in ROLES:
             raise ConfigError("--refresh", role, f"choose one of {', '.join(ROLES)}")
     plan = plan_for(config)
+    opened.writable()  # last, for it leaves the store's folder behind
     check_space(config, plan, opened)
     for stage in descendants(plan, refresh):
         opened.remove(stage.kind, stage.key)
