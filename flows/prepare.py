@@ -95,11 +95,11 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
         InputError: naming the field, its value and the remedy; nothing has been computed by then.
     """
     opened = open_store(store)
-    opened.writable()
     for role in refresh:
         if role not in ROLES:
             raise ConfigError("--refresh", role, f"choose one of {', '.join(ROLES)}")
     plan = plan_for(config)
+    opened.writable()  # last, for it leaves the store's folder behind
     check_space(config, plan, opened)
     anew = frozenset(stage.reference for stage in descendants(plan, refresh))
     stages = [
