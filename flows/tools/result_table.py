@@ -54,8 +54,10 @@ def fit(natural: Sequence[int], width: int) -> tuple[list[int | None], dict[int,
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """The same as CSV with a line of names, in full; null is empty, and a text is no formula (`csv_cell`)."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([csv_cell(value) for value in row] for row in [columns, *rows])
+    for row in [columns, *rows]:
+        # the writer sees no end of a line in a lone carriage return; readers do
+        quoting = csv.QUOTE_ALL if any("\r" in str(value) for value in row) else csv.QUOTE_MINIMAL
+        csv.writer(text, lineterminator="\n", quoting=quoting).writerow([csv_cell(value) for value in row])
     return text.getvalue()
 
 

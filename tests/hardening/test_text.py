@@ -301,7 +301,7 @@ def test_no_command_prints_what_a_terminal_obeys(store: ArtifactStore) -> None:
 def test_csv_of_a_query_has_no_formula_and_numbers_as_they_are(store: ArtifactStore) -> None:
     asked = "select document, -1.5 as n, -2 as m from documents"
     done = CliRunner().invoke(app, ["sql", asked, "--csv", "--store", str(store.root)])
-    rows = list(csv.reader(io.StringIO(done.stdout)))[1:]
+    rows = list(csv.reader(io.StringIO(done.stdout, newline="")))[1:]
     assert len(rows) > 20 and {(n, m) for _, n, m in rows} == {("-1.5", "-2")}
     assert not [document for document, _, _ in rows if document.startswith(FORMULAS)]
     assert "'=cmd|'/c calc'!A1" in {document for document, _, _ in rows}
