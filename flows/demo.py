@@ -12,6 +12,7 @@ from flows.embedded import check_api
 from flows.load import load_any_config
 from flows.local import execute, print_results, read_report, spent
 from flows.prepare import prepare_experiment
+from fortifai_core.outside import markup
 from fortifai_core.report.demo import DemoPart, demo_page
 from storage.store import durable
 from storage.store.experiments import load_experiment
@@ -43,11 +44,11 @@ def run_demo(
         table, folder = read_report(one.store, load_experiment(one.store, one.record_id))
         shown.append(DemoPart(question, table, tuple(_figures(folder, figures)), folder / "report.html"))
     for part in shown:
-        console.print(f"\n[bold reverse] {part.question} [/]", highlight=False)
+        console.print(f"\n[bold reverse] {markup(part.question)} [/]", highlight=False)
         print_results(part.table, console)
     page = prepared[0].store.logs.parent / "demo.html"
     durable.write_bytes(page, demo_page(shown).encode())
-    console.print(f"\none page for both: {page}", soft_wrap=True)
+    console.print(f"\none page for both: {markup(page)}", soft_wrap=True)
     console.print(spent(outcomes))
     return {"page": str(page), "experiments": outcomes}
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from flows.embedded import check_api, configured_api, prefect_api_beside, sigterm_as_interrupt
@@ -20,6 +19,7 @@ from flows.prepare import Prepared, is_there, prepare_experiment
 from flows.reporters import TerminalReporter
 from flows.workers import workers
 from fortifai_core.errors import FortifaiError, InputError, StageFailed
+from fortifai_core.outside import markup
 from storage.store.experiments import Experiment, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
 from tasks.engine.plans import AnyExperiment
@@ -58,11 +58,11 @@ def _announce(prepared: Prepared, console: Console, *, command: str) -> None:
     found = {s.reference for s in stages if prepared.store.find(s.kind, s.key) is not None}
     there = len(found - prepared.refresh)
     console.print(
-        f"[bold]{config.name}[/]  {len(config.arm_labels)} arms × {len(config.seeds)} seeds × "
-        f"{config.generations} generations · {len(stages)} stages, {there} found · store {prepared.store.name}"
+        f"[bold]{markup(config.name)}[/]  {len(config.arm_labels)} arms × {len(config.seeds)} seeds × "
+        f"{config.generations} generations · {len(stages)} stages, {there} found · store {markup(prepared.store.name)}"
     )
     if there < len(stages):
-        console.print(f"[dim]whenever it stops, go on with: {command}[/]", highlight=False)
+        console.print(f"[dim]whenever it stops, go on with: {markup(command)}[/]", highlight=False)
 
 
 def _is_all_there(prepared: Prepared) -> bool:
@@ -116,11 +116,11 @@ def _run(experiments: Sequence[Prepared], console: Console, *, resume: str) -> d
 
     def kept() -> str:
         unfinished = next(prepared.record_id for prepared in experiments if prepared.record_id not in outcomes)
-        return f"what was finished is kept; go on with: {resume.format(name=unfinished)}"
+        return f"what was finished is kept; go on with: {markup(resume.format(name=unfinished))}"
 
     def end_without_server(why: str) -> None:
         """End at once: Prefect's client, cancelled or not, would go on asking a server that is gone."""
-        console.print(f"[red]failed:[/] {escape(why)}\n{kept()}")
+        console.print(f"[red]failed:[/] {markup(why)}\n{kept()}")
         console.show_cursor()
         os._exit(StageFailed.exit_code)  # the workers end with this process
 
@@ -128,7 +128,7 @@ def _run(experiments: Sequence[Prepared], console: Console, *, resume: str) -> d
         with sigterm_as_interrupt():
             asyncio.run(_with_server(experiments, console, outcomes, resume=resume, lost=end_without_server))
     except FortifaiError as error:
-        console.print(f"[red]failed:[/] {escape(str(error))}\n{kept()}")
+        console.print(f"[red]failed:[/] {markup(str(error))}\n{kept()}")
         raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, asyncio.CancelledError, TerminationSignal):
         console.print(f"stopped; {kept()}")
@@ -156,7 +156,7 @@ async def _with_server(
                 if prepared is experiments[0]:
 
                     def said(text: str) -> None:
-                        console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
+                        console.print(f"[yellow]{markup(text)}[/]", soft_wrap=True)
 
                     log = prepared.store.logs / "prefect-server.log"
                     await server.enter_async_context(prefect_api_beside(log, said=said, lost=lost))
@@ -186,18 +186,18 @@ def print_outcome(store: ArtifactStore, record: Experiment, console: Console) ->
     """The experiment's table, its headline, and where its report lies."""
     table, folder = read_report(store, record)
     print_results(table, console)
-    console.print(f"\nreport: {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"\nreport: {markup(folder / 'report.html')}", soft_wrap=True)
 
 
 def print_results(summary: dict[str, Any], console: Console) -> None:
     """A report's table.json on the terminal: the table, then the headline and the notes."""
-    table = Table(*[escape(h) for h in summary["headers"]], box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table = Table(*[markup(h) for h in summary["headers"]], box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for row in summary["rows"]:
-        table.add_row(*[escape(cell) for cell in row])
-    console.print(f"\n[bold]{escape(summary['title'])}[/]")
+        table.add_row(*[markup(cell) for cell in row])
+    console.print(f"\n[bold]{markup(summary['title'])}[/]")
     console.print(table)
-    console.print(f"[dim]{escape(summary['caption'])}[/]", highlight=False)
+    console.print(f"[dim]{markup(summary['caption'])}[/]", highlight=False)
     for line in summary["headline"]:
-        console.print(f"\n{escape(line)}", highlight=False)
+        console.print(f"\n{markup(line)}", highlight=False)
     for note in summary["notes"]:
-        console.print(f"[dim]note: {escape(note)}[/]", highlight=False)
+        console.print(f"[dim]note: {markup(note)}[/]", highlight=False)

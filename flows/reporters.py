@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from fortifai_core.outside import line, markup, visible
 from tasks.engine.plans import Plan
 from tasks.engine.progress import StageProgress
 from tasks.engine.stages import Stage
@@ -72,21 +73,21 @@ class LogReporter:
             return logging.getLogger("fortifai")
 
     def started(self, stage: Stage) -> None:
-        self._logger().info("%s: started", full_label(stage))
+        self._logger().info("%s: started", line(full_label(stage)))
 
     def progressed(self, stage: Stage, done: int, total: int, unit: str) -> None:
         """Every half minute; what the UI shows as an artifact follows more closely."""
         progress = self.told.take(stage, done, total, unit)
         if self.told.is_due(stage):
             # as text now: it changes before a slow handler writes
-            self._logger().info("%s: %s", full_label(stage), str(progress))
+            self._logger().info("%s: %s", line(full_label(stage)), str(progress))
 
     def finished(self, stage: Stage, *, found: bool, seconds: float) -> None:
         self.told.forget(stage)
-        self._logger().info("%s: %s", full_label(stage), "found" if found else f"done in {seconds:.1f} s")
+        self._logger().info("%s: %s", line(full_label(stage)), "found" if found else f"done in {seconds:.1f} s")
 
     def noted(self, message: str) -> None:
-        self._logger().info("%s", message)
+        self._logger().info("%s", visible(message))
 
 
 class TerminalReporter:
@@ -101,9 +102,9 @@ class TerminalReporter:
         self.live = console.is_terminal
         self.bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -128,10 +129,10 @@ class TerminalReporter:
         progress = self.told.take(stage, done, total, unit)
         if not self.live:
             if self.told.is_due(stage):
-                self.console.print(f"  [dim]…[/]  {full_label(stage)}  [dim]{progress}[/]", highlight=False)
+                self.console.print(f"  [dim]…[/]  {markup(full_label(stage))}  [dim]{progress}[/]", highlight=False)
             return
         if stage.reference not in self.active:
-            self.active[stage.reference] = self.bars.add_task(full_label(stage), total=total, text="")
+            self.active[stage.reference] = self.bars.add_task(visible(full_label(stage)), total=total, text="")
         self.bars.update(self.active[stage.reference], completed=done, total=total, text=str(progress))
 
     def finished(self, stage: Stage, *, found: bool, seconds: float) -> None:
@@ -142,8 +143,8 @@ class TerminalReporter:
         self.bars.update(self.whole, completed=self.done, text=f"{self.done} / {self.expected}")
         if not found and (stage.role in SHOWN or seconds > 10):
             self.console.print(
-                f"  [dim]{self.done:>3}/{self.expected}[/]  {full_label(stage)}  [dim]{seconds:.1f} s[/]"
+                f"  [dim]{self.done:>3}/{self.expected}[/]  {markup(full_label(stage))}  [dim]{seconds:.1f} s[/]"
             )
 
     def noted(self, message: str) -> None:
-        self.console.print(f"  {message}")
+        self.console.print(f"  {markup(message)}")

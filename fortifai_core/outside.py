@@ -10,9 +10,9 @@ import re
 import unicodedata
 from typing import Any
 
-# Turn around the order of letters that follow; marks that only state a direction are left to the scripts they serve.
+# They turn the order of letters around; marks that only state a direction are left to the scripts that they serve.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# Control characters, halves of surrogate pairs, separators of lines and paragraphs. Invisible letters of their own.
+# Control characters, halves of surrogate pairs, separators of lines and of paragraphs.
 _INVISIBLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _KEPT = "\n\t"
 # What makes a cell of a spreadsheet a formula, the wide forms included.

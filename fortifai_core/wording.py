@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 
@@ -9,6 +10,8 @@ from fortifai_core.interval import Interval
 
 # How the first word of a label is written; the label of a user's own loss stays as it is.
 _HEADS = {"ce": "CE", "tce": "TCE", "focal": "Focal", "elbo": "ELBO", "ddpm": "DDPM", "dynamic": "Dynamic"}
+
+LONGEST_STEM = 80  # characters
 
 
 def arm_title(label: str) -> str:
@@ -27,8 +30,11 @@ def run_title(label: str, seed: int | None) -> str:
 
 
 def file_stem(name: str) -> str:
-    """A file's name for an arm or a measure, whatever a user called it."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "arm"
+    """A file's name for an arm or a measure, whatever a user called it; a long one ends in a digest of the whole."""
+    stem = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "arm"
+    if len(stem) <= LONGEST_STEM:
+        return stem
+    return f"{stem[:LONGEST_STEM]}-{hashlib.sha256(repr(name).encode()).hexdigest()[:8]}"
 
 
 def number(value: float) -> str:

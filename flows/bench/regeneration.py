@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fortifai_core.config.stages import Regeneration
 from fortifai_core.language.rewriting.blocks import Rewriting, Statistics, TokenisedDocument, plan_blocks
 from fortifai_core.language.rewriting.regenerate import regenerate
+from fortifai_core.outside import markup
 
 SHAPES: dict[str, dict[str, Any]] = {
     "demo": {"vocab_size": 1024, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4},
@@ -318,4 +318,4 @@ def regeneration_table(rows: list[dict[str, Any]], console: Console) -> None:
         console.print(table)
         for row in of_task:
             if "note" in row:
-                console.print(f"[dim]{escape(row['what'])} {escape(row['note'])}[/]", highlight=False)
+                console.print(f"[dim]{markup(row['what'])} {markup(row['note'])}[/]", highlight=False)

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from flows.cli.bench import benches
 from flows.cli.kr import app as kr
 from flows.embedded import quiet_environment
 from flows.outputs import folder_to_make
+from flows.terminal import Terminal, for_stdout
 from fortifai_core.config.custom_loss import allow_code
 from fortifai_core.errors import FortifaiError, InputError, one_line
+from fortifai_core.outside import markup, visible
 from fortifai_core.parsing import check_argument
 
 quiet_environment()
@@ -37,8 +37,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
+out = Terminal()
+err = Terminal(stderr=True)
 
 Source = Annotated[str, typer.Argument(help="A preset (see `fortifai init`) or a YAML file.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a field: path=value. May be repeated.")]
@@ -66,7 +66,7 @@ def init(preset: Annotated[str | None, typer.Argument(help="Which preset; withou
 
     if preset is None:
         for name, purpose in presets().items():
-            out.print(f"[bold]{name:<20}[/] {escape(purpose)}")
+            out.print(f"[bold]{name:<20}[/] {markup(purpose)}")
     else:
         typer.echo(preset_text(preset), nl=False)
 
@@ -148,10 +148,10 @@ def plan(
         table.add_column(name)
     for row in rows:
         state = "[green]found[/]" if row["found"] else "[yellow]to do[/]"
-        table.add_row(row["run"], row["stage"], state, escape(row["why"]))
+        table.add_row(markup(row["run"]), markup(row["stage"]), state, markup(row["why"]))
     out.print(table)
     missing = sum(not row["found"] for row in rows)
-    out.print(f"\n{len(rows) - missing} of {len(rows)} stages found, {missing} to do. Store: {opened.name}")
+    out.print(f"\n{len(rows) - missing} of {len(rows)} stages found, {missing} to do. Store: {markup(opened.name)}")
 
 
 @app.command()
@@ -197,7 +197,7 @@ def report(
         return
     print_outcome(opened, record, out)
     if copied is not None:
-        out.print(f"copied: {copied / 'report.html'}", soft_wrap=True)
+        out.print(f"copied: {markup(copied / 'report.html')}", soft_wrap=True)
 
 
 @app.command("ls")
@@ -217,7 +217,7 @@ def list_all(store: Store = None, as_json: Json = False) -> None:
     for r in records:
         arms = ", ".join(dict.fromkeys(s.arm for s in r.stages if s.arm))
         c = r.config
-        table.add_row(r.label, r.state, arms, str(len(c["seeds"])), str(c["generations"]), r.updated)
+        table.add_row(*map(markup, (r.label, r.state, arms, len(c["seeds"]), c["generations"], r.updated)))
     out.print(table if records else "No experiments yet: `fortifai run tiny` makes one.")
 
 
@@ -249,7 +249,7 @@ def sql(
     if as_json:
         show_json([dict(zip(columns, row, strict=True)) for row in rows])
     elif as_csv:
-        typer.echo(result_table.as_csv(columns, rows), nl=False)
+        typer.echo(for_stdout(result_table.as_csv(columns, rows)), nl=False)
     else:
         result_table.print_rows(columns, rows, out)
 
@@ -285,7 +285,7 @@ def path(
     from flows.prepare import open_store
     from flows.tools.explain import locate
 
-    typer.echo(str(locate(open_store(store), what)))
+    typer.echo(for_stdout(str(locate(open_store(store), what))))
 
 
 @app.command()
@@ -300,8 +300,9 @@ def verify(store: Store = None, as_json: Json = False) -> None:
     else:
         for damage in verified.damaged:
             problem = f"{damage.kind} {damage.key[:12]}: {damage.problem}"
-            err.print(f"[red]{escape(problem)}[/]; moved to {escape(damage.moved_to)}", soft_wrap=True, highlight=False)
-        out.print(f"{verified.sound} artifacts are sound, {len(verified.damaged)} were set aside. Store: {opened.name}")
+            err.print(f"[red]{markup(problem)}[/]; moved to {markup(damage.moved_to)}", soft_wrap=True, highlight=False)
+        said = f"{verified.sound} artifacts are sound, {len(verified.damaged)} were set aside."
+        out.print(f"{said} Store: {markup(opened.name)}")
         if verified.damaged:
             out.print("`fortifai run` or `resume` of the same experiment builds them anew.")
     raise typer.Exit(1 if verified.damaged else 0)
@@ -334,7 +335,7 @@ def export(
     target = folder_to_make("target", target)
     make = export_model if what == "model" else export_dataset
     made = make(open_store(store), experiment, arm=arm, seed=seed, generation=generation, target=target)
-    out.print(f"{what} of {arm} · seed {seed} · g{generation} → {made}")
+    out.print(f"{what} of {markup(arm)} · seed {seed} · g{generation} → {markup(made)}")
 
 
 app.add_typer(benches, name="bench")
@@ -387,13 +388,13 @@ def exit_code(arguments: Sequence[str]) -> int:
             check_argument(f"argument {number}", argument)
         ended = app(list(arguments), standalone_mode=False)
     except FortifaiError as error:
-        err.print(f"[red]error:[/] {escape(one_line(str(error)))}", soft_wrap=True, highlight=False)
+        err.print(f"[red]error:[/] {markup(str(error))}", soft_wrap=True, highlight=False)
         return error.exit_code
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "fortifai"
         if error.format_message():  # without one, the help was printed in its place
             message = f"{one_line(error.format_message()).rstrip('.')}; `{command} --help` says how"
-            err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+            err.print(f"[red]error:[/] {markup(message)}", soft_wrap=True, highlight=False)
         return int(error.exit_code)
     except KeyboardInterrupt:
         err.print(f"stopped after {time.monotonic() - started:.0f} s; what was finished is kept")
@@ -403,14 +404,14 @@ def exit_code(arguments: Sequence[str]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception:  # noqa: BLE001 - shown in full, as the interpreter would
-        traceback.print_exc()
+        sys.stderr.write(visible(traceback.format_exc()))
         return 1
     return ended if isinstance(ended, int) else 0
 
 
 def main() -> None:
     """The entry point: every expected error is one line, exit code 2 for bad input and 1 for a failed run."""
-    warnings.formatwarning = lambda message, *_: f"fortifai: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"fortifai: {visible(str(message))}\n"
     # peft asks transformers 5.24 for this by its old name; nobody at a terminal can do anything about it
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     for stream in (sys.stdout, sys.stderr):

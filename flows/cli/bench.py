@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from flows.outputs import file_to_write
+from flows.terminal import Terminal
 from fortifai_core.errors import InputError
+from fortifai_core.outside import markup
 
 benches = typer.Typer(help="Speed and memory on this machine, as ratios within one run.", no_args_is_help=True)
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes: to see that it works.")]
@@ -72,10 +72,10 @@ def regeneration(
     if shape not in SHAPES:
         raise InputError("--shape", shape, f"choose {', '.join(SHAPES)}")
     check_device(device)
-    err = Console(stderr=True)
+    err = Terminal(stderr=True)
 
     def say(text: str) -> None:
-        err.print(f"[dim]{escape(text)}[/]", highlight=False, soft_wrap=True)
+        err.print(f"[dim]{markup(text)}[/]", highlight=False, soft_wrap=True)
 
     if experiment is None:
         rows = bench_regeneration(shape=shape, device=device, quick=quick, say=say)
@@ -91,4 +91,4 @@ def regeneration(
     if as_json:
         typer.echo(json.dumps(rows, indent=2, default=str))
     else:
-        regeneration_table(rows, Console())
+        regeneration_table(rows, Terminal())

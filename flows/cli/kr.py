@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from flows.outputs import file_to_write
+from flows.terminal import Terminal
 from fortifai_core.corpus.documents import Document, FileQuestion
 from fortifai_core.corpus.questions.baselines import Baseline
 from fortifai_core.corpus.questions.build import KINDS
 from fortifai_core.errors import ConfigError, DataError, within
+from fortifai_core.outside import line as on_one_line
+from fortifai_core.outside import markup
 from fortifai_core.parsing import local_path
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="KR-test questions about your own text: make them, check them, compare them. No service is asked."
 )
-out = Console()
+out = Terminal()
 
 Source = Annotated[str, typer.Argument(help="A text file (.txt, .jsonl, .parquet), a preset, or an experiment's YAML.")]
 
@@ -80,7 +81,7 @@ def build(
     of_kind = {kind: sum(question.kind == kind for question in made) for kind in chosen}
     about = len({question.location for question in made})
     out.print(
-        f"{len(made):,} questions about {about:,} of {len(documents):,} documents → {escape(str(target))}\n"
+        f"{len(made):,} questions about {about:,} of {len(documents):,} documents → {markup(target)}\n"
         + ", ".join(f"{count:,} by {kind}" for kind, count in of_kind.items())
     )
     answers = [(question.sentence_true, question.sentence_false) for question in made]
@@ -110,14 +111,14 @@ def check(
         counts = word_counts(document.text for document in documents)
         problems += _nowhere(questions, documents)
     for line, problem in sorted(problems)[:show]:
-        typer.echo(f"{file}:{line}: {problem}")
+        typer.echo(on_one_line(f"{file}:{line}: {problem}"))
     if len(problems) > show:
         out.print(f"… and {len(problems) - show:,} more (--show {len(problems)})")
     together: list[str] = []
     if questions:
         together, guesses = set_problems(questions, counts)
         for problem in together:
-            typer.echo(f"{file}: {problem}")
+            typer.echo(on_one_line(f"{file}: {problem}"))
         _show(guesses)
     wrong = len({line for line, _ in problems})
     verdict = f"{len(questions):,} questions are well-formed; {wrong:,} lines have a problem"
@@ -148,13 +149,13 @@ def compare(
     record = load_experiment(opened, experiment)
     with within("--questions"):
         files = [local_path(path) for path in questions]
-    with Console(stderr=True).status("…") as status:
+    with Terminal(stderr=True).status("…") as status:
         comparison = ask(
             opened,
             record,
             files,
             batch=batch,
-            on_model=lambda done, total, name: status.update(f"{done + 1} of {total} models: {name}"),
+            on_model=lambda done, total, name: status.update(f"{done + 1} of {total} models: {markup(name)}"),
         )
     if as_json:
         typer.echo(json.dumps(asdict(comparison), indent=2))
@@ -164,7 +165,9 @@ def compare(
 
 def _show_comparison(comparison: Comparison) -> None:
     names = [questions["name"] for questions in comparison.sets]
-    table = Table("run", "model", *[f"{n}: {k}" for n in names for k in ("split 0", "all")], box=None, pad_edge=False)
+    table = Table(
+        "run", "model", *[f"{markup(n)}: {k}" for n in names for k in ("split 0", "all")], box=None, pad_edge=False
+    )
     for pair in zip(comparison.rows[::2], comparison.rows[1::2], strict=True):
         first = pair[0]
         cells = [
@@ -172,7 +175,7 @@ def _show_comparison(comparison: Comparison) -> None:
             for row in pair
             for name, count in (("split_0", "split_0_questions"), ("total", "questions"))
         ]
-        table.add_row(f"{first['arm']} · seed {first['seed']}", f"M{first['generation']}", *map(escape, cells))
+        table.add_row(markup(f"{first['arm']} · seed {first['seed']}"), f"M{first['generation']}", *map(markup, cells))
     out.print(table)
     agreed = Table("correlation over", "points", "Pearson", "Spearman", box=None, pad_edge=False)
     for agreement in comparison.agreements:

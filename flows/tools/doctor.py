@@ -15,12 +15,12 @@ from typing import Literal
 
 import psutil
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from flows import access
 from flows.prepare import default_store, open_store
 from fortifai_core.errors import FortifaiError
+from fortifai_core.outside import markup
 from storage.sources import mirror
 
 State = Literal["fine", "note", "broken"]
@@ -48,7 +48,7 @@ def examine(store: str | None, console: Console) -> int:
         table.add_column(overflow="fold")
     signs = {"fine": "[green]fine[/]", "note": "[yellow]note[/]", "broken": "[red]broken[/]"}
     for check in checks:
-        text = escape(check.found) + (f"\n→ {escape(check.remedy)}" if check.remedy else "")
+        text = markup(check.found) + (f"\n→ {markup(check.remedy)}" if check.remedy else "")
         table.add_row(check.name, signs[check.state], text)
     console.print(table)
     broken = sum(check.state == "broken" for check in checks)

@@ -15,6 +15,7 @@ from flows.outputs import folder_to_make
 from fortifai_core.config.stages import Regime
 from fortifai_core.corpus.schedule import SplitVersion, subsample_splits, training_set
 from fortifai_core.errors import InputError
+from fortifai_core.outside import fenced, markdown, visible
 from storage.store import durable
 from storage.store.experiments import Experiment, StageRecord, load_experiment
 from storage.store.store import Artifact, ArtifactStore
@@ -204,11 +205,13 @@ def _card(
     front: dict[str, Any], title: str, text: list[str], record: Experiment, stage: StageRecord, *, created: str = ""
 ) -> str:
     """A card as the hub reads it: front matter, text, and where it all comes from."""
-    config = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True).rstrip()
-    lines = ["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---", "", f"# {title}", "", *text]
-    lines += ["## Origin", "", f"- experiment: `{record.label}`", f"- artifact: `{stage.kind}` `{stage.key}`"]
+    config = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
+    if visible(config) != config:  # YAML has escapes of its own for what is not seen
+        config = yaml.safe_dump(record.config, sort_keys=False)
+    lines = ["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---", "", f"# {markdown(title)}", "", *text]
+    lines += ["## Origin", "", f"- experiment: {markdown(record.label)}", f"- artifact: {stage.kind} `{stage.key}`"]
     lines += [f"- made: {created}"] if created else []
-    return "\n".join([*lines, "", "```yaml", config, "```", ""])
+    return "\n".join([*lines, "", fenced(config, "yaml"), ""])
 
 
 def _measured(store: ArtifactStore, record: Experiment, stage: StageRecord) -> list[str]:
@@ -218,6 +221,6 @@ def _measured(store: ArtifactStore, record: Experiment, stage: StageRecord) -> l
         if other.role == "evaluate" and (other.arm, other.seed, other.generation) == place:
             manifest = store.peek(other.kind, other.key)
             if manifest is not None:
-                rows = [f"| {name} | {value} |" for name, value in manifest.metrics.items()]
+                rows = [f"| {markdown(name)} | {markdown(str(value))} |" for name, value in manifest.metrics.items()]
                 return ["| measured | value |", "|---|---|", *rows, ""]
     return []

@@ -10,19 +10,23 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
+from fortifai_core.outside import clipped, csv_cell, line
+
 GAP = 2
 # A column is cut to no less, before columns in the middle are left out; as duckdb's own shell, near enough.
 NARROWEST = 12
 MORE = "…"
+MOST = 100_000  # characters of a cell; --csv and --json print all
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> None:
     """Print a table; to a terminal, no wider than it is: what was cut is said below."""
     cells = [[_cell(value) for value in row] for row in rows]
-    natural = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    names = [_cell(name) for name in columns]
+    natural = [max(map(cell_len, column)) for column in zip(names, *cells, strict=True)]
     width = console.width if console.is_terminal else sum(natural) + GAP * len(natural)
     shown, widths = fit(natural, width)
-    for number, row in enumerate([list(columns), *cells]):
+    for number, row in enumerate([names, *cells]):
         parts = (MORE if place is None else _cut(row[place], widths[place]) for place in shown)
         console.out((" " * GAP).join(parts).rstrip(), style=None if number else "bold", highlight=False)
     complete = [place for place in shown if place is not None and widths[place] == natural[place]]
@@ -48,10 +52,12 @@ def fit(natural: Sequence[int], width: int) -> tuple[list[int | None], dict[int,
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """The same as CSV with a line of names, in full; null is empty."""
+    """The same as CSV with a line of names, in full; null is empty, and a text is no formula (`csv_cell`)."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns, *rows])
+    for row in [columns, *rows]:
+        # the writer sees no end of a line in a lone carriage return; readers do
+        quoting = csv.QUOTE_ALL if any("\r" in str(value) for value in row) else csv.QUOTE_MINIMAL
+        csv.writer(text, lineterminator="\n", quoting=quoting).writerow([csv_cell(value) for value in row])
     return text.getvalue()
 
 
@@ -68,4 +74,4 @@ def _cut(text: str, width: int) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
+    return f"{value:.6g}" if isinstance(value, float) else line(clipped(str(value), MOST))

@@ -9,10 +9,13 @@ from rich.text import Text
 
 from fortifai_core.errors import InputError
 from fortifai_core.measures.mutation import changes
+from fortifai_core.outside import clipped, markup, visible
 from storage.catalog.catalog import query
 from storage.catalog.views import quote
 from storage.store.experiments import Experiment
 from storage.store.store import ArtifactStore
+
+SHOWN = 10_000  # characters of a text in a terminal; `--json` has all of it
 
 
 def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | None, seed: int | None) -> dict[str, Any]:
@@ -71,20 +74,24 @@ def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | Non
 
 def show(traced: dict[str, Any], console: Console) -> None:
     """Print each version with what is new in it in red, then the questions."""
-    console.print(f"[bold]{traced['document']}[/] · {traced['arm']} · seed {traced['seed']}\n", highlight=False)
+    console.print(
+        f"[bold]{markup(traced['document'])}[/] · {markup(traced['arm'])} · seed {traced['seed']}\n", highlight=False
+    )
     before = None
     for version in traced["versions"]:
+        text = clipped(version["text"], SHOWN)
         k, j = version["split"], version["version"]
         writer = "real text" if version["generation"] is None else f"written by M{version['generation']}"
         kept = "" if before is None else f", {version['kept']} of {version['tokens']} tokens kept"
-        console.print(f"[bold]D{k}^({j})[/]  [dim]{writer}{kept} · {version['key'][:12]}[/]", highlight=False)
+        console.print(f"[bold]D{k}^({j})[/]  [dim]{writer}{kept} · {markup(version['key'][:12])}[/]", highlight=False)
         line = Text()
-        for piece, new in [(version["text"], False)] if before is None else changes(before, version["text"]):
-            line.append(piece, style="red" if new else "")
+        for piece, new in [(text, False)] if before is None else changes(before, text):
+            line.append(visible(piece), style="red" if new else "")
         console.print(line, highlight=False)
         console.print()
-        before = version["text"]
+        before = text
     for question in traced["questions"]:
         when = f"died in M{question['died_in']}" if question["fate"] == "died" else question["fate"]
-        answers = f"{question['true_answer']} / {question['false_answer']}"
-        console.print(Text(f"{question['question']}: {when}\n  {question['context']} … {answers}"), highlight=False)
+        answers = " / ".join(clipped(question[name], SHOWN) for name in ("true_answer", "false_answer"))
+        asked = f"{question['question']}: {when}\n  {clipped(question['context'], SHOWN)} … {answers}"
+        console.print(markup(asked), highlight=False)

@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from fortifai_core.charts.palette import LIGHT, STYLES
+from fortifai_core.outside import line
 
 SCALE = 2.5  # pixels for each unit of a drawing
 _TITLE, _CAPTION, _LETTERS = 34.0, 20.0, 11.0
@@ -37,11 +38,12 @@ def png(drawings: Sequence[tuple[str, str]], path: Path, *, title: str) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-    axes.text(12, 22, title, fontsize=13, color=LIGHT["ink"])
+    axes.text(12, 22, line(title), fontsize=13, color=LIGHT["ink"], parse_math=False)
     top = _TITLE
     for caption, root in roots:
         if caption:
-            axes.text(12, top + 12, caption, fontsize=_LETTERS, color=LIGHT["ink"], fontweight="bold")
+            words = line(caption)
+            axes.text(12, top + 12, words, fontsize=_LETTERS, color=LIGHT["ink"], fontweight="bold", parse_math=False)
             top += _CAPTION
         _paint(axes, root, {}, top)
         top += float(root.attrib["height"])
@@ -76,7 +78,7 @@ def _paint(axes: Any, element: ElementTree.Element, inherited: dict[str, str], t
             for x, y, wide, high in _BOX.findall(element.get("d", "")):
                 axes.add_patch(Rectangle((float(x), float(y) + top), float(wide), float(high), **filled, zorder=2))
         case "text":
-            words = axes.text(at("x"), at("y") + top, element.text or "", fontsize=_LETTERS, zorder=3)
+            words = axes.text(at("x"), at("y") + top, element.text or "", fontsize=_LETTERS, zorder=3, parse_math=False)
             words.set(color=style.get("fill", LIGHT["ink"]), ha=_ANCHORS[element.get("text-anchor", "start")])
             words.set(fontweight="bold" if "font-weight" in style else "normal")
             if "paint-order" in style:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from html import escape
 
 from fortifai_core.charts.chart import Chart, Point, Series
 from fortifai_core.charts.palette import CHART_CSS, PALETTE, arm_class
+from fortifai_core.outside import xml
 
 MARKED = 40  # points of a curve, above which it is drawn without marks
 
@@ -34,7 +34,7 @@ def element(
     if standalone:
         size = f' xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}"'
         ground = f'<style>{PALETTE}{CHART_CSS}</style><rect class="paper" width="{width:g}" height="{height:g}"/>'
-    head = f'<svg class="{kind}"{size} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
+    head = f'<svg class="{kind}"{size} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{xml(title)}">'
     return head + ground + "".join(parts) + "</svg>"
 
 
@@ -118,7 +118,7 @@ class _Plot:
         if p.interval:
             tip += f" ({p.interval[0]:.4g} to {p.interval[1]:.4g})"
         shape = _shape(series.colour, x, self.y(p.y))
-        return f'<g class="mark {arm_class(series.colour)}"><title>{escape(tip)}</title>{shape}</g>'
+        return f'<g class="mark {arm_class(series.colour)}"><title>{xml(tip)}</title>{shape}</g>'
 
     def crossings(self) -> list[str]:
         """A ring where a curve falls below the rule, and a line down to the time to failure."""
@@ -180,4 +180,4 @@ def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def text(words: str, x: float, y: float, anchor: str = "start", kind: str = "label") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{xml(words)}</text>'

@@ -11,6 +11,7 @@ from typing import Any
 
 from fortifai_core.charts.chart import Chart
 from fortifai_core.charts.svg import svg
+from fortifai_core.outside import csv_cell
 from fortifai_core.report.data import Report
 from fortifai_core.wording import arm_title
 
@@ -37,11 +38,11 @@ class ReportTable:
         return max(len(values) for values in self.columns.values())
 
     def write_csv(self, path: Path) -> None:
-        """Header and rows; an empty cell is nothing at all."""
+        """Header and rows; an empty cell is nothing at all, and no text is a formula (the Parquet has it as it is)."""
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)  # with CR LF (RFC 4180): a model's text may hold either, and is then quoted
-            writer.writerow(self.columns)
-            writer.writerows(zip(*self.columns.values(), strict=True))
+            writer.writerow(map(csv_cell, self.columns))
+            writer.writerows(map(csv_cell, row) for row in zip(*self.columns.values(), strict=True))
 
 
 def table(name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> ReportTable:

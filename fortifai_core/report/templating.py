@@ -6,6 +6,15 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fortifai_core.outside import clipped, visible
+
+MOST = 100_000  # characters of one value: the page stays usable whatever is in it
+
+
+def _shown(value: object) -> object:
+    """What a template writes of a value; `Markup` is ours already."""
+    return visible(clipped(value, MOST)) if type(value) is str else value
+
 
 def render_page(template: str, *, filters: Mapping[str, Callable[..., object]], config: Any, **values: object) -> str:
     """The page as text. A name that the template asks for and is not given raises jinja2's UndefinedError.
@@ -24,6 +33,7 @@ def render_page(template: str, *, filters: Mapping[str, Callable[..., object]], 
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters.update(filters)
     shown = json.dumps(config, indent=2, ensure_ascii=False, default=str)

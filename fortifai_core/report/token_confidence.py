@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from fortifai_core.charts.palette import arm_class
 from fortifai_core.charts.svg import element, line, text
+from fortifai_core.outside import xml
 from fortifai_core.report.data import ArmResult
 from fortifai_core.wording import share
 
@@ -91,7 +91,7 @@ def confidence_svg(arm: ArmResult, colour: int, *, standalone: bool = False) -> 
                 corners += [(left + panel * bin_ / BINS, y(height)), (left + panel * (bin_ + 1) / BINS, y(height))]
             path = " ".join(f"{x:.1f},{top_}" for x, top_ in corners)
             tip = f"{name} on {words}: {share(curves[name, read][-1])} of tokens above 0.9"
-            parts.append(f'<polyline class="step {kind}" points="{path}"><title>{escape(tip)}</title></polyline>')
+            parts.append(f'<polyline class="step {kind}" points="{path}"><title>{xml(tip)}</title></polyline>')
     title = f"How sure {arm.title} is of the next token: shares of tokens by their probability"
     size = {"width": _WIDTH, "height": _HEIGHT}
     return element("chart confidence", parts, title=title, standalone=standalone, **size)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import threading
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, BinaryIO
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -15,6 +17,39 @@ from storage.store.store import ArtifactStore
 PROTOCOL = "fortifai"
 CATALOG = f"{PROTOCOL}:///catalog.duckdb"
 FOLDER = f"{PROTOCOL}:///artifacts/"
+
+
+class _Shared(io.RawIOBase):
+    """A file that threads share, each with a place of its own: DuckDB seeks and reads in two calls."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._lock = file, threading.Lock()
+        self._places: dict[int, int] = {}
+        self._last = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_CUR:
+            offset += self.tell()
+        elif whence == os.SEEK_END:
+            with self._lock:
+                offset = self._file.seek(offset, whence)
+        self._places[threading.get_ident()] = self._last = offset
+        return offset
+
+    def tell(self) -> int:
+        return self._places.get(threading.get_ident(), self._last)
+
+    def read(self, size: int = -1) -> bytes:
+        place = self.tell()
+        with self._lock:
+            self._file.seek(place)
+            data = self._file.read(size)
+        self.seek(place + len(data))
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class ReadOnlyStore(AbstractFileSystem):
@@ -34,7 +69,7 @@ class ReadOnlyStore(AbstractFileSystem):
         if mode != "rb":
             raise PermissionError(f"{path}: the store is read only")
         files, place = self._place(path)
-        return files.open(place, "rb")
+        return _Shared(files.open(place, "rb"))
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Name, size and type of a file."""

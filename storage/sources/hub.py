@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-MNIST = "ylecun/mnist"
+MNIST, MNIST_REVISION = "ylecun/mnist", "77f3279092a1c1579b2250db8eafed0ad422088c"
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def load_mnist(split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """
     import numpy as np
 
-    rows = _from_hub(MNIST, None, split, None, limit=None)
+    rows = _from_hub(MNIST, None, split, MNIST_REVISION, limit=None)
     images = np.stack([np.asarray(row["image"], dtype=np.uint8) for row in rows])
     return images, np.asarray([row["label"] for row in rows], dtype=np.uint8)
 

@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
+from fortifai_core.outside import markdown
 from tasks.engine.plans import unique
 from tasks.engine.pool import OnProgress, WorkerError
 from tasks.engine.progress import StageProgress
@@ -51,7 +52,7 @@ async def _publish_progress(stage: Stage, progress: StageProgress, finished: asy
         percent, words = progress.percent, str(progress)
         if over:
             percent, words = 100.0, f"finished, {progress.total:,} {progress.unit}"
-        text = f"{stage.label} ({stage.arm or 'shared'}): {words}"
+        text = markdown(f"{stage.label} ({stage.arm or 'shared'}): {words}")
         if artifact is None:
             artifact = await acreate_progress_artifact(percent, description=text)
         else:

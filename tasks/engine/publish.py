@@ -17,6 +17,7 @@ from prefect import task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 from prefect.events import emit_event
 
+from fortifai_core.outside import markdown, mermaid, visible
 from fortifai_core.wording import run_title
 from tasks.engine.plans import GenerationPlan, RunPlan
 from tasks.engine.session import Session, current_session
@@ -71,7 +72,7 @@ def line_chart(title: str, generations: Iterable[int], *lines: Iterable[float], 
         # the default colours are too pale to be seen: what is measured in red, the threshold in grey
         '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#b5472a, #6b7280"}}}}%%',
         "xychart-beta",
-        f'    title "{title}"',
+        f'    title "{mermaid(title)}"',
         f"    x-axis [{', '.join(f'M{generation}' for generation in generations)}]",
         *([f"    y-axis {axis}"] if axis else []),
         *(f"    line [{', '.join(map(plain, values))}]" for values in lines),
@@ -122,7 +123,9 @@ def thinned_chart(title: str, values: Sequence[tuple[int, float]], *, threshold:
     lines = [shown] if threshold is None else [shown, [threshold] * len(shown)]
     low, high = min(map(min, lines)), max(map(max, lines))
     room = 0.05 * (high - low) or 1.0
-    return line_chart(title, generations, *lines, axis=f'"{axis}" {plain(low - room)} --> {plain(high + room)}')
+    return line_chart(
+        title, generations, *lines, axis=f'"{mermaid(axis)}" {plain(low - room)} --> {plain(high + room)}'
+    )
 
 
 def image_address(content: bytes, kind: str) -> str:
@@ -168,15 +171,21 @@ def _is_new(running: Session, step: GenerationPlan, stage: Stage) -> bool:
 
 async def _publish(experiment: str, run: RunPlan, shown: Shown) -> None:
     key = artifact_key(experiment, run.arm, "seed", run.seed)
-    title = f"{experiment} · {run_title(run.arm, run.seed)}"
+    title = markdown(f"{experiment} · {run_title(run.arm, run.seed)}")
     work: list[Any] = []
     for picture in shown.pictures:
-        names = {"key": f"{key}-{artifact_key(picture.name)}"[:250], "description": f"{title}: {picture.what}"}
+        names = {
+            "key": f"{key}-{artifact_key(picture.name)}"[:250],
+            "description": f"{title}: {markdown(picture.what)}",
+        }
         make = acreate_image_artifact if picture.image else acreate_markdown_artifact
         work.append(make(picture.body, **names))
     if shown.rows:
         every = max(1, -(-len(shown.rows) // ROWS))
-        rows = [dict(row) for row in [*shown.rows[:-1:every], shown.rows[-1]]]
-        description = f"{title}: {shown.what}" if shown.what else title
+        rows = [
+            {n: visible(v) if isinstance(v, str) else v for n, v in row.items()}
+            for row in [*shown.rows[:-1:every], shown.rows[-1]]
+        ]
+        description = f"{title}: {markdown(shown.what)}" if shown.what else title
         work.append(acreate_table_artifact(rows, key=f"{key}-{shown.name}"[:250], description=description))
     await asyncio.gather(*work)

@@ -40,11 +40,14 @@ def text_content(texts: tuple[VersionedText, ...]) -> list[list[int]]:
 
 
 def corpus_content(corpus: Corpus, digests: dict[str, str]) -> dict[str, Any]:
-    """The corpus without its paths: files enter a key by their digests."""
+    """The corpus without its paths: files enter a key by their digests, and so does a dataset with its revision."""
     parts = [
         part.model_dump(mode="json", exclude=None if isinstance(part, AlmanacCorpus) else {"files", "questions"})
         for part in (corpus.parts if isinstance(corpus, MixtureCorpus) else [corpus])
     ]
+    for part in parts:
+        if "revision" in part:  # a mirror has one version, whatever revision is named; from the hub, its digest has it
+            part["revision"] = None
     content = {"type": "mixture", "parts": parts} if isinstance(corpus, MixtureCorpus) else parts[0]
     return {**content, "digests": dict(digests)}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -13,6 +15,7 @@ from sql_attacks import ATTACKS
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import InputError
 from storage.catalog.catalog import query, rebuild_catalog
+from storage.catalog.reading import CATALOG, ReadOnlyStore
 from storage.store.experiments import record_experiment
 from storage.store.store import ArtifactStore
 from storage.tables import parquet
@@ -119,6 +122,20 @@ def test_the_marks_would_show(target: Target) -> None:
         free.execute("WITH z AS (COPY (SELECT 1) TO '{inside}') SELECT 1".format(**target.names))
     assert set(target.state()) - set(before) == {str(target.names["inside"])}
     (target.store.tree.place("evaluation", "a" * 64) / "written").unlink()
+
+
+def test_threads_that_share_a_file_read_what_they_asked_for(target: Target) -> None:
+    """Each seeks before any reads, as DuckDB's threads may."""
+    with ReadOnlyStore(target.store).open(CATALOG, "rb") as file:
+        content, both = target.store.catalog.read_bytes(), threading.Barrier(4)
+
+        def read(place: int) -> bool:
+            file.seek(place)
+            both.wait()
+            return bool(file.read(100) == content[place : place + 100] and file.tell() == place + 100)
+
+        with ThreadPoolExecutor(4) as threads:
+            assert all(threads.map(read, [0, 1000, 2000, 3000]))
 
 
 def test_the_store_itself_is_still_read(target: Target) -> None:
