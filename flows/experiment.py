@@ -15,6 +15,7 @@ from flows.reporters import LogReporter
 from flows.run import run_arm, task_group, together
 from flows.workers import workers
 from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.errors import FortifaiError
 from storage.store.experiments import is_finished, record_experiment
 from tasks.engine import prefect_tasks
 from tasks.engine.children import FOLDER
@@ -79,8 +80,11 @@ async def run_prepared(prepared: Prepared, reporter: Reporter, pool: WorkerPool)
             final = plan.report(running.stopped)
             report = await prefect_tasks.reference(prefect_tasks.write_report(final), final)
         except BaseException:
-            if running.built or not finished:
-                record_experiment(store, config=config, status="failed")
+            try:
+                if running.built or not finished:
+                    record_experiment(store, config=config, status="failed")
+            except FortifaiError as error:  # what went wrong first is what counts
+                reporter.noted(f"warning: that it failed could not be recorded: {error}")
             raise
         record_experiment(store, config=config, status="finished")
         running.circumstances.tell(reporter)

@@ -206,7 +206,8 @@ def list_all(store: Store = None, as_json: Json = False) -> None:
     from flows.prepare import open_store
     from storage.store.experiments import list_experiments
 
-    records = list_experiments(open_store(store))
+    opened = open_store(store)
+    records = list_experiments(opened)
     if as_json:
         names = ("label", "id", "name", "created", "updated")
         show_json([{**{name: getattr(r, name) for name in names}, "status": r.state} for r in records])
@@ -217,8 +218,9 @@ def list_all(store: Store = None, as_json: Json = False) -> None:
     for r in records:
         arms = ", ".join(dict.fromkeys(s.arm for s in r.stages if s.arm))
         c = r.config
-        table.add_row(*map(markup, (r.label, r.state, arms, len(c["seeds"]), c["generations"], r.updated)))
-    out.print(table if records else "No experiments yet: `fortifai run tiny` makes one.")
+        size = (str(len(c.get("seeds", []))), str(c.get("generations", "")))
+        table.add_row(*map(markup, (r.label, r.state, arms, *size, r.updated)))
+    out.print(table if records else f"No experiments yet in {markup(opened.name)}: `fortifai run tiny` makes one.")
 
 
 @app.command()

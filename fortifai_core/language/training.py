@@ -107,9 +107,11 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
         seal = folder / DIGESTS
         intact = newest is None and seal.is_file()
         if intact:
-            recorded = json.loads(seal.read_text(encoding="utf-8"))
-            present = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
-            intact = recorded == present
+            try:
+                present = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
+                intact = json.loads(seal.read_bytes()) == present
+            except (OSError, ValueError, RecursionError):
+                intact = False  # digests that cannot be read vouch for nothing
         if intact:
             newest = folder
         elif newest is None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fortifai_core.errors import Unusable
 from storage.sources import mirror
+from storage.sources.textfiles import folder_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 
 MNIST, MNIST_REVISION = "ylecun/mnist", "77f3279092a1c1579b2250db8eafed0ad422088c"
+LOCAL = "folder"  # the name of a local folder's digest
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,20 @@ def dataset_splits(dataset: str, config: str | None, revision: str | None = None
 def dataset_digests(dataset: str, config: str | None, splits: list[str], revision: str | None = None) -> dict[str, str]:
     """What stands for a dataset in a key: digests of the mirror's files, or its name and revision on the hub.
 
-    Splits that the mirror does not have are left out.
+    Splits that the mirror does not have are left out. A dataset in a folder of the user's own goes by every file in it.
     """
     folder = mirror.root()
+    if folder is None and is_local(dataset):
+        return {LOCAL: folder_digest(Path(dataset))}
     if folder is None:
         return {"hub": f"{dataset}/{config or 'default'}@{revision or 'main'}"}
     present = mirror.splits(folder, dataset, config)
     return {f"mirror.{split}": mirror.digest(folder, present[split]) for split in splits if split in present}
+
+
+def is_local(dataset: str) -> bool:
+    """Whether `datasets` takes the name for a folder or file here, and reads that."""
+    return Path(dataset).exists()
 
 
 def load_mnist(split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from fortifai_core import parsing
 from fortifai_core.errors import FortifaiError, Unusable
+from storage.store.tree import is_stray
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 
@@ -59,9 +60,14 @@ def check_file(path: Path) -> None:
 @contextmanager
 def open_content(path: Path) -> Iterator[BinaryIO]:
     """A file's bytes, unpacked when its name ends in `.gz`; a damaged or unreadable file is `Unusable`."""
+    with _readable(path), gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+        yield cast(BinaryIO, stream)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            yield cast(BinaryIO, stream)
+        yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise Unusable(str(path), f"the gzip file is damaged ({error}): get it again") from error
     except OSError as error:
@@ -74,6 +80,22 @@ def content_digest(path: Path) -> str:
     with open_content(path) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and bytes of all files in a folder, however deep; of a file that is named instead, its own.
+
+    What file managers and version control leave there (`.DS_Store`, `.git`) is left out.
+    """
+    if folder.is_file():
+        return content_digest(folder)
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder)
+        if not any(is_stray(part) for part in name.parts):
+            with _readable(path), path.open("rb") as stream:
+                digest.update(f"{name.as_posix()}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+from storage.store import durable
 from storage.store.keys import file_digest
 
 # a file that was written so recently may be written again without its times changing
@@ -32,6 +33,23 @@ def digest_of(path: Path) -> str:
     if _state(path) == before and max(before[3:]) + _SETTLED_NS < time.time_ns():
         _taken[str(path)] = (before, digest)
     return digest
+
+
+def seal(path: Path) -> None:
+    """Keep a file's digest beside it: what has none was cut off, and what has another was altered."""
+    durable.write_bytes(_seal_of(path), file_digest(path).encode())
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is there and what it was when it was sealed."""
+    try:
+        return _seal_of(path).read_bytes() == digest_of(path).encode()
+    except OSError:
+        return False
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def forget() -> None:

@@ -12,16 +12,18 @@ import socket
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import psutil
 
 from fortifai_core.errors import InputError
 from storage.store.keys import artifact_key
-from storage.store.manifest import now
+from storage.store.manifest import check_address, now, seal_of
 from storage.store.store import ArtifactStore
 
 DIRECTORY = "experiments"
+SEAL = "record_sha256"
 CLOCK_SECONDS = 2.0
 
 
@@ -95,7 +97,7 @@ def _is_alive(process: str) -> bool:
         there = psutil.Process(int(pid))
         # a clock that is set between two looks moves the start; a pid is not given out again within seconds
         return abs(there.create_time() - float(start)) < CLOCK_SECONDS and there.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False
 
 
@@ -117,12 +119,17 @@ def record_experiment(
     """
     identity, name, moment = experiment_id(config), str(config["name"]), now()
     fresh = Experiment(identity, name, dict(config), moment, moment, status, process=_this_process())
-    before = _read(store, f"{fresh.label}.json")
+    try:
+        before = _read(store, f"{fresh.label}.json")
+    except InputError as error:  # it is written anew from what is known now
+        warnings.warn(f"{error}: it is written anew", UserWarning, stacklevel=2)
+        before = None
     if before is not None:
         fresh = replace(fresh, created=before.created, stages=before.stages)
     if stages is not None:
         fresh = replace(fresh, stages=list(stages))
-    text = json.dumps(asdict(fresh), indent=1, allow_nan=False) + "\n"
+    body = asdict(fresh)
+    text = json.dumps({**body, SEAL: seal_of(body)}, indent=1, allow_nan=False) + "\n"
     store.write_bytes(f"{DIRECTORY}/{fresh.label}.json", text.encode())
     return fresh
 
@@ -134,7 +141,11 @@ def is_finished(store: ArtifactStore, config: Mapping[str, Any]) -> bool:
 
 
 def list_experiments(store: ArtifactStore) -> list[Experiment]:
-    """All experiments, the one updated last at the end. An unreadable record is warned about and left out."""
+    """All experiments, the one updated last at the end. An unreadable record is warned about and left out.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
     readable = []
     for name in store.names(DIRECTORY):
         if not name.endswith(".json") or name.startswith("."):
@@ -175,7 +186,46 @@ def _read(store: ArtifactStore, name: str) -> Experiment | None:
         return None
     try:
         body = json.loads(data)
-        return Experiment(**{**body, "stages": [StageRecord(**stage) for stage in body["stages"]]})
-    except (ValueError, TypeError, KeyError) as error:
+        # records of releases before 1.0 have no seal: that their configuration has their id says that it is theirs
+        seal = body.pop(SEAL, None)
+        if seal is not None and seal != seal_of(body):
+            raise ValueError("its text does not match its own digest")
+        record = Experiment(**{**body, "stages": [StageRecord(**stage) for stage in body["stages"]]})
+        _check(record, name)
+        return record
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         where = f"{store.name}/{DIRECTORY}/{name}"
         raise InputError(where, str(error), "it is no experiment record; delete it or restore it") from error
+
+
+def _check(record: Experiment, file: str) -> None:
+    """That every field is of its type, and the configuration the one that the id and the file's name stand for."""
+    texts = ("id", "name", "created", "updated", "status", "process")
+    wrong = [name for name in texts if not isinstance(getattr(record, name), str)]
+    config = record.config
+    wrong += [f"config.{name}" for name, kind in _SHOWN.items() if not isinstance(config.get(name, kind()), kind)]
+    for index, stage in enumerate(record.stages):
+        wrong += [
+            f"stages.{index}.{name}" for name, kind in _STAGE.items() if not isinstance(getattr(stage, name), kind)
+        ]
+        wrong += [f"stages.{index}.parents" for key in stage.parents.values() if not isinstance(key, str)]
+        if not wrong:
+            check_address(stage.kind, stage.key)
+    if wrong:
+        raise ValueError(f"{', '.join(wrong[:3])} cannot be so in a record")
+    for moment in (record.created, record.updated):
+        datetime.fromisoformat(moment)
+    if record.id != experiment_id(config) or record.name != config["name"]:
+        raise ValueError("its configuration has another id")
+    if file != f"{record.label}.json":
+        raise ValueError(f"it belongs into {record.label}.json")
+
+
+# what lists and tables read of a configuration, whatever its model class
+_SHOWN: dict[str, Any] = {"name": str, "seeds": list, "generations": int}
+_STAGE: dict[str, Any] = {
+    **dict.fromkeys(("kind", "key", "role"), str),
+    "arm": (str, type(None)),
+    **dict.fromkeys(("seed", "generation", "split", "version"), (int, type(None))),
+    "parents": dict,
+}

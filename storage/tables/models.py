@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from fortifai_core.errors import DataError
 from fortifai_core.parsing import local_path
+from storage.store.tree import is_stray
 
-WEIGHTS = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
+# what no loader reads: notes, and weights in formats that are never opened
+_UNREAD = (".md", ".txt.license", ".gitattributes", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".onnx",
+           ".tflite", ".gguf", ".png", ".jpg", ".pdf")  # fmt: skip
 ADAPTER = "adapter"
 
 
@@ -28,7 +32,8 @@ def model_identity(path: str, revision: str | None) -> str:
     if not is_local(path):
         return f"hub:{path}@{revision or 'main'}"
     folder = local_path(path, "model.path")
-    files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
+    # everything else that lies there may be read: vocabularies, merges, special tokens, how to generate
+    files = sorted(file for file in folder.glob("*") if file.is_file() and _may_be_read(file.name))
     if not any(file.suffix == ".safetensors" for file in files):
         raise DataError("model.path", path, "is no folder with a config.json and .safetensors weights")
     digest = hashlib.sha256()
@@ -36,7 +41,23 @@ def model_identity(path: str, revision: str | None) -> str:
         digest.update(file.name.encode())
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
+    base = _adapted(folder)
+    if base is not None and is_local(base):
+        digest.update(model_identity(base, None).encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def _may_be_read(name: str) -> bool:
+    return not (is_stray(name) or name.startswith("LICENSE") or name.endswith(_UNREAD))
+
+
+def _adapted(folder: Path) -> str | None:
+    """The model that the folder's adapter belongs to, where it holds an adapter."""
+    try:
+        named = json.loads((folder / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return named if isinstance(named, str) and Path(named) != folder else None
 
 
 def fetch_model(path: str, revision: str | None, *, dtype: str) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fortifai_core.errors import ArtifactDamaged, DataError
 from storage.store import durable
+from storage.store.digests import is_sealed
 from storage.store.keys import canonical_json
 
 if TYPE_CHECKING:
@@ -209,16 +210,13 @@ def part_name(number: int) -> str:
 
 
 def finished_parts(directory: str | Path, *, layout: Mapping[str, Any] | None = None) -> dict[int, Path]:
-    """Which part files are there, whole: number → path. What a crash left half-written is never among them.
+    """Which part files are there, whole and sealed: number → path. What a crash left half-written is not among them.
 
     Args:
         layout: what decides where one part ends and the next begins (say, blocks in a part). It is written
             beside the parts, and when it differs from what is there, the old parts are removed: they
             cannot be continued.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     directory = Path(directory)
     present = {
         int(match[1]): path
@@ -228,19 +226,15 @@ def finished_parts(directory: str | Path, *, layout: Mapping[str, Any] | None = 
     if layout is not None:
         wanted = canonical_json(dict(layout), path="layout")
         note = directory / _LAYOUT
-        if not note.is_file() or note.read_text(encoding="utf-8") != wanted:
+        if not note.is_file() or note.read_bytes() != wanted.encode():
             for path in present.values():
                 path.unlink()
             durable.write_bytes(note, wanted.encode())
             return {}
-    parts: dict[int, Path] = {}
-    for number, path in present.items():
-        try:
-            if pq.read_metadata(path).num_rows:
-                parts[number] = path
-        except (pa.ArrowInvalid, OSError):
-            path.unlink()
-    return parts
+    whole = {number: path for number, path in present.items() if is_sealed(path)}
+    for number in present.keys() - whole.keys():
+        present[number].unlink()
+    return whole
 
 
 def _as_rows(path: Path, columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,8 @@ from typing import Any
 from fortifai_core.errors import ArtifactDamaged
 from fortifai_core.families.base import Made
 from storage.store import durable
+from storage.store.keys import file_digest
+from storage.store.manifest import seal_of
 from storage.tables.arrays import read_arrays, read_parameters, write_arrays, write_parameters
 
 EVERY_SECONDS = 2.0
@@ -34,6 +36,7 @@ class Journal:
     def __init__(self, folder: Path, *, first: int, keep: bool = True, every: float = EVERY_SECONDS) -> None:
         self.folder, self.first, self.keep, self.every = folder, first, keep, every
         self.made: list[Made] = []  # without their samples, which need not fit into memory together
+        self._samples: dict[int, str] = {}  # digests, by generation
         self._written = 0
         self._since = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,9 @@ class Journal:
     def add(self, made: Made) -> None:
         """Take in the next generation."""
         if made.sample:
-            write_arrays(self.folder / sample_name(made.generation), made.sample)
+            path = self.folder / sample_name(made.generation)
+            write_arrays(path, made.sample)
+            self._samples[made.generation] = file_digest(path)
         self.made.append(replace(made, sample={}))
         if self.keep and time.monotonic() - self._since >= self.every:
             self._write()
@@ -58,23 +63,39 @@ class Journal:
         new = self.made[self._written :]
         name = f"made-{self.first + self._written:05d}"
         arrays = {f"{made.generation}/{key}": array for made in new for key, array in made.parameters.items()}
-        write_parameters(self.folder / f"{name}.safetensors", arrays)
-        listed = [asdict(replace(made, parameters={})) for made in new]
-        durable.write_bytes(self.folder / f"{name}.json", json.dumps(listed).encode())
+        parameters = self.folder / f"{name}.safetensors"
+        write_parameters(parameters, arrays)
+        body = {
+            "made": [asdict(replace(made, parameters={})) for made in new],
+            "samples": {str(made.generation): self._samples.get(made.generation) for made in new},
+            "parameters": file_digest(parameters),
+        }
+        durable.write_bytes(self.folder / f"{name}.json", json.dumps({**body, "seal": seal_of(body)}).encode())
         self._written, self._since = len(self.made), time.monotonic()
 
     def _read(self) -> None:
         """What attempts before this one had written, as far as it follows without a gap."""
         for path in sorted(self.folder.glob("made-*.json")):
+            parameters = path.with_suffix(".safetensors")
             try:
-                arrays = by_generation(read_parameters(path.with_suffix(".safetensors")))
-                generations = json.loads(path.read_bytes())
-            except (ArtifactDamaged, ValueError):
-                continue  # a gap: what is damaged is made again, or a run would fail for ever
-            for listed in generations:
-                if listed["generation"] == self.first + len(self.made):
-                    self.made.append(Made(**{**listed, "parameters": arrays[listed["generation"]]}))
+                body = json.loads(path.read_bytes())
+                if body.pop("seal") != seal_of(body) or body["parameters"] != file_digest(parameters):
+                    continue  # a gap: what is damaged is made again, or a run would fail for ever
+                arrays = by_generation(read_parameters(parameters))
+            except (ArtifactDamaged, OSError, ValueError, TypeError, KeyError, AttributeError):
+                continue  # cut off, or of an older release
+            for listed in body["made"]:
+                generation = listed["generation"]
+                sample = body["samples"][str(generation)]
+                if generation == self.first + len(self.made) and self._has_sample(generation, sample):
+                    self.made.append(Made(**{**listed, "parameters": arrays.get(generation, {})}))
+                    if sample is not None:
+                        self._samples[generation] = sample
         self._written = len(self.made)
+
+    def _has_sample(self, generation: int, digest: str | None) -> bool:
+        path = self.folder / sample_name(generation)
+        return digest is None or (path.is_file() and file_digest(path) == digest)
 
 
 def by_generation(arrays: dict[str, Any]) -> dict[int, dict[str, Any]]:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.config.corpus import AlmanacCorpus
+from fortifai_core.config.corpus import AlmanacCorpus, Corpus
 from fortifai_core.corpus.documents import Document
+from fortifai_core.errors import DataError
 from storage.tables import parquet
 from storage.tables.questions import read_questions, write_questions
 from tasks.engine.context import Context
@@ -17,6 +18,15 @@ from tasks.language.specs import CorpusSpec, PretrainedTokenizerSpec, Pretrainin
 
 def _text_rows(documents: list[Document]) -> list[dict[str, Any]]:
     return [{"document": d.id, "text": d.text, "source": d.source} for d in documents]
+
+
+def _refuse_change(corpus: Corpus, planned: dict[str, str]) -> None:
+    """What was read must be what the key says: files may have been changed since the plan was made."""
+    from storage.sources.sources import source_digests
+
+    changed = [name for name, digest in source_digests(corpus).items() if planned.get(name) != digest]
+    if changed:
+        raise DataError(f"corpus.{changed[0]}", "changed", "was changed since this run began: run again")
 
 
 def build_pretraining(context: Context[PretrainingSpec]) -> dict[str, Any]:
@@ -30,6 +40,7 @@ def build_pretraining(context: Context[PretrainingSpec]) -> dict[str, Any]:
         documents = pretraining_text(corpus)
     else:
         documents = load_source(corpus, splits=context.spec.splits, seed=0).pretraining
+        _refuse_change(corpus, context.spec.digests)
     parquet.write_table(context.directory / "pretraining.parquet", _text_rows(documents), schema="documents")
     return {"documents": len(documents), "characters": sum(len(d.text) for d in documents)}
 
@@ -40,6 +51,7 @@ def build_source(context: Context[SourceSpec]) -> dict[str, Any]:
 
     spec = context.spec
     source = load_source(spec.corpus, splits=spec.splits, seed=spec.world)
+    _refuse_change(spec.corpus, spec.digests)
     parquet.write_table(context.directory / "documents.parquet", _text_rows(source.documents), schema="documents")
     parquet.write_table(context.directory / "validation.parquet", _text_rows(source.validation), schema="documents")
     if source.questions:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fortifai_core.language.rewriting.blocks import Rewriting, Statistics, TokenisedDocument, plan_blocks
+from storage.store.digests import seal
 from storage.tables import parquet
 from tasks.engine.context import Context
 from tasks.language.files import base_folder, split_file, text_files
@@ -137,6 +138,7 @@ def build_split(context: Context[RegenerateSpec]) -> dict[str, Any]:
                 for d, text in zip(rewritten, texts, strict=True)
             ]
             parquet.write_table(path, rows, schema="split-text")
+            seal(path)
         seen += sum(len(row["tokens"]) for row in group)
         asked += due
         for row in parquet.iter_rows([path], columns=["tokens", "kept", "accepted"]):

@@ -6,6 +6,7 @@ What was added to the configuration later is left out of a key where it says wha
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
 
 from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
@@ -40,15 +41,21 @@ def text_content(texts: tuple[VersionedText, ...]) -> list[list[int]]:
 
 
 def corpus_content(corpus: Corpus, digests: dict[str, str]) -> dict[str, Any]:
-    """The corpus without its paths: files enter a key by their digests, and so does a dataset with its revision."""
+    """The corpus without its paths: files enter a key by their digests, a local folder by its digest and its name.
+
+    A dataset of the hub enters by its digest, which holds its revision; a mirror has one version, whatever is named.
+    """
+    mixed = isinstance(corpus, MixtureCorpus)
     parts = [
         part.model_dump(mode="json", exclude=None if isinstance(part, AlmanacCorpus) else {"files", "questions"})
         for part in (corpus.parts if isinstance(corpus, MixtureCorpus) else [corpus])
     ]
-    for part in parts:
-        if "revision" in part:  # a mirror has one version, whatever revision is named; from the hub, its digest has it
+    for index, part in enumerate(parts):
+        if "revision" in part:
             part["revision"] = None
-    content = {"type": "mixture", "parts": parts} if isinstance(corpus, MixtureCorpus) else parts[0]
+        if (f"parts.{index}.folder" if mixed else "folder") in digests:
+            part["dataset"] = PurePath(part["dataset"]).name  # documents are named after it
+    content = {"type": "mixture", "parts": parts} if mixed else parts[0]
     return {**content, "digests": dict(digests)}
 
 

@@ -56,7 +56,16 @@ def test_a_sample_is_a_file_at_once_and_the_rest_only_every_few_seconds(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("torn", "how"), [("made-00001.json", "gone"), ("made-00001.json", "empty"), ("made-00001.safetensors", "empty")]
+    ("torn", "how"),
+    [
+        ("made-00001.json", "gone"),
+        ("made-00001.json", "empty"),
+        ("made-00001.json", "flipped"),
+        ("made-00001.safetensors", "empty"),
+        ("made-00001.safetensors", "flipped"),
+        (sample_name(1), "gone"),
+        (sample_name(1), "flipped"),
+    ],
 )
 def test_generations_after_one_that_is_not_whole_are_made_again(tmp_path: Path, torn: str, how: str) -> None:
     journal = Journal(tmp_path, first=0, every=0)
@@ -64,6 +73,10 @@ def test_generations_after_one_that_is_not_whole_are_made_again(tmp_path: Path, 
         journal.add(made(generation))
     if how == "gone":  # the list comes last: a crash may leave the parameters alone
         (tmp_path / torn).unlink()
+    elif how == "flipped":
+        content = bytearray((tmp_path / torn).read_bytes())
+        content[-20] ^= 1
+        (tmp_path / torn).write_bytes(content)
     else:
         (tmp_path / torn).write_bytes(b"")
     again = Journal(tmp_path, first=0, every=3600)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fortifai_core.errors import ArtifactDamaged, DataError
+from storage.store.digests import seal
 from storage.tables import parquet
 
 TEXT_ROW = {"document": "d", "position": 0, "text": "a b", "tokens": [1, 2], "kept": 2}
@@ -106,12 +107,17 @@ def test_parts_resume_where_they_stopped(tmp_path: Path) -> None:
 
     for number in (0, 2):
         parquet.write_table(tmp_path / parquet.part_name(number), [TEXT_ROW], schema="split-text")
+        seal(tmp_path / parquet.part_name(number))
     with pytest.raises(RuntimeError):
         parquet.write_table(tmp_path / parquet.part_name(1), breaks_off(), schema="split-text")
     (tmp_path / parquet.part_name(3)).write_bytes(b"PAR1 torn")
     (tmp_path / f".{parquet.part_name(4)}.x.tmp").write_bytes(b"half")
     assert list(parquet.finished_parts(tmp_path, layout=layout)) == [0, 2]
     assert list(parquet.finished_parts(tmp_path)) == [0, 2]
+    altered = bytearray((tmp_path / parquet.part_name(2)).read_bytes())
+    altered[len(altered) // 2] ^= 1
+    (tmp_path / parquet.part_name(2)).write_bytes(altered)
+    assert list(parquet.finished_parts(tmp_path)) == [0]
     # Parts of four blocks cannot be continued with parts of eight.
     assert parquet.finished_parts(tmp_path, layout={"blocks": 8}) == {}
     assert parquet.finished_parts(tmp_path) == {}
