@@ -188,12 +188,13 @@ def first_start() -> Iterator[None]:
     home = PREFECT_HOME.value()
     database = hashlib.sha256(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).encode()).hexdigest()[:8]
     made = home / f".fortifai-{version('prefect')}-{database}"
-    if made.exists():
-        yield
-        return
-    with file_lock(home / ".fortifai.lock", what="the first start of Prefect's server"):
-        yield
-        made.touch()
+    if not made.exists():
+        with file_lock(home / ".fortifai.lock", what="the first start of Prefect's server"):
+            if not made.exists():
+                yield
+                made.touch()
+                return
+    yield
 
 
 @contextlib.contextmanager
