@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -155,7 +156,7 @@ def config_error(
 ) -> ConfigError:
     """Pydantic's findings as one line: the field, its value, what to do."""
     first = error.errors()[0]
-    schema = kind.model_json_schema()
+    schema = _schema(kind)
     # pydantic puts the chosen alternative's `type` into the place, where a file has no such level
     unions = {d.get("properties", {}).get("type", {}).get("const") for d in schema.get("$defs", {}).values()}
     location = [str(part)[:60] for part in first["loc"] if part not in unions]
@@ -172,6 +173,11 @@ def config_error(
         remedy = first["msg"][0].lower() + first["msg"][1:]
     more = error.error_count() - 1
     return ConfigError(field, value, remedy + (f" (and {more} more)" if more else ""))
+
+
+@cache
+def _schema(kind: type[ExperimentConfig] | type[FamilyExperiment]) -> dict[str, Any]:
+    return kind.model_json_schema()
 
 
 def _suggest(

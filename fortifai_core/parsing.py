@@ -23,7 +23,7 @@ from fortifai_core.errors import DataError, FortifaiError, InputError, Unusable
 MAX_CONFIG_BYTES = 256 * 1024
 MAX_QUESTION_BYTES = 256 * 1024 * 1024
 MAX_DEPTH = 64
-MAX_VALUES = 20_000  # in one configuration, aliases written out
+MAX_VALUES = 8_000  # in one configuration, aliases written out
 MAX_DIGITS = 40  # more than 64 bits have, and few enough to be converted in no time
 MAX_PATH_BYTES, MAX_NAME_BYTES, MAX_PATH_PARTS = 4095, 255, 255
 INTEGERS = range(-(2**63), 2**63)  # what tables, other programs and JavaScript's forms can hold

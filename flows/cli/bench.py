@@ -47,10 +47,10 @@ def kernels(
 
 def check_device(device: str) -> None:
     """That there is such a device here."""
-    import torch
-
     if device not in ("cpu", "cuda"):
         raise InputError("--device", device, "choose cpu or cuda")
+    import torch
+
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device", device, "torch sees no such device here; choose cpu")
 
@@ -67,11 +67,11 @@ def regeneration(
     as_json: Json = False,
 ) -> None:
     """Rewriting: the aligned engine against the reference, generate and continuous batching."""
+    check_device(device)
     from flows.bench.regeneration import SHAPES, bench_regeneration, regeneration_table
 
     if shape not in SHAPES:
         raise InputError("--shape", shape, f"choose {', '.join(SHAPES)}")
-    check_device(device)
     err = Terminal(stderr=True)
 
     def say(text: str) -> None:

@@ -16,9 +16,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from fortifai_core.errors import FortifaiError
+from fortifai_core.parsing import is_text
 
 # Part of every key: raise it when the encoding below changes.
 KEY_SCHEMA = 1
+MAX_BITS = 4096  # of an integer: Python writes one of thousands of digits slowly or not at all
 
 
 class EncodingError(FortifaiError, TypeError):
@@ -35,13 +37,15 @@ def canonical_json(value: object, *, path: str = "content") -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if type(value) is int:
+        if value.bit_length() > MAX_BITS:
+            raise EncodingError(f"{path} is an integer of {value.bit_length():,} bits: a key holds {MAX_BITS:,}")
         return str(value)
     if type(value) is float:
         if not math.isfinite(value):
             raise EncodingError(f"{path} = {value!r}: a key cannot hold NaN or infinity")
         return repr(value)
     if type(value) is str or isinstance(value, StrEnum):
-        return json.dumps(str(value))
+        return _text(str(value), path)
     if type(value) in (list, tuple):
         assert isinstance(value, (list, tuple))
         return "[" + ",".join(canonical_json(v, path=f"{path}[{i}]") for i, v in enumerate(value)) + "]"
@@ -50,12 +54,18 @@ def canonical_json(value: object, *, path: str = "content") -> str:
             if not (type(name) is str or isinstance(name, StrEnum)):
                 raise EncodingError(f"{path}: the name {name!r} is a {type(name).__name__}; names must be strings")
         items = sorted(((str(name), v) for name, v in value.items()), key=lambda item: item[0])
-        return "{" + ",".join(f"{json.dumps(k)}:{canonical_json(v, path=f'{path}.{k}')}" for k, v in items) + "}"
+        return "{" + ",".join(f"{_text(k, path)}:{canonical_json(v, path=f'{path}.{k}')}" for k, v in items) + "}"
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     raise EncodingError(
         f"{path} is a {kind}, which has no exact encoding: use None, bool, int, finite float, str, list, "
         "tuple or dict (for a pydantic model, model_dump(mode='json'))"
     )
+
+
+def _text(value: str, path: str) -> str:
+    if not is_text(value):  # two halves of a pair would be written as the one character that they are not
+        raise EncodingError(f"{path} = {value!r}: half a surrogate pair is no text")
+    return json.dumps(value)
 
 
 def artifact_key(
@@ -83,7 +93,10 @@ def artifact_key(
             raise EncodingError(f"parents hold {key!r}: a parent is named by its key, a string")
     body = {"schema": KEY_SCHEMA, "kind": kind, "version": version, "content": dict(content), "parents": plain}
     # Walked part by part, so that an error names `content.…` and not the wrapper around it.
-    fields = ",".join(f"{json.dumps(name)}:{canonical_json(body[name], path=name)}" for name in sorted(body))
+    try:
+        fields = ",".join(f"{json.dumps(name)}:{canonical_json(body[name], path=name)}" for name in sorted(body))
+    except RecursionError as error:
+        raise EncodingError("content is nested too deeply, or holds itself") from error
     return hashlib.sha256(f"{{{fields}}}".encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Bad input of every kind: one line of field, value and remedy, exit code 2, nothing computed or left behind."""
+"""Bad input of every kind: one line that names field, value and remedy, exit code 2, nothing computed or left."""
 
 from __future__ import annotations
 

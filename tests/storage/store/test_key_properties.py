@@ -92,3 +92,33 @@ def test_kind_version_and_parents_are_told_apart(
     assert (of(kind, version, parents[::-1]) == whole) == (parents[::-1] == parents)
     by_role = dict(zip(parents, parents, strict=True))
     assert of(kind, version, by_role) == of(kind, version, dict(reversed(by_role.items()))) != whole
+
+
+# every code point there is, halves of surrogate pairs too
+ODD_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=4)
+
+
+@given(ODD_TEXT, ODD_TEXT)
+def test_odd_text_is_told_apart_or_refused(one: str, other: str) -> None:
+    def keyed(text: str) -> str | None:
+        try:
+            return key({"x": text, "names": {text: 1}})
+        except EncodingError:
+            return None
+
+    first, second = keyed(one), keyed(other)
+    assert first is None or (first == second) == (one == other)
+
+
+def test_halves_of_a_pair_are_not_taken_for_the_character() -> None:
+    assert key({"x": "\U0001f600"})
+    with pytest.raises(EncodingError, match="surrogate"):
+        key({"x": "\ud83d\ude00"})
+
+
+def test_what_is_too_large_or_too_deep_is_refused() -> None:
+    itself: list[Any] = []
+    itself.append(itself)
+    for value in (10**5000, -(10**5000), itself):
+        with pytest.raises(EncodingError):
+            key({"x": value})
