@@ -90,9 +90,9 @@ def test_no_checkpoint_of_a_training_is_unpickled(name: str, mark: Path, tmp_pat
     assert checkpoint is not None
     torch.save({"state": Evil(mark)}, checkpoint / name)
     seal_checkpoint(checkpoint)  # whoever can write here can seal it too
-    read = name not in ("training_args.bin", "scaler.pt")
+    read = name != "training_args.bin"  # a scaler stops before it is read: there is none on a CPU
     if read:
-        with pytest.raises(Exception, match=r"(?i)weights.only"):
+        with pytest.raises(Exception, match=r"(?i)weights.only|load_state_dict"):
             train()
     else:
         train()
