@@ -239,7 +239,7 @@ def show(
 def sql(
     query: Annotated[str, typer.Argument(help="One query; quote it for the shell.")],
     store: Store = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, in full.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, in full; no text in it is a formula.")] = False,
     as_json: Json = False,
 ) -> None:
     """Ask the catalog: `fortifai sql "select * from metrics"`. Read-only; a terminal's width cuts what it prints."""

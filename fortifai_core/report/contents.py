@@ -39,7 +39,7 @@ class ReportTable:
 
     def write_csv(self, path: Path) -> None:
         """Header and rows; an empty cell is nothing at all, and no text is a formula (the Parquet has it as it is)."""
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)  # with CR LF (RFC 4180): a model's text may hold either, and is then quoted
             writer.writerow(map(csv_cell, self.columns))
             writer.writerows(map(csv_cell, row) for row in zip(*self.columns.values(), strict=True))

@@ -33,7 +33,7 @@ SECRETS = {
         )
     )
 }
-TINY = ["family.samples=50", "family.replicates=2", "family.segment=2", "generations=2", "runtime.workers=1"]
+TINY = ["family.samples=100", "family.replicates=2", "family.segment=2", "generations=2", "runtime.workers=1"]
 
 
 @pytest.fixture(scope="module")

@@ -275,8 +275,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
 def commands() -> list[list[str]]:
     asked = "select document, text, question from documents join question_fates using (document) order by all"
     made = [["ls"], ["show", "latest"], ["show", "mine"], ["sql", asked], ["sql", asked, "--json"], ["path"]]
-    made += [["sql", f'select 1 as "{text}"'] for text in HOSTILE if not set('"\x00') & set(text)]
-    return made + [["trace", text] for text in HOSTILE if "\x00" not in text and not text.startswith("-")]
+    made += [["sql", f'select 1 as "{text}"'] for text in HOSTILE[::3] if not set('"\x00') & set(text)]
+    return made + [["trace", text] for text in HOSTILE[::3] if "\x00" not in text and not text.startswith("-")]
 
 
 def test_no_command_prints_what_a_terminal_obeys(store: ArtifactStore) -> None:
