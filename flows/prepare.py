@@ -19,6 +19,7 @@ from storage.sources.family_data import data_digests
 from storage.sources.sources import check_corpus, source_digests
 from storage.store.experiments import StageRecord, record_experiment
 from storage.store.store import ArtifactStore
+from storage.tables.model_folder import check_model
 from storage.tables.models import model_identity
 from tasks.engine.plans import AnyExperiment, Plan
 from tasks.engine.stages import ROLES, Reference, Stage
@@ -56,6 +57,7 @@ def plan_for(config: AnyExperiment) -> Plan:
     check_corpus(config.corpus)
     model_digest = ""
     if isinstance(config.model, PretrainedModel):
+        check_model(config.model.path)
         model_digest = model_identity(config.model.path, config.model.revision)
     losses = {
         loss.function: _loss_digest(index, loss)
