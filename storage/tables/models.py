@@ -46,14 +46,18 @@ def fetch_model(path: str, revision: str | None, *, dtype: str) -> Any:
     Raises:
         DataError: it is not there, and no hub can be reached.
     """
+    import httpx
     from transformers import AutoModelForCausalLM
 
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             _place(path), revision=revision, dtype=dtype, output_loading_info=True, **SAFELY, use_safetensors=True
         )
+    except httpx.HTTPError:
+        raise  # trouble on the way to the hub, which is tried again
     except Exception as error:
         raise DataError("model.path", path, f"cannot be loaded: {why_not(error)}") from error
+    model, found = loaded
     if found["missing_keys"]:  # the library fills in random ones
         raise DataError("model.path", path, f"its weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
     return model
@@ -65,10 +69,13 @@ def fetch_tokenizer(path: str, revision: str | None) -> Any:
     Raises:
         DataError: it is not there, and no hub can be reached.
     """
+    import httpx
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(_place(path), revision=revision, **SAFELY)
+    except httpx.HTTPError:
+        raise  # trouble on the way to the hub, which is tried again
     except Exception as error:
         raise DataError("model.path", path, f"its tokenizer cannot be loaded: {why_not(error)}") from error
     if tokenizer.eos_token_id is None:
