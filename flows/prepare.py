@@ -19,6 +19,7 @@ from storage.sources.family_data import data_digests, load_data
 from storage.sources.sources import check_content, check_corpus, source_digests
 from storage.store.experiments import StageRecord, is_finished, record_experiment
 from storage.store.store import ArtifactStore
+from storage.tables.model_folder import check_model
 from storage.tables.models import model_identity
 from tasks.engine.plans import AnyExperiment, Plan
 from tasks.engine.stages import ROLES, Reference, Stage
@@ -59,6 +60,7 @@ def plan_for(config: AnyExperiment) -> Plan:
     check_content(config.corpus, splits=config.splits)
     model_digest = ""
     if isinstance(config.model, PretrainedModel):
+        check_model(config.model.path)
         model_digest = model_identity(config.model.path, config.model.revision)
     losses = {
         loss.function: _loss_digest(index, loss)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.errors import DataError
+from fortifai_core.errors import ArtifactDamaged, DataError
 from fortifai_core.parsing import local_path
 from storage.store.tree import is_stray
 
@@ -16,6 +16,8 @@ from storage.store.tree import is_stray
 _UNREAD = (".md", ".txt.license", ".gitattributes", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".onnx",
            ".tflite", ".gguf", ".png", ".jpg", ".pdf")  # fmt: skip
 ADAPTER = "adapter"
+# no folder or hub repository has code run; without a word, transformers asks on the terminal, and waits
+SAFELY: dict[str, Any] = {"trust_remote_code": False}
 
 
 def is_local(path: str) -> bool:
@@ -66,12 +68,21 @@ def fetch_model(path: str, revision: str | None, *, dtype: str) -> Any:
     Raises:
         DataError: it is not there, and no hub can be reached.
     """
+    import httpx
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(_place(path), revision=revision, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise DataError("model.path", path, f"cannot be loaded: {_first_line(error)}") from error
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            _place(path), revision=revision, dtype=dtype, output_loading_info=True, **SAFELY, use_safetensors=True
+        )
+    except httpx.HTTPError:
+        raise  # trouble on the way to the hub, which is tried again
+    except Exception as error:
+        raise DataError("model.path", path, f"cannot be loaded: {why_not(error)}") from error
+    model, found = loaded
+    if found["missing_keys"]:  # the library fills in random ones
+        raise DataError("model.path", path, f"its weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
+    return model
 
 
 def fetch_tokenizer(path: str, revision: str | None) -> Any:
@@ -80,12 +91,15 @@ def fetch_tokenizer(path: str, revision: str | None) -> Any:
     Raises:
         DataError: it is not there, and no hub can be reached.
     """
+    import httpx
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_place(path), revision=revision)
-    except (OSError, ValueError) as error:
-        raise DataError("model.path", path, f"its tokenizer cannot be loaded: {_first_line(error)}") from error
+        tokenizer = AutoTokenizer.from_pretrained(_place(path), revision=revision, **SAFELY)
+    except httpx.HTTPError:
+        raise  # trouble on the way to the hub, which is tried again
+    except Exception as error:
+        raise DataError("model.path", path, f"its tokenizer cannot be loaded: {why_not(error)}") from error
     if tokenizer.eos_token_id is None:
         raise DataError("model.path", path, "its tokenizer has no end-of-text token, which divides documents")
     if tokenizer.pad_token_id is None:
@@ -97,15 +111,26 @@ def _place(path: str) -> str:
     return str(local_path(path, "model.path")) if is_local(path) else path
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+def why_not(error: Exception) -> str:
+    """In one line, what a library made of a model's files."""
+    text = str(error).strip()
+    if "trust_remote_code" in text:
+        return "it wants to run code that it brings along, which is never done: choose one that transformers knows"
+    return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer saved in an artifact."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, **SAFELY)
+
+
+def load_config(folder: Path) -> Any:
+    """The configuration of the model saved in an artifact's folder."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, **SAFELY)
 
 
 def load_model(folder: Path, *, base: Path | None = None, trainable: bool = False) -> Any:
@@ -121,8 +146,12 @@ def load_model(folder: Path, *, base: Path | None = None, trainable: bool = Fals
     place = base if adapter.is_dir() else folder
     if place is None:
         raise ValueError(f"{folder} holds a LoRA adapter: its base model is needed as well")
-    model: Any = AutoModelForCausalLM.from_pretrained(place, dtype="auto", use_safetensors=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(place, dtype="auto", **SAFELY, use_safetensors=True)
     if adapter.is_dir():
+        if not (adapter / "adapter_model.safetensors").is_file():  # peft would look for a pickle
+            raise ArtifactDamaged(
+                f"{adapter} holds no adapter_model.safetensors", file=f"{ADAPTER}/adapter_model.safetensors"
+            )
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)

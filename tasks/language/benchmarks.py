@@ -114,16 +114,14 @@ def build_check(context: Context[BenchmarkCheckSpec]) -> dict[str, Any]:
     Raises:
         ConfigError: so many examples do not fit; names the largest number that does.
     """
-    from storage.tables.models import load_tokenizer
+    from storage.tables.models import load_config, load_tokenizer
 
     spec = context.spec
     name, asked, limit = spec.task.name, spec.task.fewshot, spec.task.limit
     tokenizer = load_tokenizer(context.artifact(spec.tokenizer).path)
     window = spec.window
     if window is None and spec.base is not None:
-        from transformers import AutoConfig
-
-        config: Any = AutoConfig.from_pretrained(context.artifact(spec.base).path)
+        config = load_config(context.artifact(spec.base).path)
         window = getattr(config.get_text_config(), "max_position_embeddings", None)
     tasks = load_tasks(name, fewshot=asked, folder=context.workspace / "tasks")
     shots = max(task.get_config("num_fewshot") for task in tasks.values())
