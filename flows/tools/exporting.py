@@ -91,7 +91,7 @@ def export_dataset(
 
 
 def export_report(store: ArtifactStore, record: Experiment, *, target: Path) -> Path:
-    """Copy an experiment's report into a new folder: report.html, figures/ and tables/.
+    """Copy an experiment's report into a new folder: report.html, times.html, figures/ and tables/.
 
     Raises:
         InputError: there is no report yet, or `target` is there already.
@@ -100,7 +100,9 @@ def export_report(store: ArtifactStore, record: Experiment, *, target: Path) -> 
 
     source = read_report(store, record)[1]
     with _new_folder(target) as folder:
-        shutil.copyfile(source / "report.html", folder / "report.html")
+        for page in ("report.html", "times.html"):
+            if (source / page).is_file():  # reports of earlier releases have their times within
+                shutil.copyfile(source / page, folder / page)
         for part in ("figures", "tables"):
             if (source / part).is_dir():
                 shutil.copytree(source / part, folder / part)

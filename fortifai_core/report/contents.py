@@ -88,6 +88,14 @@ class Seconds:
         ]
         return sorted(made, key=lambda row: -row[2])
 
+    @property
+    def table(self) -> ReportTable:
+        """Seconds by arm and stage, in the order of their names."""
+        rows = sorted(
+            (arm, stage, seconds) for stage, by_arm in self.by_stage.items() for arm, seconds in by_arm.items()
+        )
+        return ReportTable("times", {n: [row[i] for row in rows] for i, n in enumerate(("arm", "stage", "seconds"))})
+
 
 @dataclass(frozen=True)
 class Contents:

@@ -39,7 +39,8 @@ def contents_of(report: Report) -> Contents:
 def build_report(report: Report, directory: str | Path) -> tuple[Contents, list[Path]]:
     """Write report.html, figures/*.svg and *.png, and tables/*.csv; return what they show, and their paths.
 
-    The same data gives the same files. `directory` is made if need be; files in it are overwritten.
+    The same data gives the same files. How long things took is in times.html and tables/times.csv alone, so that all
+    other files of two equal runs are equal. `directory` is made if need be; files in it are overwritten.
     """
     directory = Path(directory)
     (directory / "tables").mkdir(parents=True, exist_ok=True)
@@ -54,24 +55,30 @@ def build_report(report: Report, directory: str | Path) -> tuple[Contents, list[
     for stem, slide in contents.slides.items():
         files.append(directory / "figures" / f"{stem}.png")
         png(slide.drawings, files[-1], title=slide.title)
-    for table in contents.tables:
+    tables = list(contents.tables)
+    if contents.seconds.rows:
+        files.append(directory / "times.html")
+        files[-1].write_text(render(contents, template="times.html"), encoding="utf-8")
+        tables.append(contents.seconds.table)
+    for table in tables:
         files.append(directory / "tables" / f"{table.name}.csv")
         table.write_csv(files[-1])
     return contents, files
 
 
-def render(contents: Contents) -> str:
-    """The whole page."""
+def render(contents: Contents, template: str = "") -> str:
+    """A whole page: the report's, or another `template`'s."""
     from markupsafe import Markup
 
     return render_page(
-        contents.template,
+        template or contents.template,
         filters=FILTERS,
         config=contents.report.config,
         data=contents.report,
         headline=contents.headline,
         facts=contents.facts,
         times=contents.seconds,
+        shared=isinstance(contents.report, FamilyReport),
         styles=Markup(PALETTE + CHART_CSS),
         **contents.values,
     )

@@ -91,7 +91,6 @@ def measured(result: GenerationResult) -> Iterator[tuple[str, int | None, float]
             yield (name.removesuffix("-0") if of_split else name, 0 if of_split else None, value)
     yield from ((metric, None, value) for metric, value in sorted(result.benchmarks.items()))
     yield from (("unigram-kl", split, value) for split, value in sorted(result.unigram_kl.items()))
-    yield from ((f"seconds-{stage}", None, value) for stage, value in sorted(result.seconds.items()))
 
 
 def _failures(analysis: Analysis) -> Iterator[tuple[Any, ...]]:

@@ -31,7 +31,8 @@ def write_report(context: Context[Any], report: Report) -> None:
     from storage.tables.exports import write_columns
 
     contents, _ = build_report(report, context.directory)
-    for table in contents.tables:
+    times = [contents.seconds.table] if contents.seconds.rows else []
+    for table in [*contents.tables, *times]:
         write_columns(context.directory / "tables" / f"{table.name}.parquet", table.columns)
     shown = {**asdict(contents.terminal), "headline": list(contents.headline), "notes": list(report.notes)}
     (context.directory / "table.json").write_text(json.dumps(shown, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.prepare import Prepared
+from storage.store.manifest import Manifest
 from storage.store.store import ArtifactStore
 from tasks.engine.session import Reporter
 from tasks.engine.stages import Stage
@@ -57,8 +58,14 @@ def run_flow(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
 
 
 def digests(store: ArtifactStore) -> dict[str, dict[str, str]]:
-    """sha256 of every file of every artifact but the reports, which show how long things took."""
-    return {f"{m.kind}/{m.key}": {e["name"]: e["sha256"] for e in m.files} for m in store.ls() if m.kind != "report"}
+    """sha256 of every file of every artifact but those that say how long things took."""
+
+    def files(manifest: Manifest) -> dict[str, str]:
+        names = {entry["name"]: entry["sha256"] for entry in manifest.files}
+        times = [name for name in names if manifest.kind == "report" and Path(name).stem == "times"]
+        return {name: digest for name, digest in names.items() if name not in times}
+
+    return {f"{m.kind}/{m.key}": files(m) for m in store.ls()}
 
 
 def environment(tmp_path: Path, store: str) -> dict[str, str]:

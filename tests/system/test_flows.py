@@ -36,7 +36,7 @@ def run(store: Path | str, *overrides: str, preset: str = "smoke") -> tuple[Reco
 
 
 def digests(prepared: Prepared) -> dict[str, dict[str, str]]:
-    """sha256 of every file of every artifact but the report, which shows seconds."""
+    """sha256 of every file of every artifact but the report, which has the times in a file."""
     result = {}
     for stage in prepared.plan.stages():
         artifact = prepared.store.find(stage.kind, stage.key)

@@ -606,3 +606,39 @@ def test_the_almanac_and_texts_may_be_mixed(tmp_path: Path) -> None:
     assert_disjoint(first)
     # a value that too many entities of a small split share cannot be swapped, and is not asked about
     assert 0.9 * 8 * 3 * small.facts < len(first.questions) - 1 <= 8 * 3 * small.facts
+
+
+def test_a_dataset_in_a_folder_goes_by_its_files_and_not_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.language.specs import corpus_content
+
+    monkeypatch.delenv(mirror.VARIABLE, raising=False)
+
+    def content(place: Path) -> dict:
+        corpus = HuggingFaceCorpus(dataset=str(place))
+        return corpus_content(corpus, source_digests(corpus))
+
+    one, two = (tmp_path / name / "islands" for name in ("one", "two"))
+    for place in (one, two):
+        (place / "data").mkdir(parents=True)
+        write(place / "data" / "train.jsonl", json.dumps({"text": TEXTS[0]}))
+    before = content(one)
+    assert before == content(two) and str(tmp_path) not in str(before)
+    (two / ".DS_Store").write_text("x")
+    assert content(two) == before
+    write(two / "data" / "train.jsonl", json.dumps({"text": TEXTS[1][: len(TEXTS[0])]}))
+    assert content(two) != before
+    write(one / "data" / "more.jsonl", json.dumps({"text": TEXTS[1]}))
+    assert content(one) != before
+
+
+def test_text_that_changes_between_plan_and_reading_is_refused(tmp_path: Path) -> None:
+    from tasks.language.prepare import _refuse_change
+
+    corpus = text_corpus(tmp_path)
+    planned = source_digests(corpus)
+    _refuse_change(corpus, planned)
+    write(Path(corpus.files[0]), "other text")
+    with pytest.raises(DataError, match=r"corpus\.files\.0.*run again"):
+        _refuse_change(corpus, planned)

@@ -226,11 +226,27 @@ def test_notes_command_and_time_are_there(built: Path) -> None:
     for expected in (
         "A ceiling of 80%.",
         "fortifai run tiny",
-        "Where the time went",
-        "regenerate",
+        "times.html",
         "retraining noise",
     ):
         assert expected in text
+    times = Page((built / "times.html").read_text()).text
+    assert "where the time went" in times and "regenerate" in times
+
+
+def test_only_the_times_differ_between_equal_runs_of_other_speed(tmp_path: Path) -> None:
+    quick, slow = data_of(FALLING, SLOWER), data_of(FALLING, SLOWER)
+    for arm in slow.arms:
+        for run in arm.runs:
+            for result in run.generations:
+                result.seconds["train"] *= 3  # type: ignore[index]
+    for name, data in (("quick", quick), ("slow", slow)):
+        build_report(data, tmp_path / name)
+    files = sorted(p.relative_to(tmp_path / "quick") for p in (tmp_path / "quick").rglob("*") if p.is_file())
+    differ = [
+        f.as_posix() for f in files if (tmp_path / "quick" / f).read_bytes() != (tmp_path / "slow" / f).read_bytes()
+    ]
+    assert differ == ["tables/times.csv", "times.html"]
 
 
 def test_results_hold_every_number_and_their_means(built: Path) -> None:
@@ -249,9 +265,7 @@ def test_results_hold_every_number_and_their_means(built: Path) -> None:
         mean = of("all", "kr-split-0", generation)
         assert float(mean["low"]) <= float(mean["value"]) <= float(mean["high"])
         assert float(mean["value"]) == pytest.approx(float(of("0", "kr-split-0", generation)["value"]))
-    assert {"kr-split-3", "perplexity-real", "unigram-kl", "live-fraction", "seconds-train"} <= {
-        r["metric"] for r in rows
-    }
+    assert {"kr-split-3", "perplexity-real", "unigram-kl", "live-fraction"} <= {r["metric"] for r in rows}
 
 
 def test_the_same_data_gives_the_same_files(tmp_path: Path) -> None:
