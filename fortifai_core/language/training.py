@@ -55,7 +55,8 @@ class _FiniteTrainer(Trainer):
         """The numbers of a batch's rows; looked for among all, since a batch does not say where it is from."""
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         batch = [row[:length] for row, length in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
-        return [number for number, row in enumerate(self.train_dataset) if row["input_ids"] in batch]
+        rows: Any = self.train_dataset
+        return [number for number, row in enumerate(rows) if row["input_ids"] in batch]
 
 
 class _Progress(TrainerCallback):

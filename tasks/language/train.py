@@ -187,7 +187,7 @@ def _save(model: Any, context: Context[Any], *, tokenizer: Path) -> None:
 
     model = model.to("cpu")
     if isinstance(model, PeftModel):
-        model.save_pretrained(context.directory / ADAPTER)
+        model.save_pretrained(str(context.directory / ADAPTER))
         _forget_circumstances(context.directory / ADAPTER)
     else:
         model.save_pretrained(context.directory)

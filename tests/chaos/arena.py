@@ -82,6 +82,7 @@ class Arena:
     def run(self, arguments: Sequence[str], *, store: Path, home: Path | None = None) -> str:
         """The same to its end; what it printed."""
         output = self.root / f"{store.name}.out"
+        output.unlink(missing_ok=True)
         process = self.start(arguments, store=store, output=output, home=home)
         code = process.wait(timeout=300)
         text = output.read_text(errors="replace")

@@ -20,7 +20,7 @@ from typing import Any
 from arena import Arena, a_server, results
 
 PROCESSES = 4
-READERS = (["sql", "select kind, count(*) from stages group by kind", "--json"], ["report", "gmm"], ["ls"])
+READERS = (["sql", "select kind, count(*) from stages group by kind", "--json"], ["report", "before"], ["ls"])
 
 
 def crowd(arena: Arena, *, names: tuple[str, ...] = ("language", "gmm")) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def crowd(arena: Arena, *, names: tuple[str, ...] = ("language", "gmm")) -> dict
         for home in (None, arena.root / f"crowd-home-{name}"):
             where = f"{name}, {'one server' if home is None else 'a server each, at the first start'}"
             store = arena.root / f"crowd-{name}-{'shared' if home is None else 'own'}"
-            arena.run(arena.command("gmm", "seeds=[7]", "generations=3"), store=store)  # for the readers
+            arena.run(arena.command("gmm", "name=before", "seeds=[7]", "generations=3"), store=store)  # for the readers
             there = set(results(store))
             outputs = [arena.root / f"{store.name}-{i}.out" for i in range(PROCESSES)]
             arguments = [*arena.command(name), "--json"]

@@ -98,7 +98,7 @@ def strike(arena: Arena, aim: Aim, number: int) -> Outcome:
     """Kill once, go on by the printed command, compare."""
     outcome, began = Outcome(aim), time.monotonic()
     whole = arena.whole(aim.experiment)
-    store, output = arena.root / f"kill-{number}", arena.root / f"kill-{number}.out"
+    store, output = arena.root / f"kill-{number}", arena.root / f"struck-{number}.out"
     own = aim.target in ("server", "first start", "migration")
     home = arena.root / (f"home-{number}" if aim.target in ("first start", "migration") else "own-home")
     run = arena.command(aim.experiment)
