@@ -125,8 +125,8 @@ def test_an_adapter_has_the_same_digests_in_another_store(tmp_path: Path) -> Non
 
 def edit(file: Path, **fields: Any) -> None:
     """Change fields of a JSON file; those that are None are taken out."""
-    changed = {**json.loads(file.read_text()), **fields}
-    file.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
+    changed = {**json.loads(file.read_text(encoding="utf-8")), **fields}
+    file.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}), encoding="utf-8")
 
 
 def without(folder: Path, *names: str) -> None:
