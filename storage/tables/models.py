@@ -1,82 +1,11 @@
-"""Models and tokenizers on disk: fetching pretrained ones, saving and loading those of each generation."""
+"""Models and tokenizers in artifacts: loading those of each generation."""
 
 from __future__ import annotations
 
-import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.errors import DataError
-
-WEIGHTS = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json")
 ADAPTER = "adapter"
-
-
-def is_local(path: str) -> bool:
-    """Whether a model's `path` means a folder rather than a hub id (`owner/name`)."""
-    return Path(path).exists() or path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path)
-
-
-def model_identity(path: str, revision: str | None) -> str:
-    """What enters the key: the digest of a local folder's files, or the hub id with its revision.
-
-    Raises:
-        DataError: the folder is not there, or holds no model.
-    """
-    if not is_local(path):
-        return f"hub:{path}@{revision or 'main'}"
-    folder = Path(path).expanduser()
-    files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise DataError("model.path", path, "is no folder with a config.json and .safetensors weights")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def fetch_model(path: str, revision: str | None, *, dtype: str) -> Any:
-    """A pretrained causal language model in evaluation mode.
-
-    Raises:
-        DataError: it is not there, and no hub can be reached.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(_place(path), revision=revision, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise DataError("model.path", path, f"cannot be loaded: {_first_line(error)}") from error
-
-
-def fetch_tokenizer(path: str, revision: str | None) -> Any:
-    """A pretrained tokenizer, with a padding token.
-
-    Raises:
-        DataError: it is not there, and no hub can be reached.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(_place(path), revision=revision)
-    except (OSError, ValueError) as error:
-        raise DataError("model.path", path, f"its tokenizer cannot be loaded: {_first_line(error)}") from error
-    if tokenizer.eos_token_id is None:
-        raise DataError("model.path", path, "its tokenizer has no end-of-text token, which divides documents")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _place(path: str) -> str:
-    return str(Path(path).expanduser()) if is_local(path) else path
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -14,7 +14,8 @@ from flows.reporters import LogReporter
 from fortifai_core.config.model import LoraConfig
 from fortifai_core.errors import DataError
 from helpers import run_flow
-from storage.tables.models import ADAPTER, load_model, model_identity
+from storage.sources.pretrained import Pretrained
+from storage.tables.models import ADAPTER, load_model
 from tasks.language.train import _with_adapter
 
 VOCABULARY = 300
@@ -111,15 +112,15 @@ def test_one_adapter_goes_on_from_generation_to_generation(tmp_path: Path) -> No
 
 def test_a_folder_without_a_model_is_refused_before_any_compute(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"model\.path"):
-        model_identity(str(tmp_path), None)
+        _ = Pretrained.find(str(tmp_path)).identity
     with pytest.raises(DataError, match=r"model\.path"):
-        model_identity("./nowhere", None)
+        _ = Pretrained.find("./nowhere").identity
 
 
 def test_the_identity_of_a_local_model_is_that_of_its_files(tmp_path: Path) -> None:
     one, two = save_tiny(tmp_path / "one", "llama"), save_tiny(tmp_path / "two", "llama")
-    assert model_identity(str(one), None) == model_identity(str(two), None)
+    assert Pretrained.find(str(one)).identity == Pretrained.find(str(two)).identity
     config = two / "config.json"
     config.write_text(config.read_text().replace('"hidden_size": 16', '"hidden_size": 17'))
-    assert model_identity(str(one), None) != model_identity(str(two), None)
-    assert model_identity("owner/name", "abc") == "hub:owner/name@abc"
+    assert Pretrained.find(str(one)).identity != Pretrained.find(str(two)).identity
+    assert Pretrained.find("owner/name", "abc").identity == "hub:owner/name@abc"
