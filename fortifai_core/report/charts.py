@@ -20,7 +20,7 @@ def retention_chart(analysis: Analysis) -> Chart:
 
     return Chart(
         "Retention of split 0 after each generation, per arm",
-        _series(analysis, lambda arm: _percents(arm.split0), crossing),
+        _series(analysis, lambda arm: _base(arm) + _percents(arm.split0), crossing),
         unit="%",
         rule=(100 * data.threshold, f"{share(data.threshold)}: failure") if data.by_retention else None,
         floor=100 * data.chance,
@@ -78,6 +78,11 @@ def _series(
         Series(arm.arm.title, place, points(arm), crossing=crossing(arm)) for place, arm in enumerate(analysis.arms)
     )
     return tuple(series for series in drawn if series.points)
+
+
+def _base(arm: ArmSummary) -> tuple[Point, ...]:
+    """M_-1 on split 0, where it was asked."""
+    return (Point.of(-1, arm.before[0], scale=100),) if 0 in arm.before else ()
 
 
 def _percents(values: Sequence[Interval]) -> tuple[Point, ...]:
