@@ -157,7 +157,8 @@ def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None
     if isinstance(config.model, ScratchModel):
         parameters: int | None = model_parameters(config.model)
     else:
-        parameters = None if config.model.lora else pretrained(config.model).parameters
+        shape = None if config.model.lora else pretrained(config.model).shape
+        parameters = shape and shape["parameters"]
     if parameters is None:  # an adapter is small; a model of the hub is not here yet
         return
     weights = parameters * BYTES_PER_PARAMETER

@@ -42,8 +42,26 @@ class GgufHeader:
         return str(self.values.get("general.architecture", ""))
 
     @property
-    def parameters(self) -> int:
-        return sum(prod(shape) for shape in self.shapes.values())
+    def shape(self) -> dict[str, int]:
+        """`parameters`, `layers`, `hidden`, `intermediate`, and `keys`: values of a layer's keys for one token.
+
+        Raises:
+            KeyError: the file does not say one of them.
+        """
+
+        def said(name: str) -> int:
+            return int(self.values[f"{self.architecture}.{name}"])
+
+        size = self.values.get(f"{self.architecture}.attention.key_length")
+        heads = said("attention.head_count")
+        return {
+            "parameters": sum(prod(shape) for shape in self.shapes.values()),
+            "layers": said("block_count"),
+            "hidden": said("embedding_length"),
+            "intermediate": said("feed_forward_length"),
+            "keys": self.values.get(f"{self.architecture}.attention.head_count_kv", heads)
+            * (size or said("embedding_length") // heads),
+        }
 
     @property
     def context(self) -> int | None:

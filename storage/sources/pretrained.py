@@ -133,13 +133,27 @@ class Pretrained:
         return self.settings.get("max_position_embeddings") if self.gguf_file is None else self.header.context
 
     @property
-    def parameters(self) -> int | None:
-        """Weights; None for a model that has not been fetched yet."""
-        if self.gguf_file is not None:
-            return self.header.parameters
-        if self.folder is None:
+    def shape(self) -> dict[str, int] | None:
+        """`parameters`, `layers`, `hidden`, `intermediate`, and `keys`: values of a layer's keys for one token.
+
+        None for a model that has not been fetched yet, or that does not say them under the usual names.
+        """
+        try:
+            if self.gguf_file is not None:
+                return self.header.shape
+            if self.folder is None:
+                return None
+            settings, heads = self.settings, self.settings["num_attention_heads"]
+            return {
+                "parameters": sum(_elements(file) for file in self.folder.glob("*.safetensors")),
+                "layers": settings["num_hidden_layers"],
+                "hidden": settings["hidden_size"],
+                "intermediate": settings["intermediate_size"],
+                "keys": (settings.get("num_key_value_heads") or heads)
+                * (settings.get("head_dim") or settings["hidden_size"] // heads),
+            }
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return sum(_elements(file) for file in self.folder.glob("*.safetensors"))
 
     def check(self, *, longest: int) -> None:
         """Refuse what cannot be read, before anything is computed: neither weights nor torch are loaded.

@@ -75,7 +75,14 @@ def test_logits_and_tokens_are_those_of_transformers_own_dequantisation(
     assert one == other and len(one) > 5
     with torch.no_grad():
         assert torch.equal(ours(torch.tensor([one])).logits, theirs(torch.tensor([one])).logits)
-    assert found.parameters == sum(p.numel() for p in ours.parameters())
+    assert found.shape == {
+        "parameters": sum(p.numel() for p in ours.parameters()),
+        "layers": 2,
+        "hidden": 32,
+        "intermediate": 64,
+        "keys": 16,
+    }
+    assert Pretrained.find(str(tmp_path / "saved")).shape == found.shape
     assert found.context == CONTEXT
 
 
