@@ -60,7 +60,7 @@ def small_charts(analysis: Analysis) -> dict[str, Chart]:
         "self_bleu": Chart("Self-BLEU of split 0's newest text", drift("self-bleu-0")),
         "difference": Chart(between, gaps, style="dots", signed=True, floor=-2, ceiling=2),
         "total": Chart("Retention over all splits seen", totals, unit="%", floor=100 * analysis.data.chance),
-        "perplexity": Chart("Perplexity on held-out real text", curves(lambda arm: arm.perplexity)),
+        "perplexity": Chart("Perplexity on held-out real text", _series(analysis, _perplexity)),
         "kl": Chart(
             "Unigram KL of split 0's newest text against the real one", curves(lambda arm: arm.unigram_kl), floor=0
         ),
@@ -83,6 +83,11 @@ def _series(
 def _base(arm: ArmSummary) -> tuple[Point, ...]:
     """M_-1 on split 0, where it was asked."""
     return (Point.of(-1, arm.before[0], scale=100),) if 0 in arm.before else ()
+
+
+def _perplexity(arm: ArmSummary) -> tuple[Point, ...]:
+    values = enumerate((arm.perplexity_before, *arm.perplexity), start=-1)
+    return tuple(Point(generation, value) for generation, value in values if value is not None)
 
 
 def _percents(values: Sequence[Interval]) -> tuple[Point, ...]:
