@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ROOMS := flows tasks fortifai_core kernels storage deployments
 
-.PHONY: help demo test test-long chaos lint format docs bench bench-gpu gpu-wheels audit constraints clean
+.PHONY: help demo test test-long chaos lint format docs models bench bench-gpu gpu-wheels audit constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -59,6 +59,9 @@ docs: $(VENV)/.docs  ## the reference of the command line anew, and the site of 
 	@$(BIN)/python -m flows.cli.reference docs/reference.md
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "site/index.html"
+
+models: $(VENV)/.run  ## two small pretrained models (SmolLM2-135M: Apache-2.0; Gemma 3 270M: Gemma terms), 333 MB, never part of set-up
+	@$(BIN)/fortifai models fetch
 
 bench: $(VENV)/.run  ## speed and memory of the loss heads, as ratios
 	@$(BIN)/fortifai bench kernels

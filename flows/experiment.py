@@ -76,7 +76,8 @@ async def run_prepared(prepared: Prepared, reporter: Reporter, pool: WorkerPool)
             record_experiment(store, config=config, status="running")
         try:
             await _shared(plan)
-            await _in_turns(plan, at_once=len(pool.workers))
+            measured = (prefect_tasks.evaluate(stage) for stage in plan.before)
+            await together(_in_turns(plan, at_once=len(pool.workers)), *measured)
             final = plan.report(running.stopped)
             report = await prefect_tasks.reference(prefect_tasks.write_report(final), final)
         except BaseException:

@@ -16,11 +16,10 @@ from fortifai_core.config.model import PretrainedModel, ScratchModel
 from fortifai_core.errors import ConfigError, StoreError
 from fortifai_core.families.registry import FamilyExperiment, check_family
 from storage.sources.family_data import data_digests, load_data
+from storage.sources.pretrained import pretrained
 from storage.sources.sources import check_content, check_corpus, source_digests
 from storage.store.experiments import StageRecord, is_finished, record_experiment
 from storage.store.store import ArtifactStore
-from storage.tables.model_folder import check_model
-from storage.tables.models import model_identity
 from tasks.engine.plans import AnyExperiment, Plan
 from tasks.engine.stages import ROLES, Reference, Stage
 from tasks.families.plan import plan_family
@@ -60,8 +59,8 @@ def plan_for(config: AnyExperiment) -> Plan:
     check_content(config.corpus, splits=config.splits)
     model_digest = ""
     if isinstance(config.model, PretrainedModel):
-        check_model(config.model.path)
-        model_digest = model_identity(config.model.path, config.model.revision)
+        pretrained(config.model).check_files()
+        model_digest = pretrained(config.model).identity
     losses = {
         loss.function: _loss_digest(index, loss)
         for index, loss in enumerate(config.losses)
@@ -101,6 +100,7 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
         if role not in ROLES:
             raise ConfigError("--refresh", role, f"choose one of {', '.join(ROLES)}")
     plan = plan_for(config)
+    check_model(plan, opened)
     opened.writable()  # last, for it leaves the store's folder behind
     check_space(config, plan, opened)
     anew = frozenset(stage.reference for stage in descendants(plan, refresh))
@@ -136,6 +136,21 @@ def descendants(plan: Plan, roles: Sequence[str]) -> list[Stage]:
     return list(chosen.values())
 
 
+def check_model(plan: Plan, store: ArtifactStore) -> None:
+    """Refuse a pretrained model that cannot be read, or reads less than it is asked to; what is stored is not asked.
+
+    Raises:
+        InputError: naming the field, its value and the remedy.
+    """
+    config = plan.config
+    if not isinstance(config, ExperimentConfig) or not isinstance(config.model, PretrainedModel):
+        return
+    made = [stage for stage in plan.shared if stage.role in ("tokenizer", "base")]
+    if any(store.find(stage.kind, stage.key) is None for stage in made):
+        longest = max(config.training.sequence_length, config.regeneration.longest_input)
+        pretrained(config.model).check(longest=longest)
+
+
 def model_parameters(model: ScratchModel) -> int:
     """Weights of a scratch model: embedding (and head), attention, gated feed-forward, norms."""
     embedding = model.vocabulary * model.hidden_size * (1 if model.tie_embeddings else 2)
@@ -147,9 +162,16 @@ def model_parameters(model: ScratchModel) -> int:
 def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None:
     """Refuse an experiment whose models alone would not fit on the disk."""
     free = store.free_bytes()
-    if isinstance(config, FamilyExperiment) or not isinstance(config.model, ScratchModel):
+    if isinstance(config, FamilyExperiment):
         return
-    weights = model_parameters(config.model) * BYTES_PER_PARAMETER
+    if isinstance(config.model, ScratchModel):
+        parameters: int | None = model_parameters(config.model)
+    else:
+        shape = None if config.model.lora else pretrained(config.model).shape
+        parameters = shape and shape["parameters"]
+    if parameters is None:  # an adapter is small; a model of the hub is not here yet
+        return
+    weights = parameters * BYTES_PER_PARAMETER
     missing = sum(one.kind == "model" and not store.has(one.kind, one.key) for one in plan.stages())
     needed = weights * (missing + (ADAM_CHECKPOINTS * len(plan.runs) if missing else 0))
     if needed > free:

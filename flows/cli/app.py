@@ -20,6 +20,7 @@ from rich.table import Table
 
 from flows.cli.bench import benches
 from flows.cli.kr import app as kr
+from flows.cli.models import app as models
 from flows.embedded import quiet_environment
 from flows.outputs import folder_to_make
 from flows.terminal import Terminal, for_stdout
@@ -134,12 +135,14 @@ def plan(
 ) -> None:
     """What would run, what is already there, and why. Computes nothing."""
     from flows.load import load_any_config
-    from flows.prepare import open_store, plan_for
+    from flows.prepare import check_model, open_store, plan_for
     from flows.tools.explain import explain_plan
 
     allow_code(allow or [])
     opened = open_store(store)
-    rows = explain_plan(plan_for(load_any_config(source, sets or [])), opened)
+    planned = plan_for(load_any_config(source, sets or []))
+    check_model(planned, opened)
+    rows = explain_plan(planned, opened)
     if as_json:
         show_json(rows)
         return
@@ -342,6 +345,7 @@ def export(
 
 app.add_typer(benches, name="bench")
 app.add_typer(kr, name="kr")
+app.add_typer(models, name="models")
 paper = typer.Typer(help="What the paper reports, recomputed from its own tables (quoted data, not measured here).")
 app.add_typer(paper, name="paper")
 

@@ -21,7 +21,7 @@ from flows import access
 from flows.prepare import default_store, open_store
 from fortifai_core.errors import FortifaiError
 from fortifai_core.outside import markup
-from storage.sources import mirror
+from storage.sources import mirror, pretrained
 
 State = Literal["fine", "note", "broken"]
 SHOWN = ("prefect", "transformers", "datasets", "duckdb", "pyarrow")
@@ -65,6 +65,7 @@ def checks_of(store: str | None) -> Iterator[Check]:
     yield check_kernels()
     yield check_store(store)
     yield check_mirror()
+    yield check_models()
     yield check_server()
 
 
@@ -183,6 +184,17 @@ def check_mirror() -> Check:
         remedy = f"fill it, or unset {mirror.VARIABLE}: with it set, the hub is not asked"
         return Check("mirror", "broken", f"{folder} holds no data set", remedy)
     return Check("mirror", "fine", f"{folder}: {', '.join(held)}")
+
+
+def check_models() -> Check:
+    """The local mirror of pretrained models, and those in it."""
+    try:
+        folder = pretrained.root()
+    except FortifaiError as error:
+        return Check("models", "broken", str(error))
+    held = sorted(f"{owner.name}/{model.name}" for owner in folder.glob("*/") for model in owner.glob("*/"))
+    there = f"{folder}: {', '.join(held)}" if held else "none here (`make models` fetches two small ones): from the hub"
+    return Check("models", "fine", there)
 
 
 def check_server(fetch: Callable[[str], bytes] | None = None) -> Check:

@@ -70,3 +70,8 @@ class Chart:
     def last(self) -> int:
         """The last generation on the axis."""
         return max(1, math.ceil(max(p.x for s in self.series for p in s.points) - 1e-9))
+
+    @property
+    def first(self) -> int:
+        """The first generation on the axis: 0, or -1 where M_-1 is shown."""
+        return min(0, math.floor(min(p.x for s in self.series for p in s.points) + 1e-9))

@@ -47,7 +47,7 @@ class _Plot:
         self.left, self.right = 44.0, width - 16.0 - min(7.2 * longest, width / 4)
         self.top, self.bottom = 14.0, height - 28.0
         points = [point for series in chart.series for point in series.points]
-        self.last = chart.last
+        self.first, self.last = chart.first, chart.last
         values = [v for p in points for v in (p.y, *(p.interval or ()))] + ([chart.rule[0]] if chart.rule else [])
         low = min(values + ([chart.floor] if chart.floor is not None else []))
         high = max(values + ([chart.ceiling] if chart.ceiling is not None else []))
@@ -58,7 +58,7 @@ class _Plot:
 
     def x(self, value: float) -> float:
         start, end = self.left + self.inset, self.right - self.inset
-        return round(start + (end - start) * value / self.last, 1)
+        return round(start + (end - start) * (value - self.first) / (self.last - self.first), 1)
 
     def y(self, value: float) -> float:
         return round(self.bottom - (self.bottom - self.top) * (value - self.low) / (self.high - self.low), 1)
@@ -77,9 +77,9 @@ class _Plot:
             kind = "zero" if self.chart.signed and abs(value) < self.step / 2 else "grid"
             parts.append(line(kind, self.left, self.y(value), self.right, self.y(value)))
             parts.append(text(self.number(value), self.left - 8, self.y(value) + 4, "end"))
-        every = max(1, round(_step(self.last, most=max(1, int((self.right - self.left) / 34)))))
-        for generation in range(0, self.last + 1, every):
-            parts.append(text(f"M{generation}", self.x(generation), self.bottom + 20, "middle"))
+        every = max(1, round(_step(self.last - self.first, most=max(1, int((self.right - self.left) / 34)))))
+        for generation in [*range(self.first, 0), *range(0, self.last + 1, every)]:
+            parts.append(text(f"M{generation}".replace("-", "−"), self.x(generation), self.bottom + 20, "middle"))
         if self.chart.rule:
             at, label = self.chart.rule
             parts.append(line("rule", self.left, self.y(at), self.right, self.y(at)))

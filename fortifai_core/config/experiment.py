@@ -48,6 +48,12 @@ class ExperimentConfig(Frozen):
         """Every arm with the experiment as it is under it, in order; the baseline first."""
         return tuple(Arm(loss.label, self.model_copy(update={"losses": [loss]})) for loss in self.losses)
 
+    @property
+    def asks_base(self) -> bool:
+        """Whether M_-1 is measured too: a pretrained model may know the text already."""
+        asked = self.evaluation.base
+        return not isinstance(self.model, ScratchModel) if asked is None else asked
+
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
         if self.generations > self.splits:

@@ -46,10 +46,17 @@ class PretrainedModel(Frozen):
     """A causal language model from the hub or from a folder; it is M_-1 as it stands."""
 
     type: Literal["pretrained"] = "pretrained"
-    path: str = Field(description="Hub id, or a folder that `from_pretrained` loads.")
-    revision: str | None = Field(None, description="Commit or tag on the hub.")
+    path: str = Field(description="Hub id (looked for in FORTIFAI_MODELS first), or a folder with the model.")
+    revision: str | None = Field(None, description="Commit or tag on the hub; ignored by a local folder or mirror.")
+    gguf_file: str | None = Field(None, description="The GGUF file there whose weights are taken, dequantised once.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the weights in training.")
     lora: LoraConfig | None = Field(None, description="Train an adapter instead of all weights.")
+
+    @model_validator(mode="after")
+    def _gguf_is_one_file(self) -> PretrainedModel:
+        if self.gguf_file is not None and not self.gguf_file.endswith(".gguf"):
+            raise Inconsistent("model.gguf_file", self.gguf_file, "is no GGUF file: its name ends in .gguf")
+        return self
 
 
 Model = Annotated[ScratchModel | PretrainedModel, Field(discriminator="type")]

@@ -100,6 +100,9 @@ class Evaluation(Frozen):
         "sum", description="Log-probability of the whole answer, or the authors' mean over the shorter length."
     )
     perplexity: bool = Field(True, description="Perplexity on held-out real text.")
+    base: bool | None = Field(
+        None, description="Ask M_-1 about every split, before any training; by default where it is a pretrained model."
+    )
     drift: bool = Field(True, description="Drift of text and model, confidence; also after the last generation.")
     drift_sample: int = Field(2048, ge=64, description="Tokens of each text on which a model's drift is measured.")
     benchmarks: list[str] = Field(

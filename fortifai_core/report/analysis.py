@@ -67,6 +67,8 @@ class ArmSummary:
         change: retention of split 0, last generation against M_0, on the same questions.
         compared: with the baseline; None for the baseline itself, and where they have no question in common.
         drift, benchmarks: means over runs, by the name of the measure.
+        before: M_-1's retention of every split, and of all together (None); empty where it was not asked.
+        perplexity_before: M_-1's, on held-out real text.
     """
 
     arm: ArmResult
@@ -84,6 +86,8 @@ class ArmSummary:
     live_fraction: Series
     drift: Mapping[str, Series]
     benchmarks: Mapping[str, Series]
+    before: Mapping[int | None, Measured]
+    perplexity_before: float | None
 
     @property
     def differences(self) -> tuple[Measured, ...]:
@@ -150,7 +154,22 @@ def _summary(
         live_fraction=_series(arm, lambda g: g.live_fraction),
         drift=_named(arm, lambda g: g.drift),
         benchmarks=_named(arm, lambda g: g.benchmarks),
+        before=_before(arm, options),
+        perplexity_before=_mean([run.before.perplexity if run.before else None for run in arm.runs]),
     )
+
+
+def _before(arm: ArmResult, options: Options) -> Mapping[int | None, Measured]:
+    """What M_-1 answered before any training, by split."""
+    known = [run.before.scores for run in arm.runs if run.before is not None]
+    asked = sorted({split for scores in known for split in scores.split})
+    found: dict[int | None, Measured] = {}
+    for split in [*asked, None] if asked else []:
+        given = [answers for scores in known if (answers := scores.of(split))]
+        right = [np.array([[correct for _, correct in answers.values()]], dtype=bool) for answers in given]
+        documents = [[document for document, _ in answers.values()] for answers in given]
+        found[split] = _share([one[0] for one in right], documents, options)
+    return found
 
 
 def _retention(

@@ -20,7 +20,7 @@ def retention_chart(analysis: Analysis) -> Chart:
 
     return Chart(
         "Retention of split 0 after each generation, per arm",
-        _series(analysis, lambda arm: _percents(arm.split0), crossing),
+        _series(analysis, lambda arm: _base(arm) + _percents(arm.split0), crossing),
         unit="%",
         rule=(100 * data.threshold, f"{share(data.threshold)}: failure") if data.by_retention else None,
         floor=100 * data.chance,
@@ -60,7 +60,7 @@ def small_charts(analysis: Analysis) -> dict[str, Chart]:
         "self_bleu": Chart("Self-BLEU of split 0's newest text", drift("self-bleu-0")),
         "difference": Chart(between, gaps, style="dots", signed=True, floor=-2, ceiling=2),
         "total": Chart("Retention over all splits seen", totals, unit="%", floor=100 * analysis.data.chance),
-        "perplexity": Chart("Perplexity on held-out real text", curves(lambda arm: arm.perplexity)),
+        "perplexity": Chart("Perplexity on held-out real text", _series(analysis, _perplexity)),
         "kl": Chart(
             "Unigram KL of split 0's newest text against the real one", curves(lambda arm: arm.unigram_kl), floor=0
         ),
@@ -78,6 +78,16 @@ def _series(
         Series(arm.arm.title, place, points(arm), crossing=crossing(arm)) for place, arm in enumerate(analysis.arms)
     )
     return tuple(series for series in drawn if series.points)
+
+
+def _base(arm: ArmSummary) -> tuple[Point, ...]:
+    """M_-1 on split 0, where it was asked."""
+    return (Point.of(-1, arm.before[0], scale=100),) if 0 in arm.before else ()
+
+
+def _perplexity(arm: ArmSummary) -> tuple[Point, ...]:
+    values = enumerate((arm.perplexity_before, *arm.perplexity), start=-1)
+    return tuple(Point(generation, value) for generation, value in values if value is not None)
 
 
 def _percents(values: Sequence[Interval]) -> tuple[Point, ...]:

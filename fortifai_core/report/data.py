@@ -83,10 +83,11 @@ class GenerationResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One arm with one seed, M_0 first and without gaps."""
+    """One arm with one seed, M_0 first and without gaps. `before`: M_-1 on every split, where it was asked."""
 
     seed: int
     generations: tuple[GenerationResult, ...]
+    before: GenerationResult | None = None
 
     def __post_init__(self) -> None:
         numbers = [result.generation for result in self.generations]

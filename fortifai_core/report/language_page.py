@@ -45,6 +45,7 @@ def contents(data: ReportData) -> Contents:
             "analysis": analysis,
             "arms": analysis.arms,
             "baseline": analysis.baseline,
+            "base": next((arm for arm in analysis.arms if arm.before), None),
             "generations": range(max(arm.arm.generations for arm in analysis.arms)),
             # a chart without data is an empty string, so that the template can ask for any of them
             "main": {
@@ -76,6 +77,8 @@ def _terminal(analysis: Analysis) -> TerminalTable:
     """One row a generation, then time to failure and the difference to the baseline; one column an arm."""
     data, arms = analysis.data, analysis.arms
     rows = []
+    if any(arm.before for arm in arms):
+        rows.append(["M-1", *(plus_minus(arm.before[0]) if 0 in arm.before else "–" for arm in arms)])
     for generation in range(max(arm.arm.generations for arm in arms)):
         cells = [plus_minus(arm.split0[generation]) if generation < len(arm.split0) else "–" for arm in arms]
         rows.append([f"M{generation}", *cells])

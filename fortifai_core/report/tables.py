@@ -48,7 +48,7 @@ def _results(analysis: Analysis) -> Iterator[tuple[Any, ...]]:
     for arm in analysis.arms:
         label = arm.arm.label
         for run in arm.arm.runs:
-            for result in run.generations:
+            for result in [*([run.before] if run.before else []), *run.generations]:
                 for metric, split, value in measured(result):
                     yield (name, label, str(run.seed), result.generation, metric, split, float(value), None, None)
         means = {

@@ -114,7 +114,7 @@ DERIVED_VIEWS = {
             CASE WHEN last_right < last_asked THEN last_right + 1 END AS died_in,
             CASE WHEN last_right IS NULL THEN 'never learned'
                 WHEN last_right = last_asked THEN 'alive' ELSE 'died' END AS fate
-        FROM scores GROUP BY experiment, arm, seed, question""",
+        FROM scores WHERE arm IS NOT NULL GROUP BY experiment, arm, seed, question""",
     # One row a parent of an artifact; where a parent has several places in an experiment, one of them.
     "lineage": """
         SELECT s.experiment, e.kind, e.key, s.arm, s.seed, s.generation, s.split, s.version,

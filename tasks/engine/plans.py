@@ -77,6 +77,7 @@ class Plan:
 
     Attributes:
         shared: the stages that several runs build on, parents before children.
+        before: what is measured of the models that the runs start from: only the report reads it.
         report_of: the report's stage, given which runs were stopped.
         shows, shows_drift: `module:function` that say what the UI shows of a generation and of its drift.
     """
@@ -87,11 +88,17 @@ class Plan:
     report_of: Callable[[Plan, Stopped], Stage] = field(repr=False)
     shows: str
     shows_drift: str = ""
+    before: tuple[Stage, ...] = ()
 
     @property
     def may_stop(self) -> bool:
         """Whether an arm may end before its last generation, so that not all of its stages are to be had."""
         return self.config.failure is not None and self.config.failure.stop_arm
+
+    def before_of(self, run: RunPlan) -> Stage | None:
+        """What is measured before a run's first training, on the data that it reads."""
+        data = run.data and run.data.reference
+        return next((stage for stage in self.before if data in stage.parents.values()), None)
 
     def run(self, arm: str, seed: int) -> RunPlan:
         return next(run for run in self.runs if (run.arm, run.seed) == (arm, seed))
@@ -106,7 +113,8 @@ class Plan:
 
     def uses(self) -> list[Stage]:
         """Every stage as often as it is used: shared ones first, then run by run."""
-        return [*self.shared, *(s for run in self.runs for g in run.generations for s in g.stages), self.report()]
+        of_runs = (stage for run in self.runs for generation in run.generations for stage in generation.stages)
+        return [*self.shared, *self.before, *of_runs, self.report()]
 
 
 def present(*stages: Stage | None) -> tuple[Stage, ...]:

@@ -63,13 +63,15 @@ def plan_experiment(config: ExperimentConfig, digests: Digests) -> Plan:
     tasks = [_task(config, name, (digests.benchmarks or {})[name]) for name in config.evaluation.benchmarks]
     checks = [Stage(_check(config, task, tokenizer.reference, base.reference)) for task in tasks]
     corpora = {seed: _corpus(config, digests, seed, tokenizer.reference) for seed in config.seeds}
+    asked = {seed: _ask_base(config, base.reference, pair[1].reference) for seed, pair in corpora.items()}
     runs = tuple(
         _Run(config, arm, seed, base.reference, corpora[seed][1], digests, tasks).plan()
         for seed in config.seeds
         for arm in config.resolved_arms()
     )
     shared = unique([*before, *checks, *(stage for pair in corpora.values() for stage in pair)])
-    return Plan(config, tuple(shared.values()), runs, _report, *SHOWS)
+    measured = unique(stage for stage in asked.values() if stage is not None)
+    return Plan(config, tuple(shared.values()), runs, _report, *SHOWS, before=tuple(measured.values()))
 
 
 def world_of(config: ExperimentConfig, seed: int) -> int:
@@ -82,7 +84,8 @@ def _base_model(config: ExperimentConfig, digests: Digests) -> tuple[Stage, Stag
     """Tokenizer and M_-1; and all stages that make them, in order."""
     model = config.model
     if isinstance(model, PretrainedModel):
-        chosen: dict[str, Any] = {"identity": digests.model, "path": model.path, "revision": model.revision}
+        place = {"path": model.path, "revision": model.revision, "gguf_file": model.gguf_file}
+        chosen: dict[str, Any] = {"identity": digests.model, **place}
         tokenizer = Stage(PretrainedTokenizerSpec(**chosen))
         base = Stage(PretrainedBaseSpec(**chosen, dtype=model.dtype, tokenizer=tokenizer.reference))
         return tokenizer, base, [tokenizer, base]
@@ -97,6 +100,22 @@ def _corpus(config: ExperimentConfig, digests: Digests, seed: int, tokenizer: Re
     world, files = world_of(config, seed), dict(digests.corpus)
     source = Stage(SourceSpec(corpus=config.corpus, digests=files, splits=config.splits, world=world))
     return source, Stage(CorpusSpec(splits=config.splits, source=source.reference, tokenizer=tokenizer))
+
+
+def _ask_base(config: ExperimentConfig, base: Reference, corpus: Reference) -> Stage | None:
+    """M_-1 on every split, whatever the generations that are asked for; None where it is not asked."""
+    if not config.asks_base:
+        return None
+    evaluation = config.evaluation
+    spec = EvaluateSpec(
+        kr_score=evaluation.kr_score,
+        perplexity=evaluation.perplexity,
+        splits=tuple(range(config.splits)),
+        model=base,
+        base=None,
+        corpus=corpus,
+    )
+    return Stage(spec, generation=-1)
 
 
 def _task(config: ExperimentConfig, name: str, described: Mapping[str, Any]) -> BenchmarkTask:
@@ -249,7 +268,12 @@ def _report(plan: Plan, stopped: Stopped) -> Stage:
         last, corpus = stopped.get((run.arm, run.seed)), run.data
         assert corpus is not None and isinstance(corpus.spec, CorpusSpec)
         generations = tuple(_results(g, cut=early and g.last == last) for g in run.until(last))
-        artifacts = {"source": corpus.spec.source, "corpus": corpus.reference}
+        before = plan.before_of(run)
+        artifacts = {
+            "source": corpus.spec.source,
+            "corpus": corpus.reference,
+            "before": before and before.reference,
+        }
         runs.append(RunResults(arm=run.arm, seed=run.seed, generations=generations, **artifacts))
     command = f"fortifai resume {config.name}"
     return Stage(ReportSpec(config=config.model_dump(mode="json"), command=command, runs=tuple(runs)))

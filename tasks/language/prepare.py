@@ -75,9 +75,10 @@ def build_tokenizer(context: Context[TokenizerSpec]) -> dict[str, Any]:
 
 def fetch_tokenizer(context: Context[PretrainedTokenizerSpec]) -> dict[str, Any]:
     """The pretrained model's own tokenizer."""
-    from storage.tables.models import fetch_tokenizer as fetch
+    from storage.sources.pretrained import Pretrained
 
-    tokenizer = fetch(context.spec.path, context.spec.revision)
+    spec = context.spec
+    tokenizer = Pretrained.find(spec.path, spec.revision, spec.gguf_file).fetch_tokenizer()
     tokenizer.save_pretrained(context.directory)
     return {"vocabulary": len(tokenizer)}
 

@@ -29,7 +29,8 @@ def show(running: Session, run: RunPlan, step: GenerationPlan, failure: dict[str
     """A table, and retention of split 0 as a chart and as the report's own picture."""
     config = running.plan.config
     assert isinstance(config, ExperimentConfig)
-    measured = _so_far(running, [g.measured for g in run.until(step.last)])
+    before = running.plan.before_of(run)
+    measured = _so_far(running, [*([before] if before else []), *(g.measured for g in run.until(step.last))])
     title = run_title(run.arm, run.seed)
     threshold = config.failure.threshold if config.failure.metric == DEFAULT else None
     chart = "# Retention\n\n" + retention_chart(title, measured, threshold=threshold)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,8 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
     arms = {label: list[RunResult]() for label in config.arm_labels}
     for run in context.spec.runs:
         generations = tuple(_generation(context, config, g) for g in run.generations)
-        arms[run.arm].append(RunResult(seed=run.seed, generations=generations))
+        before = None if run.before is None else _asked(context.artifact(run.before), -1)
+        arms[run.arm].append(RunResult(seed=run.seed, generations=generations, before=before))
     first = context.spec.runs[0].generations[0].train
     data = ReportData(
         experiment=config.name,
@@ -52,22 +54,15 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
 
 
 def _generation(context: Context[ReportSpec], config: ExperimentConfig, results: GenerationResults) -> GenerationResult:
-    from fortifai_core.report.data import GenerationResult, Scores
-
     train, evaluation = context.manifest(results.train), context.artifact(results.evaluate)
+    asked = _asked(evaluation, results.generation)
     rewritten = {split: context.manifest(reference) for split, reference in results.regenerate.items()}
-    columns: dict[str, list[Any]] = {"question": [], "document": [], "split": [], "correct": []}
-    if evaluation.has("scores.parquet"):
-        columns = parquet.read_table_columns(evaluation.file("scores.parquet"), list(columns))
-    perplexity = evaluation.manifest.metrics.get("perplexity-real")
     drift = context.artifact(results.drift) if results.drift else None
     measured = {name: float(value) for name, value in drift.manifest.metrics.items()} if drift else {}
     confidence = _confidence(drift)
     benchmarks = [context.manifest(reference) for reference in results.benchmarks]
-    return GenerationResult(
-        generation=results.generation,
-        scores=Scores(**columns),
-        perplexity=None if perplexity is None else float(perplexity),
+    return replace(
+        asked,
         unigram_kl={split: float(m.metrics["unigram-kl"]) for split, m in rewritten.items()},
         live_fraction=measured.get("live-fraction", _live_fraction(config, confidence)),
         tokens_trained=int(train.metrics["tokens-read"]),
@@ -77,11 +72,27 @@ def _generation(context: Context[ReportSpec], config: ExperimentConfig, results:
         benchmarks={name: float(value) for m in benchmarks for name, value in m.metrics.items() if ":" in name},
         seconds={
             "train": train.seconds,
-            "evaluate": evaluation.manifest.seconds,
+            **asked.seconds,
             "regenerate": sum(m.seconds for m in rewritten.values()),
             **({"drift": drift.manifest.seconds} if drift else {}),
             **({"benchmarks": sum(m.seconds for m in benchmarks)} if benchmarks else {}),
         },
+    )
+
+
+def _asked(evaluation: Artifact, generation: int) -> GenerationResult:
+    """What an evaluation says: answers, and perplexity."""
+    from fortifai_core.report.data import GenerationResult, Scores
+
+    columns: dict[str, list[Any]] = {"question": [], "document": [], "split": [], "correct": []}
+    if evaluation.has("scores.parquet"):
+        columns = parquet.read_table_columns(evaluation.file("scores.parquet"), list(columns))
+    perplexity = evaluation.manifest.metrics.get("perplexity-real")
+    return GenerationResult(
+        generation=generation,
+        scores=Scores(**columns),
+        perplexity=None if perplexity is None else float(perplexity),
+        seconds={"evaluate": evaluation.manifest.seconds},
     )
 
 

@@ -102,6 +102,7 @@ class PretrainedTokenizerSpec(Spec):
     identity: str
     path: str
     revision: str | None
+    gguf_file: str | None = None
 
     def content(self) -> dict[str, Any]:
         return {"pretrained": self.identity}
@@ -125,6 +126,7 @@ class PretrainedBaseSpec(Spec):
     dtype: str
     path: str
     revision: str | None
+    gguf_file: str | None = None
     tokenizer: Reference
 
     def content(self) -> dict[str, Any]:
@@ -336,12 +338,13 @@ class GenerationResults(Frozen):
 
 
 class RunResults(Frozen):
-    """The artifacts of one run."""
+    """The artifacts of one run. `before`: M_-1 as it was asked, if it was."""
 
     arm: str
     seed: int
     source: Reference
     corpus: Reference
+    before: Reference | None
     generations: tuple[GenerationResults, ...]
 
 

@@ -34,10 +34,10 @@ def _packed(context: Context[Any], name: str, documents: Iterator[list[int]], *,
 
 def fetch_base(context: Context[PretrainedBaseSpec]) -> dict[str, Any]:
     """M_-1: a pretrained model copied into the store."""
-    from storage.tables.models import fetch_model
+    from storage.sources.pretrained import Pretrained
 
     spec = context.spec
-    model = fetch_model(spec.path, spec.revision, dtype=spec.dtype)
+    model = Pretrained.find(spec.path, spec.revision, spec.gguf_file).fetch_model(dtype=spec.dtype)
     _save(model, context, tokenizer=context.artifact(spec.tokenizer).path)
     return {"parameters": sum(p.numel() for p in model.parameters())}
 

@@ -110,6 +110,15 @@ def test_the_mirror_is_listed_or_its_fault_said(tmp_path: Path, monkeypatch: pyt
     assert doctor.check_mirror() == Check("mirror", "fine", f"{tmp_path}: gsm8k")
 
 
+def test_the_models_that_are_here_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORTIFAI_MODELS", str(tmp_path / "nowhere"))
+    assert doctor.check_models().state == "broken"
+    monkeypatch.setenv("FORTIFAI_MODELS", str(tmp_path))
+    assert "make models" in doctor.check_models().found
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert doctor.check_models() == Check("models", "fine", f"{tmp_path}: owner/name")
+
+
 def test_a_configured_server_has_to_answer() -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -294,6 +296,7 @@ LANGUAGE = [
     "model.pretraining_epochs=4",
     "training.epochs=4",
     "evaluation.drift_sample=300",
+    "evaluation.base=true",
     "losses=[{type: cross-entropy}, {type: tce, gamma: 1}]",
 ]
 # a checkpoint after every step, a part-file for every two blocks
@@ -329,6 +332,25 @@ def test_a_language_model_cut_off_within_every_stage_ends_with_the_same_bits(lan
     assert cut >= {"base", "train", "regenerate"}
     assert resumed == sum(stage.kind == "model" for stage in language.plan.stages())
     assert digests(store) == digests(language.store)
+
+
+def test_the_base_model_is_asked_about_every_split_and_the_report_says_so(language: Built) -> None:
+    (asked,) = language.plan.before
+    assert [run.data and run.data.reference for run in language.plan.runs] == [asked.parents["corpus"]] * 2
+    questions = Counter(row["split"] for row in parquet.read_rows(found(language.store, asked).file("scores.parquet")))
+    assert sorted(questions) == [0, 1]
+    report, _ = build(language.plan.report(), language.store, Runtime(), progress=quiet)
+    rows = parquet.read_rows(report.file("tables/results.parquet"))
+    measured = {row["metric"]: row["value"] for row in rows if row["generation"] == -1 and row["arm"] == "ce"}
+    metrics = found(language.store, asked).manifest.metrics
+    assert measured.pop("seconds-evaluate") >= 0
+    assert measured == {name: pytest.approx(metrics[name]) for name in metrics} and len(metrics) == 4
+    terminal = json.loads(report.file("table.json").read_text())
+    assert terminal["rows"][0][0] == "M-1" and terminal["rows"][1][0] == "M0"
+    share = f"{100 * metrics['kr-split-0']:.1f}"
+    assert all(cell.startswith(share) for cell in terminal["rows"][0][1:])
+    page = report.file("report.html").read_text()
+    assert "Before any training" in page and ">M−1<" in page
 
 
 def test_a_language_models_mask_that_masks_nothing_is_no_mask(language: Built) -> None:

@@ -19,8 +19,8 @@ from flows.reporters import LogReporter
 from fortifai_core.config.model import LoraConfig
 from fortifai_core.errors import DataError
 from helpers import COMMAND, digests, environment, run_flow
-from storage.tables.model_folder import check_model
-from storage.tables.models import ADAPTER, fetch_model, load_model, model_identity
+from storage.sources.pretrained import Pretrained
+from storage.tables.models import ADAPTER, load_model
 from tasks.language.train import _with_adapter
 
 VOCABULARY = 300
@@ -215,11 +215,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("how", SPOILT)
 def test_a_spoilt_model_is_refused_in_one_line(tmp_path: Path, sound: Path, how: str) -> None:
     folder = Path(shutil.copytree(sound, tmp_path / "model"))
-    check_model(str(folder))
+    Pretrained.find(str(folder)).check_files()
     spoil, message = SPOILT[how]
     spoil(folder)
     with pytest.raises(DataError, match=f"model.path = '{folder}': .*{message}") as refused:
-        check_model(str(folder))
+        Pretrained.find(str(folder)).check_files()
     assert "\n" not in str(refused.value)
 
 
@@ -229,25 +229,25 @@ def test_more_tokens_than_the_model_knows_are_refused(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "llama")
     train_tokenizer([" ".join(f"word{i}" for i in range(500))] * 4, vocabulary=321).save_pretrained(folder)
     with pytest.raises(DataError, match="its tokenizer has 321 tokens and the model knows 320"):
-        check_model(str(folder))
+        Pretrained.find(str(folder)).check_files()
 
 
 @pytest.mark.parametrize("architecture", ["gemma3", "qwen3"])
 def test_models_as_they_are_published_pass(tmp_path: Path, architecture: str) -> None:
     folder = save_tiny(tmp_path / "whole", architecture)
-    check_model(str(folder))
+    Pretrained.find(str(folder)).check_files()
     parts = save_tiny(tmp_path / "parts", architecture)
     load_model(folder).save_pretrained(parts, max_shard_size="20KB")
     (parts / "model.safetensors").unlink()
     assert (parts / "model.safetensors.index.json").is_file()
-    check_model(str(parts))
+    Pretrained.find(str(parts)).check_files()
 
 
 def test_a_model_that_lacks_weights_is_not_filled_up(tmp_path: Path, sound: Path) -> None:
     folder = Path(shutil.copytree(sound, tmp_path / "model"))
     without(folder, "model.norm.weight")
     with pytest.raises(DataError, match=r"lack model\.norm\.weight"):
-        fetch_model(str(folder), None, dtype="float32")
+        Pretrained.find(str(folder)).fetch_model(dtype="float32")
 
 
 @pytest.mark.long
@@ -279,15 +279,15 @@ def test_a_model_that_brings_code_is_refused_and_asks_nobody(tmp_path: Path, sou
 
 def test_a_folder_without_a_model_is_refused_before_any_compute(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"model\.path"):
-        model_identity(str(tmp_path), None)
+        _ = Pretrained.find(str(tmp_path)).identity
     with pytest.raises(DataError, match=r"model\.path"):
-        model_identity("./nowhere", None)
+        _ = Pretrained.find("./nowhere").identity
 
 
 def test_the_identity_of_a_local_model_is_that_of_its_files(tmp_path: Path) -> None:
     one, two = save_tiny(tmp_path / "one", "llama"), save_tiny(tmp_path / "two", "llama")
-    assert model_identity(str(one), None) == model_identity(str(two), None)
+    assert Pretrained.find(str(one)).identity == Pretrained.find(str(two)).identity
     config = two / "config.json"
     config.write_text(config.read_text().replace('"hidden_size": 16', '"hidden_size": 17'))
-    assert model_identity(str(one), None) != model_identity(str(two), None)
-    assert model_identity("owner/name", "abc") == "hub:owner/name@abc"
+    assert Pretrained.find(str(one)).identity != Pretrained.find(str(two)).identity
+    assert Pretrained.find("owner/name", "abc").identity == "hub:owner/name@abc"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -155,6 +156,27 @@ def test_every_reference_in_a_spec_is_a_parent(name: str) -> None:
     """What a builder may read is in the key: a reference that `parents()` forgot would be read unseen."""
     for stage in planned(name).stages():
         assert {reference for _, reference in references(stage.spec)} == set(stage.parents.values())
+
+
+def test_a_pretrained_base_is_asked_before_any_training_whatever_the_generations() -> None:
+    def before(*overrides: str) -> list[tuple[str, Any]]:
+        config = load_experiment_config("smoke", [f"model={PRETRAINED}", *overrides])
+        made = plan_experiment(config, Digests({}, "small@1"))
+        return [(stage.key, stage.spec.splits) for stage in made.before]
+
+    (asked,) = before()
+    assert asked[1] == (0, 1, 2)
+    assert before("generations=1") == before("generations=3") == [asked]
+    assert len(before("seeds=[0, 1]")) == 2  # each seed has a world of its own
+    assert not before("evaluation.base=false")
+    assert not plan().before and plan("evaluation.base=true").before
+
+
+def test_asking_the_base_model_changes_no_other_key() -> None:
+    asked, plain = (by_place(plan(f"evaluation.base={value}")) for value in ("true", "false"))
+    assert {place: key for place, key in asked.items() if place in plain and place[0] != "report"} == {
+        place: key for place, key in plain.items() if place[0] != "report"
+    }
 
 
 def test_parents_come_before_children() -> None:

@@ -10,34 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from fortifai_core.errors import DataError
-from storage.tables.models import SAFELY, fetch_tokenizer, is_local, why_not
+from storage.tables.models import SAFELY, why_not
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 Shapes = dict[str, tuple[int, ...]]
 
 
-def check_model(path: str) -> None:
-    """Check the folder that `model.path` means; a hub id is looked at when it is fetched.
+def check_folder(path: str, folder: Path) -> int:
+    """Check the folder in which the model lies that `model.path` names; gives how many tokens the model knows.
 
     Raises:
         DataError: the folder is not there or wants to run code of its own; its weights are pickled, damaged, incomplete
-            or do not fit its config.json; its tokenizer is not there or has more tokens than the model.
+            or do not fit its config.json.
     """
-    if not is_local(path):
-        return
-    folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
-        raise DataError("model.path", path, "is no folder with a config.json and .safetensors weights")
+        held = sorted(file.name for file in folder.glob("*.gguf"))
+        hint = f"; of a GGUF, say which: model.gguf_file={held[0]}" if held else ""
+        raise DataError("model.path", path, f"is no folder with a config.json and .safetensors weights{hint}")
     if (folder / "adapter_config.json").exists():
         raise DataError("model.path", path, "holds an adapter: merge it into its base model, and name the result")
     model, quantized = _empty_model(path, folder)
     stored = _stored_shapes(path, folder)
     if not quantized:
         _check_shapes(path, model, stored)
-    tokens, rows = len(fetch_tokenizer(path, None)), int(model.get_input_embeddings().weight.shape[0])
-    if not 0 < tokens <= rows:
-        raise DataError("model.path", path, f"its tokenizer has {tokens:,} tokens and the model knows {rows:,}")
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _empty_model(path: str, folder: Path) -> tuple[Any, bool]:

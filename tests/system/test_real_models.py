@@ -1,0 +1,49 @@
+"""The two small pretrained models themselves, where `make models` has been run: they read as well as they should."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from storage.sources.model_packages import PACKAGES, ModelPackage
+from storage.sources.pretrained import Pretrained, root
+from storage.sources.textfiles import numbered_lines
+
+DATA = os.environ.get("FORTIFAI_DATA", "")
+# perplexity a token on the first 8,192 tokens of raw WikiText-2 validation, as the file's own dequantisation gives it
+PERPLEXITY = {"smollm2": 19.06, "gemma-270m": 15.38}
+TOKENS, WINDOW = 8192, 1024
+
+
+def perplexity(model: Any, tokenizer: Any) -> float:
+    """Windows of 1,024 tokens, each after the token that the tokenizer puts before every text, if it does."""
+    lines = (line for _, line in numbered_lines(Path(DATA) / "wikitext-2-raw-v1" / "validation.txt.gz"))
+    ids = tokenizer("\n".join(line for line, _ in zip(lines, range(400), strict=False)))["input_ids"]
+    before = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+    ids = ids[len(before) :][:TOKENS]
+    assert len(ids) == TOKENS
+    total, count = 0.0, 0
+    for start in range(0, TOKENS, WINDOW):
+        read = torch.tensor([[*before, *ids[start : start + WINDOW]]])
+        with torch.no_grad():
+            logits = model(read).logits[0, :-1]
+        total += float(torch.nn.functional.cross_entropy(logits.float(), read[0, 1:], reduction="sum"))
+        count += read.shape[1] - 1
+    return math.exp(total / count)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not DATA, reason="reads the local mirror: FORTIFAI_DATA")
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_a_real_model_reads_text_as_well_as_it_should(package: ModelPackage) -> None:
+    if not package.path(root()).is_file():
+        pytest.skip("needs the weights: make models")
+    found = Pretrained.find(package.hub_id, gguf_file=package.file)
+    found.check(longest=WINDOW)
+    measured = perplexity(found.fetch_model(dtype="float32"), found.fetch_tokenizer())
+    assert measured == pytest.approx(PERPLEXITY[package.name], rel=0.01)
