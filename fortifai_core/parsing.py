@@ -206,7 +206,7 @@ class _Loader(yaml.SafeLoader):
     depth = nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()
         if getattr(event, "tag", None):
             raise _at(event, f"the tag {_shortened(event.tag)} is not read: write the value plainly")
         self.depth += 1
@@ -216,7 +216,7 @@ class _Loader(yaml.SafeLoader):
         if self.nodes > 2 * MAX_VALUES:  # names are nodes too
             raise _at(event, f"more than {MAX_VALUES:,} values: write less")
         try:
-            return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+            return super().compose_node(parent, index)
         finally:
             self.depth -= 1
 
