@@ -52,7 +52,7 @@ class _Shared(io.RawIOBase):
         super().close()
 
 
-class ReadOnlyStore(AbstractFileSystem):
+class ReadOnlyStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """Single files below a store's `artifacts`. Whatever DuckDB asks of a file system besides reading raises an error.
 
     A name that leaves the artifacts, by `..` or by a link, is not found; nothing is listed.

@@ -249,11 +249,12 @@ class Pretrained:
 
         file = self.gguf_path
         try:
-            read, told = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(file.parent), gguf_file=file.name, dtype=dtype, output_loading_info=True, **SAFELY
             )
         except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
             raise DataError(FIELD, file.name, f"cannot be loaded: {why_not(error)}") from error
+        read, told = loaded
         tied = set(getattr(read, "all_tied_weights_keys", None) or ())
         missing = sorted(set(told["missing_keys"]) - tied)
         if missing:

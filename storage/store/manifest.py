@@ -108,11 +108,19 @@ class Manifest:
 
     def _check(self) -> None:
         """That every field is of its type, whoever sealed it."""
-        types = {"created": str, "seconds": (int, float), "files": list, "stage_version": int, "kind": str, "key": str}
+        types: dict[str, Any] = {
+            "created": str,
+            "seconds": (int, float),
+            "files": list,
+            "stage_version": int,
+            "kind": str,
+            "key": str,
+        }
         types |= dict.fromkeys(("content", "parents", "metrics", "provenance"), dict)
         wrong = [name for name, kind in types.items() if not isinstance(getattr(self, name), kind)]
-        wrong += [f"files.{index}" for index, entry in enumerate(self.files) if not _is_entry(entry)]
-        wrong += [f"parents.{name}" for name, key in self.parents.items() if not isinstance(key, str)]
+        if not wrong:
+            wrong = [f"files.{index}" for index, entry in enumerate(self.files) if not _is_entry(entry)]
+            wrong += [f"parents.{name}" for name, key in self.parents.items() if not isinstance(key, str)]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} cannot be so in a manifest")
         check_address(self.kind, self.key)
