@@ -161,7 +161,7 @@ async def _artifacts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(publish, "emit_event", lambda *_, **__: None)
     config = ExperimentConfig(name="names", losses=[loss for loss, _ in LOSSES], generations=1)
     evaluation = SimpleNamespace(reference=("evaluation", "0"), generation=0)
-    plan = SimpleNamespace(config=config, shows="tasks.language.publish:show")
+    plan = SimpleNamespace(config=config, shows="tasks.language.publish:show", before_of=lambda run: None)
     metrics = {evaluation.reference: {"metrics": {"kr-split-0": 0.9}}}
     running = SimpleNamespace(plan=plan, built=[], references=metrics)
     monkeypatch.setattr(publish, "current_session", lambda: running)
