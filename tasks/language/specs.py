@@ -45,6 +45,9 @@ def corpus_content(corpus: Corpus, digests: dict[str, str]) -> dict[str, Any]:
         part.model_dump(mode="json", exclude=None if isinstance(part, AlmanacCorpus) else {"files", "questions"})
         for part in (corpus.parts if isinstance(corpus, MixtureCorpus) else [corpus])
     ]
+    for part in parts:
+        if part.get("text") == "spelled":
+            del part["text"]
     content = {"type": "mixture", "parts": parts} if isinstance(corpus, MixtureCorpus) else parts[0]
     return {**content, "digests": dict(digests)}
 
