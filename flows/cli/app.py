@@ -113,16 +113,28 @@ def resume(experiment: Which = "latest", store: Store = None, as_json: Json = Fa
 
 
 @app.command()
-def plan(source: Source, sets: Sets = None, store: Store = None, as_json: Json = False) -> None:
-    """What would run, what is already there, and why. Computes nothing."""
+def plan(
+    source: Source,
+    sets: Sets = None,
+    store: Store = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Also what it takes, by a probe of the model.")] = False,
+    gpu: Annotated[str | None, typer.Option(help="With --estimate: hours on this GPU too, e.g. h100.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What would run, what is already there, and why; what it can tell. Computes nothing but an estimate's probe."""
     from flows.load import load_any_config
-    from flows.prepare import open_store, plan_for
+    from flows.prepare import check_space, open_store, plan_for
     from flows.tools.explain import explain_plan
+    from flows.tools.foresight import foresee
 
     opened = open_store(store)
-    rows = explain_plan(plan_for(load_any_config(source, sets or [])), opened)
+    config = load_any_config(source, sets or [])
+    planned = plan_for(config)
+    check_space(config, planned, opened)
+    rows = explain_plan(planned, opened)
+    foresight = foresee(planned, opened, power=estimate or not as_json, estimate=estimate, gpu=gpu)
     if as_json:
-        show_json(rows)
+        show_json({"stages": rows, **foresight.as_json()} if estimate else rows)
         return
     table = Table(box=None, pad_edge=False)
     for name in ("run", "stage", "", "why"):
@@ -133,6 +145,7 @@ def plan(source: Source, sets: Sets = None, store: Store = None, as_json: Json =
     out.print(table)
     missing = sum(not row["found"] for row in rows)
     out.print(f"\n{len(rows) - missing} of {len(rows)} stages found, {missing} to do. Store: {opened.url}")
+    foresight.show(out)
 
 
 @app.command()

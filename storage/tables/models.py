@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,34 @@ def model_identity(path: str, revision: str | None) -> str:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"
+
+
+def model_shape(path: str) -> dict[str, int] | None:
+    """Of a model in a local folder: parameters, layers, hidden, intermediate, and keys (values of a layer's keys for
+    one token). None where the folder, its configuration or its weights do not say it."""
+    folder = Path(path).expanduser()
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        parameters = sum(_parameters(file) for file in folder.glob("*.safetensors"))
+        config = config.get("text_config", config)
+        heads = config["num_attention_heads"]
+        size = config.get("head_dim") or config["hidden_size"] // heads
+        return {
+            "parameters": parameters,
+            "layers": config["num_hidden_layers"],
+            "hidden": config["hidden_size"],
+            "intermediate": config["intermediate_size"],
+            "keys": (config.get("num_key_value_heads") or heads) * size,
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _parameters(file: Path) -> int:
+    """How many numbers a safetensors file holds, by its header."""
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def fetch_model(path: str, revision: str | None, *, dtype: str) -> Any:
