@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-ROOMS := flows tasks fortifai_core kernels storage deployments
+ROOMS := flows tasks fortifai_core kernels storage deployments examples
 
 .PHONY: help demo test test-long lint format docs bench bench-gpu gpu-wheels constraints clean
 .DEFAULT_GOAL := help

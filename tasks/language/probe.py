@@ -264,10 +264,9 @@ def _step(model: Any, training: Training, size: int, device: str, draw: Any) -> 
 def _beside_steps(model: Any, training: Training, size: int, device: str, draw: Any) -> tuple[float, float]:
     """Seconds that a training takes to begin and end, and those of a checkpoint."""
     one = {"rows": 1, "steps": 4}
-    _, few = _train(model, training, size, device, draw, **one, saves=1)
-    steps, many = _train(model, training, size, device, draw, **one, saves=4)
+    steps, few = _train(model, training, size, device, draw, **one, saves=1)
+    _, many = _train(model, training, size, device, draw, **one, saves=4)
     checkpoint = max(0.0, many - few) / 3
-    # a step's time holds the checkpoint that was written before it
     return max(0.0, few - 4 * min(steps) - checkpoint), checkpoint
 
 
