@@ -322,6 +322,21 @@ def export(
     out.print(f"{what} of {arm} · seed {seed} · g{generation} → {made}")
 
 
+@app.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(help="What `examples/algorithm1.py --out FILE` wrote.")],
+    name: Annotated[str | None, typer.Option(help="Of the experiment; by default after the file.")] = None,
+    store: Store = None,
+) -> None:
+    """Take the results of the stand-alone program into the store, for report and catalog."""
+    from flows.local import print_outcome
+    from flows.prepare import open_store
+    from flows.tools.importing import import_results
+
+    opened = open_store(store)
+    print_outcome(opened, import_results(opened, file, name=name), out)
+
+
 app.add_typer(benches, name="bench")
 app.add_typer(kr, name="kr")
 paper = typer.Typer(help="What the paper reports, recomputed from its own tables (quoted data, not measured here).")
