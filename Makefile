@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-ROOMS := flows tasks fortifai_core kernels storage deployments
+ROOMS := flows tasks fortifai_core kernels storage deployments examples
 
 .PHONY: help demo test test-long chaos lint format docs models bench bench-gpu gpu-wheels audit constraints clean
 .DEFAULT_GOAL := help

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.fit import check_memory, shape_of
 from fortifai_core.config.custom_loss import check_elementwise, load_custom, module_file
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.loss import CustomLoss
-from fortifai_core.config.model import PretrainedModel, ScratchModel
+from fortifai_core.config.model import PretrainedModel
 from fortifai_core.errors import ConfigError, StoreError
 from fortifai_core.families.registry import FamilyExperiment, check_family
 from storage.sources.family_data import data_digests, load_data
@@ -151,27 +152,16 @@ def check_model(plan: Plan, store: ArtifactStore) -> None:
         pretrained(config.model).check(longest=longest)
 
 
-def model_parameters(model: ScratchModel) -> int:
-    """Weights of a scratch model: embedding (and head), attention, gated feed-forward, norms."""
-    embedding = model.vocabulary * model.hidden_size * (1 if model.tie_embeddings else 2)
-    attention = 4 * model.hidden_size**2
-    feed_forward = 3 * model.hidden_size * model.intermediate_size
-    return embedding + model.layers * (attention + feed_forward + 2 * model.hidden_size) + model.hidden_size
-
-
 def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None:
-    """Refuse an experiment whose models alone would not fit on the disk."""
+    """Refuse an experiment whose models alone would not fit into memory or on the disk."""
     free = store.free_bytes()
     if isinstance(config, FamilyExperiment):
         return
-    if isinstance(config.model, ScratchModel):
-        parameters: int | None = model_parameters(config.model)
-    else:
-        shape = None if config.model.lora else pretrained(config.model).shape
-        parameters = None if shape is None else shape["parameters"]
-    if parameters is None:  # an adapter is small; a model of the hub is not here yet
+    check_memory(config)
+    shape = shape_of(config.model)
+    if shape is None or (isinstance(config.model, PretrainedModel) and config.model.lora is not None):
         return
-    weights = parameters * BYTES_PER_PARAMETER
+    weights = shape.parameters * BYTES_PER_PARAMETER
     missing = sum(one.kind == "model" and not store.has(one.kind, one.key) for one in plan.stages())
     needed = weights * (missing + (ADAM_CHECKPOINTS * len(plan.runs) if missing else 0))
     if needed > free:

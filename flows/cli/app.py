@@ -131,20 +131,30 @@ def resume(experiment: Which = "latest", store: Store = None, allow: AllowCode =
 
 @app.command()
 def plan(
-    source: Source, sets: Sets = None, store: Store = None, allow: AllowCode = None, as_json: Json = False
+    source: Source,
+    sets: Sets = None,
+    store: Store = None,
+    allow: AllowCode = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Also what it takes, by a probe of the model.")] = False,
+    gpu: Annotated[str | None, typer.Option(help="With --estimate: hours on this GPU too, e.g. h100.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """What would run, what is already there, and why. Computes nothing."""
+    """What would run, what is already there, and why; what it can tell. Computes nothing but an estimate's probe."""
     from flows.load import load_any_config
-    from flows.prepare import check_model, open_store, plan_for
+    from flows.prepare import check_model, check_space, open_store, plan_for
     from flows.tools.explain import explain_plan
+    from flows.tools.foresight import foresee
 
     allow_code(allow or [])
     opened = open_store(store)
-    planned = plan_for(load_any_config(source, sets or []))
+    config = load_any_config(source, sets or [])
+    planned = plan_for(config)
     check_model(planned, opened)
+    check_space(config, planned, opened)
     rows = explain_plan(planned, opened)
+    foresight = foresee(planned, opened, power=estimate or not as_json, estimate=estimate, gpu=gpu)
     if as_json:
-        show_json(rows)
+        show_json({"stages": rows, **foresight.as_json()} if estimate else rows)
         return
     table = Table(box=None, pad_edge=False)
     for name in ("run", "stage", "", "why"):
@@ -155,6 +165,7 @@ def plan(
     out.print(table)
     missing = sum(not row["found"] for row in rows)
     out.print(f"\n{len(rows) - missing} of {len(rows)} stages found, {missing} to do. Store: {markup(opened.name)}")
+    foresight.show(out)
 
 
 @app.command()
@@ -341,6 +352,21 @@ def export(
     make = export_model if what == "model" else export_dataset
     made = make(open_store(store), experiment, arm=arm, seed=seed, generation=generation, target=target)
     out.print(f"{what} of {markup(arm)} · seed {seed} · g{generation} → {markup(made)}")
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(help="What `examples/algorithm1.py --out FILE` wrote.")],
+    name: Annotated[str | None, typer.Option(help="Of the experiment; by default after the file.")] = None,
+    store: Store = None,
+) -> None:
+    """Take the results of the stand-alone program into the store, for report and catalog."""
+    from flows.local import print_outcome
+    from flows.prepare import open_store
+    from flows.tools.importing import import_results
+
+    opened = open_store(store)
+    print_outcome(opened, import_results(opened, file, name=name), out)
 
 
 app.add_typer(benches, name="bench")

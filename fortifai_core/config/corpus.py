@@ -40,6 +40,10 @@ class HuggingFaceCorpus(Frozen):
     config: str | None = Field(None, description="Configuration of the dataset, e.g. `wikitext-2-v1`.")
     revision: str | None = Field(None, description="Commit or tag on the hub; ignored by a local mirror.")
     split: str = Field("train", description="Which of the dataset's own splits is the real corpus.")
+    text: Literal["spelled", "raw"] = Field(
+        "spelled",
+        description="WikiText without its tokenisation; `raw`: also without marks of headings, for pretrained models.",
+    )
     questions: str | None = Field(None, description="KR-test: a file, or `wikitext-2` for the authors' one.")
     pretraining_fraction: float = Field(0.25, ge=0, lt=0.9, description="Documents kept for the base model.")
     validation_fraction: float = Field(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from fortifai_core.corpus.documents import Document
 
-# Part of the corpus's key: raise it whenever `ordinary_spelling` or `articles` changes what it returns.
+# Parts of the corpus's key: raise one whenever `ordinary_spelling` or `raw_text` (or `articles`) returns another text.
 SPELLING_VERSION = 1
+RAW_VERSION = 1
 
 _HEADING = re.compile(r"^ = [^=](?:.*[^=])? =\s*$")
 
@@ -32,6 +33,30 @@ _SPELLING: list[tuple[re.Pattern[str], str]] = [
         (r"\b(km|mi|m|ft) / (h|s)\b", r"\1/\2"),
     ]
 ]
+
+# The same for raw text, after its quotation marks were paired. A word that the word-level form does not know may be
+# a number: the rules treat it as one where the other side is.
+_RAW: list[tuple[re.Pattern[str], str]] = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"^((?:= )*=) (.*) \1$", r"\2"),  # = = Gameplay = =
+        (r" @([-,.:])@ ", r"\1"),
+        (r"(?<=\S) '(?=(?:s|t|re|ve|ll|d|m)\b)", "'"),
+        (r"(?<=[\w>]) ’ (?=(?:s|t|re|ve|ll|d|m)\b)", "’"),
+        (r"([(\[{]) ", r"\1"),
+        (r" ([,;:!?)\]}])", r"\1"),
+        (r" (\.+)(?!\d)", r"\1"),  # but not: a .45 cartridge
+        (r"(?<=[\d>]) %", "%"),
+        (r"([$£€]) (?=[\d<])|(#) (?=\d)", r"\1\2"),
+        (r"(?<=\d): (?=\d\d\b)", ":"),  # 10 : 30
+        (r"(?<=\d) ([–×]) (?=[\d<])|(?<=[\d>]) ([–×]) (?=\d)", r"\1\2"),  # 29 – 46 – 7
+        (r"(?<=[\w>]) ([—/‑]) (?=[\w<])", r"\1"),  # Wikipedia has no blanks around a long dash
+        (r"\b([A-Z]) & (?=[A-Z]\b)", r"\1&"),  # R & B
+        (r"° (?=[CFNSEW]\b)", "°"),
+    ]
+]
+# after these a lone ' opens a quotation; after other words in s it is a possessive
+_OPENING = {"as", "is", "was", "this", "his", "its", "has", "means", "says", "does", "us", "yes"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +80,7 @@ class Articles:
         return self.documents[bisect_right(self.starts, location) - 1].id
 
 
-def articles(lines: Sequence[str], *, source: str) -> Articles:
+def articles(lines: Sequence[str], *, source: str, raw: bool = False) -> Articles:
     """Cut WikiText's lines into articles.
 
     An article begins at a line ` = Title = ` between two blank lines: without that condition 29 lines inside
@@ -64,7 +89,9 @@ def articles(lines: Sequence[str], *, source: str) -> Articles:
     Args:
         lines: all lines of one file in their order, blank ones included: line numbers count.
         source: name of the corpus; documents are called `source:<line of the heading>`.
+        raw: as `raw_text`, not in `ordinary_spelling`.
     """
+    written = raw_text if raw else ordinary_spelling
 
     def blank(index: int) -> bool:
         return not 0 <= index < len(lines) or not lines[index].strip()
@@ -73,7 +100,7 @@ def articles(lines: Sequence[str], *, source: str) -> Articles:
     documents = [
         Document(
             id=f"{source}:{start}",
-            text="\n".join(ordinary_spelling(line) for line in lines[start:end] if line.strip()),
+            text="\n".join(written(line) for line in lines[start:end] if line.strip()),
             source=source,
         )
         for start, end in zip(starts, [*starts, len(lines)][1:], strict=True)
@@ -91,3 +118,39 @@ def ordinary_spelling(line: str) -> str:
     for pattern, replacement in _SPELLING:
         text = pattern.sub(replacement, text)
     return text
+
+
+def raw_text(line: str) -> str:
+    """A line of WikiText as a model that was pretrained on natural text knows it.
+
+    As `ordinary_spelling`, and beyond it: a heading has no marks (` = = Life cycle = = ` becomes `Life cycle`), single
+    quotation marks are paired (` ' harbour bay ' `), times, dashes and slashes are closed up. `<unk>` stays: the
+    word-level form does not say which word it was.
+    """
+    text = _with_quotes(line.split())
+    for pattern, replacement in _RAW:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _with_quotes(words: list[str]) -> str:
+    """The words in a line, quotation marks beside what they enclose; a lone ' after a plural's s is a possessive."""
+    text, glue = "", True
+    opened = {'"': False, "'": False}
+    for index, word in enumerate(words):
+        closes = False
+        if word in opened:
+            possessive = word == "'" and not opened[word] and _possessive(words, index)
+            closes = possessive or opened[word] or word not in words[index + 1 :]
+            if not possessive:
+                opened[word] = not closes
+        text += word if glue or closes else f" {word}"
+        glue = word in opened and not closes
+    return text
+
+
+def _possessive(words: list[str], index: int) -> bool:
+    before = words[index - 1] if index else ""
+    if before == "<unk>":  # the last of an odd number closes nothing
+        return words[index:].count("'") % 2 == 1
+    return before.endswith(("s", "x", "z")) and before not in _OPENING

@@ -9,7 +9,7 @@ from typing import Any
 from fortifai_core.config.corpus import HuggingFaceCorpus
 from fortifai_core.corpus.documents import Document, Question, Source
 from fortifai_core.corpus.reserve import assemble
-from fortifai_core.corpus.wikitext import SPELLING_VERSION, articles
+from fortifai_core.corpus.wikitext import RAW_VERSION, SPELLING_VERSION, articles
 from fortifai_core.errors import Unusable, within
 from fortifai_core.parsing import local_path
 from storage.sources import hub, mirror
@@ -31,8 +31,11 @@ def check_hub_options(corpus: HuggingFaceCorpus) -> None:
     """That the options fit each other.
 
     Raises:
-        Unusable: WikiText without a configuration, or the authors' questions with another text than theirs.
+        Unusable: WikiText without a configuration, the authors' questions with another text than theirs, or raw text
+            of a dataset that is not tokenised.
     """
+    if corpus.text == "raw" and not is_wikitext(corpus):
+        raise Unusable(corpus.text, "only WikiText is tokenised, others are read as they are: remove it", "text")
     if is_wikitext(corpus) and corpus.config is None:
         raise Unusable(None, "WikiText needs one: wikitext-2-v1 or wikitext-2-raw-v1", "config")
     theirs = is_wikitext(corpus) and (corpus.config or "").startswith("wikitext-2-") and corpus.split == "train"
@@ -108,7 +111,7 @@ def _documents(
         notes.append(part.note)
     if by_article:
         lines = [_text(row, "text", index, corpus) for index, row in enumerate(part.rows)]
-        read = articles(lines, source=source)
+        read = articles(lines, source=source, raw=corpus.text == "raw")
         documents = read.documents
         if not part.complete and not whole:
             documents = documents[:-1]  # the last article may go on after the part that is there
@@ -116,10 +119,10 @@ def _documents(
                 remedy = f"the local mirror has only {len(documents)} whole articles of it: lower max_documents"
                 raise Unusable(corpus.max_documents, remedy, "max_documents")
         if not whole:
-            notes.append(
-                f"WikiText is read in ordinary spelling, version {SPELLING_VERSION} (`half @-@ life ,` is "
-                "`half-life,`)."
-            )
+            form = f"in ordinary spelling, version {SPELLING_VERSION}"
+            if corpus.text == "raw":
+                form = f"as raw text, version {RAW_VERSION}"
+            notes.append(f"WikiText is read {form} (`half @-@ life ,` is `half-life,`).")
         meaning = f"a 0-based line of the split, here {read.starts[0]} to {read.lines - 1}" if read.starts else ""
         found: Callable[[int | str], str | None] = read.locate
     else:

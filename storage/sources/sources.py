@@ -12,7 +12,7 @@ from pathlib import Path
 from fortifai_core.config.corpus import AlmanacCorpus, Corpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
 from fortifai_core.corpus.documents import Document, Question, Source
 from fortifai_core.corpus.reserve import assemble
-from fortifai_core.corpus.wikitext import SPELLING_VERSION
+from fortifai_core.corpus.wikitext import RAW_VERSION, SPELLING_VERSION
 from fortifai_core.errors import Unusable, within
 from fortifai_core.parsing import local_path
 from storage.sources import hub, mirror
@@ -98,7 +98,7 @@ def _digests(corpus: SingleCorpus) -> dict[str, str]:
             wanted = list(dict.fromkeys([corpus.split, "validation"]))
             digests = hub.dataset_digests(corpus.dataset, corpus.config, wanted, corpus.revision)
             if is_wikitext(corpus):
-                digests["spelling"] = str(SPELLING_VERSION)
+                digests["spelling"] = str(SPELLING_VERSION) if corpus.text == "spelled" else f"raw {RAW_VERSION}"
     if corpus.questions is not None:
         with within("questions"):
             digests["questions"] = content_digest(_question_path(corpus))

@@ -51,6 +51,8 @@ def corpus_content(corpus: Corpus, digests: dict[str, str]) -> dict[str, Any]:
         for part in (corpus.parts if isinstance(corpus, MixtureCorpus) else [corpus])
     ]
     for index, part in enumerate(parts):
+        if part.get("text") == "spelled":
+            del part["text"]
         if "revision" in part:
             part["revision"] = None
         if (f"parts.{index}.folder" if mixed else "folder") in digests:

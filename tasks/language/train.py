@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fortifai_core.config.loss import CrossEntropyLoss, Loss
-from fortifai_core.config.model import LoraConfig
+from fortifai_core.config.model import LoraConfig, ScratchModel
 from fortifai_core.config.stages import Regime, Training
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
@@ -44,18 +44,33 @@ def fetch_base(context: Context[PretrainedBaseSpec]) -> dict[str, Any]:
 
 def build_base(context: Context[BaseSpec]) -> dict[str, Any]:
     """M_-1: a Llama pretrained here on text of its own."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from fortifai_core.corpus.tokenization import encode_documents
     from storage.tables.models import load_tokenizer
 
     config = context.spec.model
     tokenizer = load_tokenizer(context.artifact(context.spec.tokenizer).path)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model = new_model(config, vocabulary=len(tokenizer), **special)
+    path = context.artifact(context.spec.pretraining).file("pretraining.parquet")
+    texts = list(parquet.iter_column(path, "text"))
+    packing = {"length": config.pretraining_sequence_length, "end_of_text": tokenizer.eos_token_id}
+    rows = _packed(context, "pretraining.arrow", iter(encode_documents(tokenizer, texts)), **packing)
+    metrics = _train(
+        model, rows, context, training=pretraining_of(config), loss=CrossEntropyLoss(), seed=derive_seed("base", 0)
+    )
+    _save(model, context, tokenizer=context.artifact(context.spec.tokenizer).path)
+    return {**metrics, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def new_model(config: ScratchModel, *, vocabulary: int, **special: int) -> Any:
+    """A Llama of this shape with random weights, the same in every run. special: ids of BOS, EOS and padding."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(derive_seed("base", 0))
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=vocabulary,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_hidden_layers=config.layers,
@@ -63,16 +78,14 @@ def build_base(context: Context[BaseSpec]) -> dict[str, Any]:
             num_key_value_heads=config.heads,
             max_position_embeddings=config.max_positions,
             tie_word_embeddings=config.tie_embeddings,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **special,
         )
     )
-    path = context.artifact(context.spec.pretraining).file("pretraining.parquet")
-    texts = list(parquet.iter_column(path, "text"))
-    packing = {"length": config.pretraining_sequence_length, "end_of_text": tokenizer.eos_token_id}
-    rows = _packed(context, "pretraining.arrow", iter(encode_documents(tokenizer, texts)), **packing)
-    training = Training(
+
+
+def pretraining_of(config: ScratchModel) -> Training:
+    """The training that makes M_-1."""
+    return Training(
         epochs=config.pretraining_epochs,
         learning_rate=config.pretraining_learning_rate,
         batch_size=config.pretraining_batch_size,
@@ -80,9 +93,6 @@ def build_base(context: Context[BaseSpec]) -> dict[str, Any]:
         scheduler="cosine",
         warmup_fraction=0.05,
     )
-    metrics = _train(model, rows, context, training=training, loss=CrossEntropyLoss(), seed=derive_seed("base", 0))
-    _save(model, context, tokenizer=context.artifact(context.spec.tokenizer).path)
-    return {**metrics, "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
@@ -96,7 +106,7 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     tokenizer = load_tokenizer(previous.path / "tokenizer")
     model = load_model(previous.path, base=base_folder(context, spec.base), trainable=True)
     if spec.lora is not None:
-        model = _with_adapter(model, spec.lora, seed=spec.seed)
+        model = with_adapter(model, spec.lora, seed=spec.seed)
     files = [(text, text_files(context, spec.corpus, text)) for text in spec.text]
     paths = [path for _, of_text in files for path in of_text]
     packing = {"length": training.sequence_length, "end_of_text": tokenizer.eos_token_id}
@@ -156,7 +166,7 @@ def _train(
     return {"steps": result.steps, "tokens-trained": result.tokens, "resumed-from": result.resumed_from}
 
 
-def _with_adapter(model: Any, lora: LoraConfig, *, seed: int) -> Any:
+def with_adapter(model: Any, lora: LoraConfig, *, seed: int) -> Any:
     """The model with its LoRA adapter: the one it has, or (over M_-1) a new one."""
     import torch
     from peft import LoraConfig as PeftLoraConfig

@@ -12,12 +12,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from spelling import both_forms, equal_share
 
 from fortifai_core.config.corpus import AlmanacCorpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
 from fortifai_core.corpus.documents import Question, Source
 from fortifai_core.corpus.questions.baselines import baseline, unigram_score, word_counts
 from fortifai_core.corpus.splitting import cut
-from fortifai_core.corpus.wikitext import articles, ordinary_spelling
+from fortifai_core.corpus.wikitext import articles, ordinary_spelling, raw_text
 from fortifai_core.errors import DataError
 from storage.sources import hub, mirror
 from storage.sources.sources import check_corpus, load_source, source_digests
@@ -353,6 +354,30 @@ def test_ordinary_spelling(found: str, expected: str) -> None:
 # ------------------------------------------------------------------------------------ the hub, unreachable
 
 
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (" = = = Music = = = ", "Music"),
+        (" = Homarus gammarus = ", "Homarus gammarus"),
+        (" the game 's 10 @,@ 000 copies , 7 @.@ 5 % , at 10 : 30 \n", "the game's 10,000 copies, 7.5%, at 10:30"),
+        (" known as ' heel @-@ shaped <unk> ' , ' voes ' .", "known as 'heel-shaped <unk>', 'voes'."),
+        (" characters ' turns and <unk> ' views", "characters' turns and <unk>' views"),
+        (' " Nameless " , ( a " unit " [ note 2 ] ) ; didn \'t ', '"Nameless", (a "unit" [note 2]); didn\'t'),
+        (" a .45 and / or R & B , 20 ° C — 5 – <unk> km . ", "a .45 and/or R&B, 20 °C—5–<unk> km."),
+        (" x = y = z ; p = 0 @.@ 5 ", "x = y = z; p = 0.5"),
+    ],
+)
+def test_raw_text(found: str, expected: str) -> None:
+    assert raw_text(found) == expected
+    assert raw_text(expected) == expected
+
+
+def test_only_wikitext_is_asked_for_raw() -> None:
+    with pytest.raises(DataError, match="only WikiText is tokenised") as caught:
+        check_corpus(HuggingFaceCorpus(dataset="openai/gsm8k", config="main", text="raw"))
+    assert (caught.value.field, caught.value.value) == ("corpus.text", "raw")
+
+
 def test_an_unreachable_hub_is_one_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -535,6 +560,27 @@ def test_the_raw_train_split_is_only_a_prefix() -> None:
     some = load_source(raw.model_copy(update={"max_documents": 51}), splits=2, seed=0)
     assert_disjoint(some)
     assert not any("<unk>" in d.text for d in some.documents)
+
+
+@needs_mirror
+@pytest.mark.parametrize(("name", "lines", "least"), [("validation", 2_461, 0.997), ("test", 2_891, 0.995)])
+def test_both_forms_of_wikitext_give_the_same_raw_text(name: str, lines: int, least: float) -> None:
+    pairs = list(both_forms(Path(os.environ[mirror.VARIABLE]), name))
+    assert len(pairs) == lines
+    assert equal_share(pairs, raw_text) >= least > equal_share(pairs, ordinary_spelling)
+    known = [(raw, words) for raw, words in pairs if "<unk>" not in words]
+    assert len(known) > 600 and equal_share(known, raw_text) == 1
+
+
+@needs_mirror
+def test_raw_text_is_another_corpus_with_the_same_articles(wikitext: Source) -> None:
+    raw = load_source(WIKITEXT.model_copy(update={"text": "raw"}), splits=6, seed=0)
+    assert [d.id for d in raw.documents] == [d.id for d in wikitext.documents]
+    assert len(raw.questions) == len(wikitext.questions)
+    assert not any(mark in d.text for d in raw.documents for mark in (" @-@ ", " , ", "= = "))
+    assert any("as raw text" in note for note in raw.notes)
+    spelled, as_raw = (source_digests(WIKITEXT.model_copy(update={"text": text})) for text in ("spelled", "raw"))
+    assert {name for name in spelled if spelled[name] != as_raw[name]} == {"spelling"}
 
 
 @needs_mirror

@@ -1,0 +1,104 @@
+"""Whether the models of an experiment fit into this machine's memory and disk: asked before any compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.config.model import PretrainedModel, ScratchModel
+from fortifai_core.errors import ConfigError
+from storage.sources.pretrained import pretrained
+from tasks.engine.pool import pool_size
+
+FLOAT = 4
+
+
+class Shape(NamedTuple):
+    """What memory depends on; `keys`: values of one layer's keys for one token."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    keys: int
+
+
+def shape_of(model: ScratchModel | PretrainedModel) -> Shape | None:
+    """None for what is not on this machine yet, or is of a kind that says it otherwise."""
+    if isinstance(model, ScratchModel):
+        parameters = model_parameters(model)
+        return Shape(parameters, model.layers, model.hidden_size, model.intermediate_size, model.hidden_size)
+    found = pretrained(model).shape
+    return None if found is None else Shape(**found)
+
+
+def model_parameters(model: ScratchModel) -> int:
+    """Weights of a scratch model: embedding (and head), attention, gated feed-forward, norms."""
+    embedding = model.vocabulary * model.hidden_size * (1 if model.tie_embeddings else 2)
+    attention = 4 * model.hidden_size**2
+    feed_forward = 3 * model.hidden_size * model.intermediate_size
+    return embedding + model.layers * (attention + feed_forward + 2 * model.hidden_size) + model.hidden_size
+
+
+def memory_needed(config: ExperimentConfig, shape: Shape) -> tuple[float, float]:
+    """Bytes that one worker holds at least: in training, and in rewriting one longest input.
+
+    Training: weights, gradients and the optimizer's moments, and of a micro-batch what the backward pass reads again
+    (a Llama keeps some 10 vectors of its width and 4 of the feed-forward part for a token and layer). Logits are left
+    out, of which only pieces exist at once.
+    """
+    model, training = config.model, config.training
+    width = 2 if isinstance(model, PretrainedModel) and model.dtype == "bfloat16" else FLOAT
+    weights = float(shape.parameters * width)
+    adapter = isinstance(model, PretrainedModel) and model.lora is not None
+    moments = 0 if training.optimizer == "sgd" else 2
+    states = 0.0 if adapter else weights * (1 + moments)
+    tokens = training.batch_size // training.gradient_accumulation * training.sequence_length
+    kept = tokens * shape.layers * (10 * shape.hidden + 4 * shape.intermediate)
+    activations = kept * (2 if training.precision == "bfloat16" else width)
+    rewriting = config.regeneration.longest_input * shape.layers * 2 * shape.keys * width
+    return weights + states + activations, weights + rewriting
+
+
+def check_memory(config: ExperimentConfig) -> None:
+    """Refuse what needs more memory than the device has, with the figures.
+
+    Raises:
+        ConfigError: naming what is too large, and what makes it smaller.
+    """
+    shape = shape_of(config.model)
+    if shape is None:
+        return
+    device, there = _device_memory(config.runtime.device)
+    workers = pool_size(config)[0] if device == "machine" else 1
+    training, rewriting = memory_needed(config, shape)
+    size = f"{shape.parameters / 1e6:,.0f} million parameters"
+    if max(training, rewriting) * workers <= there:
+        return
+    has = f"this {device} has {there / 1e9:.1f} GB"
+    if rewriting > max(there, training):
+        tokens = config.regeneration.longest_input
+        remedy = (
+            f"reading {tokens} tokens at once takes {rewriting / 1e9:.1f} GB, and {has}: shorten contexts or chunks"
+        )
+        raise ConfigError("regeneration.context_tokens", config.regeneration.context_tokens, remedy)
+    needs = f"training {size} takes at least {training / 1e9:.1f} GB a worker"
+    if workers > 1 and max(training, rewriting) <= there:
+        whole = f"{training * workers / 1e9:.1f} GB for {workers} of them, and {has}: set it to 1"
+        raise ConfigError("runtime.workers", config.runtime.workers, f"{needs}, {whole}")
+    smaller = "choose a smaller model, an adapter (model.lora), or smaller micro-batches (training.batch_size, "
+    value = config.model.path if isinstance(config.model, PretrainedModel) else "scratch"
+    raise ConfigError("model", value, f"{needs}, and {has}: {smaller}gradient_accumulation, sequence_length)")
+
+
+def _device_memory(device: str) -> tuple[str, float]:
+    """The device's name in words, and its bytes."""
+    if device == "cuda" or (device == "auto" and Path("/proc/driver/nvidia/version").exists()):
+        import torch
+
+        if torch.cuda.is_available():
+            return "GPU", float(torch.cuda.get_device_properties(0).total_memory)
+    return "machine", float(psutil.virtual_memory().total)

@@ -1,0 +1,163 @@
+"""What a plan says beside its stages: power, what does not fit, and an estimate."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.fit import Shape, check_memory, memory_needed
+from flows.load import load_any_config
+from flows.prepare import plan_for
+from flows.tools.estimate import EACH_STAGE, GPUS, Experiment, laid_out, peak_of
+from flows.tools.foresight import foresee, power_of
+from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.errors import ConfigError, InputError
+from fortifai_core.outcomes.power import Power
+from storage.sources.pretrained import Pretrained
+from storage.store.store import ArtifactStore
+from tasks.engine.plans import Plan
+from tasks.language.probe import Probed
+
+# A machine on which an optimizer step takes a second and nothing else takes any time.
+STEPS_ONLY = Probed(
+    parameters=1000, trained=1000, products=800, base_step=0, step=1, start=0, checkpoint=0, load=0, rewrite=0,
+    accepted=0, read=2, score=0, memory=0,
+)  # fmt: skip
+
+
+def config_of(preset: str, *overrides: str) -> ExperimentConfig:
+    config = load_any_config(preset, overrides)
+    assert isinstance(config, ExperimentConfig)
+    return config
+
+
+def planned(tmp_path: Path, *overrides: str) -> tuple[Plan, ArtifactStore]:
+    return plan_for(config_of("smoke", *overrides)), ArtifactStore(tmp_path)
+
+
+def test_power_is_known_before_anything_runs() -> None:
+    tiny = power_of(config_of("tiny"))
+    assert isinstance(tiny, Power)
+    assert 120 <= tiny.questions <= 140 and 0.14 < tiny.difference < 0.16
+    more = power_of(config_of("tiny", "seeds=[1, 2, 3, 4, 5]"))
+    assert isinstance(more, Power) and more.difference < tiny.difference and more.runs == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("losses=[{type: cross-entropy}]", "compared with none"),
+        ("corpus={type: text, files: [FILE]}", "no questions about split 0"),
+        ("corpus={type: huggingface, dataset: a/b}", "not known before the corpus is fetched"),
+    ],
+)
+def test_why_there_is_no_power_is_said(
+    override: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FORTIFAI_DATA", raising=False)
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join(f"Document {n} says {n * n} things." for n in range(60)))
+    found = power_of(config_of("smoke", override.replace("FILE", str(file))))
+    assert isinstance(found, str) and why in found
+
+
+def test_seconds_are_those_of_the_plans_steps(tmp_path: Path) -> None:
+    plan, store = planned(tmp_path)
+    experiment = Experiment(plan, store)
+    works = [experiment.work(stage, STEPS_ONLY) for stage in plan.stages() if stage.role == "train"]
+    config = plan.config
+    assert isinstance(config, ExperimentConfig)
+    texts = experiment.sizes(config.seeds[0]).documents
+    tokens = sum(texts[0]) + len(texts[0])
+    rows = -(-tokens // config.training.sequence_length)
+    assert works[0].seconds == -(-rows // config.training.batch_size) * config.training.epochs
+    assert works[0].trained == round(tokens * config.training.epochs)
+    # generation 1 reads two splits
+    assert works[1].seconds > 1.8 * works[0].seconds
+
+
+def test_what_is_in_the_store_costs_nothing(tmp_path: Path) -> None:
+    stages = (plan := planned(tmp_path)[0]).stages()
+    seconds = {stage.reference: 1.0 for stage in stages}
+    alone = laid_out(stages, seconds, workers=1)
+    assert alone == len(stages)
+    assert laid_out(stages[5:], seconds, workers=1) == len(stages) - 5
+    # two arms side by side, and no faster than the longest chain of parents
+    assert alone / 2 <= laid_out(stages, seconds, workers=2) < alone
+    assert laid_out(stages, seconds, workers=64) >= 2 * len(plan.runs[0].generations) + 3
+    assert laid_out([], {}, workers=2) == 0 and EACH_STAGE > 0
+
+
+def test_a_named_gpu_is_counted_by_its_stated_peak(tmp_path: Path) -> None:
+    config = config_of("smoke")
+    slow, fast = peak_of("t4", config), peak_of("h100", config)
+    assert slow.training == GPUS["t4"][0] and "float32 8.1 TFLOP/s" in slow.in_words() and "30%" in slow.in_words()
+    half = config.model_copy(update={"training": config.training.model_copy(update={"precision": "bfloat16"})})
+    assert peak_of("h100", half).training == GPUS["h100"][1] > fast.training
+    with pytest.raises(InputError, match="choose h200, h100"):
+        peak_of("abacus", config)
+    plan, store = planned(tmp_path)
+    with pytest.raises(ConfigError, match="add --estimate"):
+        foresee(plan, store, gpu="h100")
+    with pytest.raises(InputError, match="for language models"):
+        foresee(plan_for(load_any_config("zipf")), store, estimate=True)
+
+
+def test_what_does_not_fit_into_memory_is_refused_with_the_figures() -> None:
+    tiny = config_of("tiny")
+    check_memory(tiny)
+    wide = {"hidden_size": 16384, "layers": 200, "intermediate_size": 65536}
+    large = tiny.model_copy(update={"model": tiny.model.model_copy(update=wide)})
+    with pytest.raises(
+        ConfigError, match=r"million parameters takes at least [\d,.]+ GB a worker, and this .* has"
+    ) as e:
+        check_memory(large)
+    assert e.value.field == "model"
+    long = {"context_tokens": 10**9, "head_tokens": 16}
+    contexts = tiny.model_copy(update={"regeneration": tiny.regeneration.model_copy(update=long)})
+    with pytest.raises(ConfigError, match=r"tokens at once takes .* GB, .* shorten contexts") as e:
+        check_memory(contexts)
+    assert e.value.field == "regeneration.context_tokens"
+    many = tiny.model_copy(update={"runtime": tiny.runtime.model_copy(update={"workers": 100_000})})
+    with pytest.raises(ConfigError, match=r"for 100000 of them, .* set it to 1"):
+        check_memory(many)
+
+
+def test_an_adapter_and_bfloat16_take_less() -> None:
+    shape = Shape(parameters=10**9, layers=16, hidden=2048, intermediate=8192, keys=512)
+    pretrained = {"type": "pretrained", "path": "a/b"}
+
+    def training(**model: Any) -> float:
+        return memory_needed(config_of("smoke", f"model={json.dumps({**pretrained, **model})}"), shape)[0]
+
+    whole = training()
+    assert whole > 16e9 > training(dtype="bfloat16") > training(lora={}, dtype="bfloat16") > 2e9
+
+
+def test_the_shape_of_a_local_model_is_read_from_its_headers(tmp_path: Path) -> None:
+    header = json.dumps({"__metadata__": {}, "a": {"shape": [3, 5]}, "b": {"shape": [7]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    inner = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps({**inner, "hidden_size": 32, "intermediate_size": 64}))
+    found = Pretrained.find(str(tmp_path)).shape
+    assert found == {"parameters": 22, "layers": 2, "hidden": 32, "intermediate": 64, "keys": 16}
+    (tmp_path / "config.json").write_text("{}")
+    assert Pretrained.find(str(tmp_path)).shape is None and Pretrained.find("owner/name").shape is None
+
+
+@pytest.mark.long
+def test_an_estimate_of_smoke_is_of_its_size(tmp_path: Path) -> None:
+    plan, store = planned(tmp_path, "runtime.workers=1")
+    found = foresee(plan, store, estimate=True, gpu="h100")
+    assert found.estimate is not None and found.gpu_seconds is not None
+    estimate = found.estimate
+    assert estimate.stages["train"] == sum(len(run.generations) for run in plan.runs)
+    assert 5 < estimate.seconds < 300 and 0 < found.gpu_seconds < estimate.seconds
+    assert estimate.probed.step > 0 and estimate.probed.rewrite > 0 and estimate.memory > 100e6
+    assert replace(estimate.probed, memory=0) != estimate.probed
+    assert json.dumps(found.as_json())
