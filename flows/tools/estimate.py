@@ -139,6 +139,7 @@ class Experiment:
     @cached_property
     def tokenizer(self) -> Any:
         """The experiment's own: from the store, or made as the stage would."""
+        from storage.sources.pretrained import pretrained
         from storage.tables import models
 
         stage = next(stage for stage in self.plan.shared if stage.role == "tokenizer")
@@ -147,7 +148,7 @@ class Experiment:
             return models.load_tokenizer(found.path)
         model = self.config.model
         if isinstance(model, PretrainedModel):
-            return models.fetch_tokenizer(model.path, model.revision)
+            return pretrained(model).fetch_tokenizer()
         return train_tokenizer(self.pretraining, vocabulary=model.vocabulary)
 
     @cached_property

@@ -85,13 +85,15 @@ def import_results(store: ArtifactStore, file: Path, *, name: str | None = None)
     labels = dict(zip(dict.fromkeys(arm for arm, _ in runs), config.arm_labels, strict=True))
     source = _commit(store, "source", {"imported": digest}, content, metrics={"note-0": _note(file)})
     for (arm, seed), generations in runs.items():
-        found = []
+        found, before = [], None
         label = labels[arm]
         for line in generations:
             place = {"arm": arm, "seed": seed, "generation": line.generation}
             evaluation = _commit(store, "evaluation", {"imported": digest, **place}, line)
             stages.append(StageRecord("evaluation", evaluation.key, "evaluate", label, seed, line.generation))
-            if line.generation >= 0:
+            if line.generation < 0:
+                before = evaluation
+            else:
                 found.append(
                     GenerationResults(
                         generation=line.generation,
@@ -102,7 +104,9 @@ def import_results(store: ArtifactStore, file: Path, *, name: str | None = None)
                         benchmarks=(),
                     )
                 )
-        results.append(RunResults(arm=label, seed=seed, source=source, corpus=source, generations=tuple(found)))
+        results.append(
+            RunResults(arm=label, seed=seed, source=source, corpus=source, generations=tuple(found), before=before)
+        )
     command = f"fortifai import {file.name}"
     report = Stage(ReportSpec(config=config.model_dump(mode="json"), command=command, runs=tuple(results)))
     build(report, store, Runtime(), progress=lambda *_: None)
@@ -198,7 +202,7 @@ def _write(folder: Path, line: Line) -> dict[str, float]:
     asked = {split: sum(row[2] == split for row in line.scores) for split in line.retention}
     rows = [metric_row(f"kr-split-{k}", k, value, asked[k]) for k, value in line.retention.items()]
     if scores:
-        total = sum(row["correct"] for row in scores) / len(scores)
+        total = sum(bool(row["correct"]) for row in scores) / len(scores)
         rows.append(metric_row("kr-total", None, total, len(scores)))
     rows.append(metric_row("perplexity-real", None, line.perplexity, 1))
     parquet.write_table(folder / "metrics.parquet", rows, schema="metrics")

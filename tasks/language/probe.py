@@ -30,7 +30,6 @@ STEP_TOKENS = 1024
 SECONDS = 4.0
 FIRST_STEPS, MOST_STEPS = 4, 60
 FIRST_TOKENS, MOST_TOKENS = 256, 4096
-CHECKPOINT_FACTOR = 3  # weights and Adam's two moments
 
 
 class Moment(NamedTuple):
@@ -106,13 +105,14 @@ def probe(
     from fortifai_core.language.rewriting.regenerate import regenerate
     from fortifai_core.language.scoring import log_probabilities, text_setting
     from fortifai_core.language.shared_contexts import ScoredSequence
-    from storage.tables.models import fetch_model, load_model
+    from storage.sources.pretrained import pretrained
+    from storage.tables.models import load_model
     from tasks.language.regenerate import POSITIONS
     from tasks.language.train import new_model, pretraining_of, with_adapter
 
     settings = config.model
     if isinstance(settings, PretrainedModel):
-        model = fetch_model(settings.path, settings.revision, dtype=settings.dtype)
+        model = pretrained(settings).fetch_model(dtype=settings.dtype)
     else:
         model = new_model(settings, vocabulary=vocabulary, bos_token_id=0, eos_token_id=0, pad_token_id=0)
     size = text_setting(model, "vocab_size") or vocabulary

@@ -62,7 +62,7 @@ def build_base(context: Context[BaseSpec]) -> dict[str, Any]:
     return {**metrics, "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def new_model(config: ScratchModel, *, vocabulary: int, **special: int) -> Any:
+def new_model(config: ScratchModel, *, vocabulary: int, **special: Any) -> Any:
     """A Llama of this shape with random weights, the same in every run. special: ids of BOS, EOS and padding."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -26,13 +26,14 @@ from fortifai_core.families.mixture.family import Table
 from fortifai_core.language.training import newest_checkpoint, seal_checkpoint, train_model
 from storage.catalog.catalog import query
 from storage.sources.family_data import load_table
+from storage.sources.pretrained import Pretrained
 from storage.sources.questions import read_questions
 from storage.sources.textfiles import read_documents
 from storage.store.experiments import list_experiments
 from storage.store.store import ArtifactStore
 from storage.tables import parquet
 from storage.tables.arrays import read_arrays, read_parameters
-from storage.tables.models import fetch_model, load_model, load_tokenizer
+from storage.tables.models import load_model, load_tokenizer
 from tasks.engine import prefect_tasks, publish
 
 
@@ -105,7 +106,7 @@ def test_weights_are_safetensors_or_none(beside: bool, mark: Path, tmp_path: Pat
     torch.save({"weight": Evil(mark)}, tmp_path / "pytorch_model.bin")
     if not beside:
         (tmp_path / "model.safetensors").unlink()
-    for load in (lambda: fetch_model(str(tmp_path), None, dtype="float32"), lambda: load_model(tmp_path)):
+    for load in (lambda: Pretrained.find(str(tmp_path)).fetch_model(dtype="float32"), lambda: load_model(tmp_path)):
         if beside:
             load()
         else:

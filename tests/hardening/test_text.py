@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.progress import TextColumn
 from typer.testing import CliRunner
 
-from flows.cli.app import _exit_code, app
+from flows.cli.app import app, exit_code
 from flows.load import load_any_config
 from flows.reporters import TerminalReporter
 from flows.terminal import Terminal
@@ -309,7 +308,7 @@ def test_csv_of_a_query_has_no_formula_and_numbers_as_they_are(store: ArtifactSt
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if not text.startswith("-")])
 def test_an_error_says_what_it_was_given_and_obeys_it_not(
-    text: str, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    text: str, store: ArtifactStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in (
         ["trace", text + "?"],
@@ -317,8 +316,7 @@ def test_an_error_says_what_it_was_given_and_obeys_it_not(
         ["run", text + ".yaml"],
         ["run", "tiny", "--set", text],
     ):
-        monkeypatch.setattr(sys, "argv", ["fortifai", *command, "--store", str(store.root)])
-        assert _exit_code() == 2
+        assert exit_code([*command, "--store", str(store.root)]) == 2
         said = capsys.readouterr().err
         assert not set(OBEYED) & set(said)
         assert said.startswith("error: ") and said.count("\n") == 1, said
