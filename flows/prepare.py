@@ -158,7 +158,7 @@ def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None
         parameters: int | None = model_parameters(config.model)
     else:
         shape = None if config.model.lora else pretrained(config.model).shape
-        parameters = shape and shape["parameters"]
+        parameters = None if shape is None else shape["parameters"]
     if parameters is None:  # an adapter is small; a model of the hub is not here yet
         return
     weights = parameters * BYTES_PER_PARAMETER

@@ -235,12 +235,14 @@ class Pretrained:
         from transformers import AutoModelForCausalLM
 
         file = self.gguf_path
+        loaded: Any
         try:
-            read, told = AutoModelForCausalLM.from_pretrained(
+            loaded = AutoModelForCausalLM.from_pretrained(
                 str(file.parent), gguf_file=file.name, dtype=dtype, output_loading_info=True
             )
         except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
             raise DataError(FIELD, file.name, f"cannot be loaded: {_first_line(error)}") from error
+        read, told = loaded
         tied = set(getattr(read, "all_tied_weights_keys", None) or ())
         missing = sorted(set(told["missing_keys"]) - tied)
         if missing:
