@@ -115,7 +115,7 @@ def test_the_papers_presets_plan_where_the_model_is(
 def test_the_papers_presets_run_to_their_report(
     name: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything but the size: two generations of four articles, one pass, one of the losses, no measure but the questions."""
+    """Everything but the size: two generations of four articles, one pass, one of the losses, only the questions."""
     monkeypatch.setenv("FORTIFAI_MODELS", str(models))
     parts = [f"corpus.parts.{part}.max_documents=4" for part in range(3)] + ["corpus.parts.0.fraction=1"]
     little = parts if name.startswith("imagination") else ["corpus.max_documents=4"]
@@ -123,7 +123,7 @@ def test_the_papers_presets_run_to_their_report(
     settings += [
         "evaluation.perplexity=false",
         "training.checkpoint=last",
-    ]  # the validation text is WikiText's whole one
+    ]  # their text is whole
     losses = "losses=[{type: tce, gamma: 0.9}]"
     prepared = prepare_experiment(
         load_experiment_config(name, [*little, *settings, losses]), store=str(tmp_path / "store")
