@@ -248,8 +248,9 @@ class Pretrained:
         from transformers import AutoModelForCausalLM
 
         file = self.gguf_path
+        loaded: Any
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded = AutoModelForCausalLM.from_pretrained(
                 str(file.parent), gguf_file=file.name, dtype=dtype, output_loading_info=True, **SAFELY
             )
         except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
