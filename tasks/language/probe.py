@@ -30,7 +30,6 @@ STEP_TOKENS = 1024
 SECONDS = 4.0
 FIRST_STEPS, MOST_STEPS = 4, 60
 FIRST_TOKENS, MOST_TOKENS = 256, 4096
-CHECKPOINT_FACTOR = 3  # weights and Adam's two moments
 
 
 class Moment(NamedTuple):
