@@ -107,7 +107,7 @@ def probe(
     from fortifai_core.language.shared_contexts import ScoredSequence
     from storage.tables.models import fetch_model, load_model
     from tasks.language.regenerate import POSITIONS
-    from tasks.language.train import new_model, pretraining_of, with_adapter
+    from tasks.language.train import _with_adapter, new_model, pretraining_of
 
     settings = config.model
     if isinstance(settings, PretrainedModel):
@@ -126,7 +126,7 @@ def probe(
         load_model(Path(folder)).to(device)
         load = started.since(device=device)
     if isinstance(settings, PretrainedModel) and settings.lora is not None:
-        model = with_adapter(model, settings.lora, seed=0)
+        model = _with_adapter(model, settings.lora, seed=0)
     model.to(device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
