@@ -56,7 +56,7 @@ class Foresight:
                 console.print(line, highlight=False, soft_wrap=True)
         if self.gpu_seconds is not None:
             console.print(
-                f"On one {self.gpu}: {_time(self.gpu_seconds)} of computing, {self.peak}.",
+                f"On one {self.gpu}: at least {_time(self.gpu_seconds)}, {self.peak}.",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -196,7 +196,9 @@ def _commit(
 def _write(folder: Path, line: Line) -> dict[str, float]:
     """scores.parquet and metrics.parquet, as an evaluation has them; the metrics of its manifest."""
     columns = ("question", "document", "split", "logp_true", "logp_false")
-    scores = [{**dict(zip(columns, row, strict=True)), "correct": row[3] > row[4]} for row in line.scores]
+    scores: list[dict[str, Any]] = [
+        {**dict(zip(columns, row, strict=True)), "correct": row[3] > row[4]} for row in line.scores
+    ]
     if scores:
         parquet.write_table(folder / "scores.parquet", scores, schema="scores")
     asked = {split: sum(row[2] == split for row in line.scores) for split in line.retention}

@@ -108,7 +108,7 @@ def probe(
     from storage.sources.pretrained import pretrained
     from storage.tables.models import load_model
     from tasks.language.regenerate import POSITIONS
-    from tasks.language.train import new_model, pretraining_of, with_adapter
+    from tasks.language.train import _with_adapter, new_model, pretraining_of
 
     settings = config.model
     if isinstance(settings, PretrainedModel):
@@ -127,7 +127,7 @@ def probe(
         load_model(Path(folder)).to(device)
         load = started.since(device=device)
     if isinstance(settings, PretrainedModel) and settings.lora is not None:
-        model = with_adapter(model, settings.lora, seed=0)
+        model = _with_adapter(model, settings.lora, seed=0)
     model.to(device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
 

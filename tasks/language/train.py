@@ -106,7 +106,7 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     tokenizer = load_tokenizer(previous.path / "tokenizer")
     model = load_model(previous.path, base=base_folder(context, spec.base), trainable=True)
     if spec.lora is not None:
-        model = with_adapter(model, spec.lora, seed=spec.seed)
+        model = _with_adapter(model, spec.lora, seed=spec.seed)
     files = [(text, text_files(context, spec.corpus, text)) for text in spec.text]
     paths = [path for _, of_text in files for path in of_text]
     packing = {"length": training.sequence_length, "end_of_text": tokenizer.eos_token_id}
@@ -166,7 +166,7 @@ def _train(
     return {"steps": result.steps, "tokens-trained": result.tokens, "resumed-from": result.resumed_from}
 
 
-def with_adapter(model: Any, lora: LoraConfig, *, seed: int) -> Any:
+def _with_adapter(model: Any, lora: LoraConfig, *, seed: int) -> Any:
     """The model with its LoRA adapter: the one it has, or (over M_-1) a new one."""
     import torch
     from peft import LoraConfig as PeftLoraConfig
