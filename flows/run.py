@@ -43,6 +43,7 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
     run, stops = running.plan.run(arm, seed), running.plan.may_stop
     async with task_group() as group:
         before: asyncio.Task[bool] | None = None
+        drift: asyncio.Task[None] | None = None
         for step in run.generations:
             with tags(f"g{step.last}"):
                 await prefect_tasks.train(step.train)
@@ -54,7 +55,7 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
                 if not step.judged_late and stops and before is not None and await before:
                     return _stopped(running, run, step)
                 await together(*(prefect_tasks.regenerate(stage) for stage in step.regenerate))
-                drift = None if step.drift is None else group.create_task(_drift(run, step))
+                drift = None if step.drift is None else group.create_task(_drift(run, step, after=drift))
                 if step.judged_late:
                     # what the rewriting is judged by is known after it
                     before = group.create_task(_measure(run, step, after=before, drift=drift))
@@ -87,10 +88,12 @@ async def _measure(
     return bool(check.get("status") == "failed")
 
 
-async def _drift(run: RunPlan, step: GenerationPlan) -> None:
-    """Measure the drift of one generation and show it."""
+async def _drift(run: RunPlan, step: GenerationPlan, after: asyncio.Task[None] | None) -> None:
+    """Measure the drift of one generation and show it, `after` the one before: the newest is what the UI shows."""
     assert step.drift is not None
     await prefect_tasks.measure_drift(step.drift)
+    if after is not None:
+        await after
     await publish.publish_drift(run, step)
 
 

@@ -188,7 +188,7 @@ class Pretrained:
             _ = self.header
         elif self.folder is not None:
             rows = check_folder(self.path, self.folder)
-            tokens = len(self.fetch_tokenizer())
+            tokens = max(self.fetch_tokenizer().get_vocab().values(), default=-1) + 1  # their ids may have gaps
             if not 0 < tokens <= rows:
                 remedy = f"its tokenizer has {tokens:,} tokens and the model knows {rows:,}"
                 raise DataError("model.path", self.path, remedy)

@@ -146,18 +146,26 @@ def list_experiments(store: ArtifactStore) -> list[Experiment]:
     Raises:
         StoreError: the store cannot be read.
     """
-    readable = []
+    readable, unreadable = _read_all(store)
+    for error in unreadable.values():
+        warnings.warn(str(error), UserWarning, stacklevel=2)
+    return readable
+
+
+def _read_all(store: ArtifactStore) -> tuple[list[Experiment], dict[str, InputError]]:
+    """Those that can be read, the one updated last at the end; and of the others, by their label, why not."""
+    readable, unreadable = [], {}
     for name in store.names(DIRECTORY):
         if not name.endswith(".json") or name.startswith("."):
             continue
         try:
             experiment = _read(store, name)
         except InputError as error:
-            warnings.warn(str(error), UserWarning, stacklevel=2)
+            unreadable[name.removesuffix(".json")] = error
             continue
         if experiment is not None:
             readable.append(experiment)
-    return sorted(readable, key=lambda e: (e.updated, e.id))
+    return sorted(readable, key=lambda e: (e.updated, e.id)), unreadable
 
 
 def load_experiment(store: ArtifactStore, name_or_id: str = "latest") -> Experiment:
@@ -176,6 +184,10 @@ def load_experiment(store: ArtifactStore, name_or_id: str = "latest") -> Experim
         raise InputError("experiment", name_or_id, f"several begin so: {labels}; give more digits")
     if exact or prefix:
         return (exact or prefix)[-1]
+    _, unreadable = _read_all(store)
+    for label, error in unreadable.items():
+        if name_or_id in ("latest", label, label.rpartition("-")[0]):
+            raise error
     labels = ", ".join(e.label for e in known) or "none: run one first"
     raise InputError("experiment", name_or_id, f"not found in {store.name}; there is {labels}")
 

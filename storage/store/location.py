@@ -31,7 +31,7 @@ def parse_location(text: str) -> Path | str:
         if parts.netloc not in ("", "localhost"):
             raise StoreError("store", text, "a file:// URL has no host: write it as file:///folder")
         text = unquote(parts.path)
-    elif url is not None or "::" in text or _ALMOST_URL.fullmatch(text):
+    elif url is not None or "::" in text or "://" in text or _ALMOST_URL.fullmatch(text):
         raise StoreError("store", text, f"is no place for a store: {_REMEDY}")
     try:
         return local_path(text).absolute()

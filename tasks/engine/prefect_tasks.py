@@ -112,8 +112,12 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
         message = f"Found in the store: {stage.kind} {stage.key[:12]}"
         return Completed(name="Cached", message=message, data=reference)
     outcome = await _build(stage, session)
-    if stage.reference in session.references:  # another run of this experiment has it built
+    if any(
+        stage.reference == built.reference for built in session.built
+    ):  # another run of this experiment had it built
         outcome = {**outcome, "found": True}
+    elif not outcome["found"]:  # it may have been found before what it holds was looked at
+        session.found[:] = [found for found in session.found if found.reference != stage.reference]
     seconds = 0.0 if outcome["found"] else float(outcome["seconds"])  # of building, not of waiting for a worker
     (session.found if outcome["found"] else session.built).append(stage)
     session.stage_seconds += seconds

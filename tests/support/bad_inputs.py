@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STORE = "store"
+MOMENT = "2026-01-01T00:00:00+00:00"
 LONG = "a" * 300
 
 
@@ -451,7 +452,12 @@ def models() -> Iterator[Case]:
         ("not there", "./no", {}, ("is no folder",)),
         ("empty", "./m", {"m": None}, ("is no folder with a config.json",)),
         ("a file", "./m", {"m": b"x"}, ("is no folder",)),
-        ("pickled weights", "./m", {"m/pytorch_model.bin": b"x", "m/config.json": b"{}"}, ("safetensors",)),
+        (
+            "pickled weights",
+            "./m",
+            {"m/pytorch_model.bin": b"x", "m/config.json": b'{"model_type": "llama"}'},
+            ("safetensors",),
+        ),
         ("nobody's home", "~nosuchuser/m", {}, ("no such user",)),
         ("a name of 300 bytes", f"./{LONG}", {}, ("longer than a path can be",)),
         ("a hub id of 300 characters", LONG, {}, ("longer than a path can be",)),
@@ -576,6 +582,8 @@ def stores() -> Iterator[Case]:
     ):  # fmt: skip
         for command in (("plan", "smoke"), ("ls",)):
             yield Case("store", f"{command[0]} {url[:40]}", (*command, "--store", url), ("store",))
+    from storage.store.experiments import experiment_id
+
     plan = ("run", "smoke", "--store", "s")
     yield Case("store", "a file", plan, ("/s", "read and write"), {"s": b"x"})
     yield Case("store", "in /proc", ("run", "smoke", "--store", "/proc/s"), ("/proc/s", "read and write"))
@@ -584,13 +592,24 @@ def stores() -> Iterator[Case]:
     }  # fmt: skip
     for name, config, said in (
         ("a field too many", {"name": "x", "luck": 1}, ("luck = 1", "no such field")),
-        ("a name of none", {"name": ""}, ("name = ''", "pattern")),
+        ("a wrong name", {"name": "x", "losses": [{"type": "x"}]}, ("losses.0.type",)),
         ("a seed beyond 64 bits", {"name": "x", "seeds": [2**63]}, ("seeds.0", "64 bits")),
         ("true for a number", {"name": "x", "splits": True}, ("splits = True", "give a number")),
     ):
-        content = json.dumps({**record, "config": config}).encode()
-        files = {f"s/experiments/x-{'0' * 8}.json": content}
+        identity = experiment_id(config)
+        content = json.dumps(
+            {**record, "id": identity, "created": MOMENT, "updated": MOMENT, "config": config}
+        ).encode()
+        files = {f"s/experiments/x-{identity[:8]}.json": content}
         yield Case("store", f"a record with {name}", ("resume", "x", "--store", "s"), said, files)
+    for name, content in (
+        ("of another configuration", json.dumps({**record, "config": {"name": "x"}}).encode()),
+        ("that is no JSON", b"{"),
+        ("of wrong types", json.dumps({**record, "config": []}).encode()),
+    ):
+        files = {f"s/experiments/x-{'0' * 8}.json": content}
+        said = (f"x-{'0' * 8}.json", "no experiment record")
+        yield Case("store", f"a record {name}", ("resume", "x", "--store", "s"), said, files)
     for name, query in {
         "no SQL": "hello",
         "nothing": "",

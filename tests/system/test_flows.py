@@ -279,7 +279,10 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None
     assert not list(store.rglob("manifest.json"))
 
 
-def test_an_experiment_larger_than_the_disk_is_refused(tmp_path: Path) -> None:
-    huge = ["model.hidden_size=65536", "model.layers=200", "model.intermediate_size=200000"]
+def test_an_experiment_larger_than_memory_or_disk_is_refused(tmp_path: Path) -> None:
+    many = ["model.hidden_size=2048", "model.layers=8", "model.intermediate_size=5632", f"seeds={list(range(2000))}"]
     with pytest.raises(StoreError, match="GB are free"):
+        prepare_experiment(load_experiment_config("tiny", many), store=str(tmp_path))
+    huge = ["model.hidden_size=65536", "model.layers=200", "model.intermediate_size=200000"]
+    with pytest.raises(ConfigError, match=r"model = 'scratch': .* GB a worker"):
         prepare_experiment(load_experiment_config("tiny", huge), store=str(tmp_path))

@@ -343,7 +343,6 @@ def test_the_base_model_is_asked_about_every_split_and_the_report_says_so(langua
     rows = parquet.read_rows(report.file("tables/results.parquet"))
     measured = {row["metric"]: row["value"] for row in rows if row["generation"] == -1 and row["arm"] == "ce"}
     metrics = found(language.store, asked).manifest.metrics
-    assert measured.pop("seconds-evaluate") >= 0
     assert measured == {name: pytest.approx(metrics[name]) for name in metrics} and len(metrics) == 4
     terminal = json.loads(report.file("table.json").read_text())
     assert terminal["rows"][0][0] == "M-1" and terminal["rows"][1][0] == "M0"

@@ -21,7 +21,7 @@ from fortifai_core.errors import DataError
 from helpers import COMMAND, digests, environment, run_flow
 from storage.sources.pretrained import Pretrained
 from storage.tables.models import ADAPTER, load_model
-from tasks.language.train import with_adapter
+from tasks.language.train import _with_adapter
 
 VOCABULARY = 300
 
@@ -105,7 +105,7 @@ def test_one_adapter_goes_on_from_generation_to_generation(tmp_path: Path) -> No
     assert any(not torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
     # what the second generation starts from is the first one's adapter: B, zero in a new one, is as it was left
     found = load_model(folder_of(prepared, 0), base=path, trainable=True)
-    started = with_adapter(found, LoraConfig(rank=4, alpha=8), seed=0)
+    started = _with_adapter(found, LoraConfig(rank=4, alpha=8), seed=0)
     trained = {name: p for name, p in started.named_parameters() if p.requires_grad}
     assert len(trained) == len(adapters[0])
     for name, value in adapters[0].items():
