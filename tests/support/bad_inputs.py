@@ -592,7 +592,7 @@ def stores() -> Iterator[Case]:
     }  # fmt: skip
     for name, config, said in (
         ("a field too many", {"name": "x", "luck": 1}, ("luck = 1", "no such field")),
-        ("a wrong name", {"name": "x", "losses": [{"type": "x"}]}, ("losses.0.type",)),
+        ("a wrong name", {"name": "x", "losses": [{"type": "x"}]}, ("losses.0", "expected tags")),
         ("a seed beyond 64 bits", {"name": "x", "seeds": [2**63]}, ("seeds.0", "64 bits")),
         ("true for a number", {"name": "x", "splits": True}, ("splits = True", "give a number")),
     ):
