@@ -52,7 +52,7 @@ async def _publish_progress(stage: Stage, progress: StageProgress, finished: asy
         percent, words = progress.percent, str(progress)
         if over:
             percent, words = 100.0, f"finished, {progress.total:,} {progress.unit}"
-        text = markdown(f"{stage.label} ({stage.arm or 'shared'}): {words}")
+        text = f"{markdown(stage.label)} ({markdown(stage.arm or 'shared')}): {words}"
         if artifact is None:
             artifact = await acreate_progress_artifact(percent, description=text)
         else:
