@@ -132,8 +132,7 @@ def server_url(
 
     Results are in the store, and a server only shows them: one of ours that dies is started again. Its socket is this
     process's, so that whoever asks meanwhile waits and is answered. Prefect's own temporary server prints the traces
-    of its shutdown to the terminal; this one has a log. It has a login
-    too, which `flows.access.client_settings` knows.
+    of its shutdown to the terminal; this one has a log, and a login, which `flows.access.client_settings` knows.
 
     Args:
         said: told in one line, by a thread of its own, that our server died and is started again.

@@ -12,6 +12,7 @@ from unittest import mock
 
 import psutil
 
+from flows.access import login_for
 from flows.embedded import server_url
 from helpers import COMMAND, environment
 from storage.store.store import ArtifactStore
@@ -73,7 +74,7 @@ class Arena:
         """
         settings = environment(self.root, store.name) | {"PREFECT_HOME": str(home or self.root / "home")}
         if home is None:
-            settings["PREFECT_API_URL"] = self.api
+            settings |= {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": login_for(self.api) or ""}
         with output.open("ab") as file:
             return subprocess.Popen(
                 [*COMMAND, *arguments], env=settings, stdout=file, stderr=file, start_new_session=True
