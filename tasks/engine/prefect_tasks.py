@@ -113,9 +113,8 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
         message = f"Found in the store: {stage.kind} {stage.key[:12]}"
         return Completed(name="Cached", message=message, data=reference)
     outcome = await _build(stage, session)
-    if any(
-        stage.reference == built.reference for built in session.built
-    ):  # another run of this experiment had it built
+    built_before = any(stage.reference == built.reference for built in session.built)
+    if built_before:  # by another run of this experiment
         outcome = {**outcome, "found": True}
     elif not outcome["found"]:  # it may have been found before what it holds was looked at
         session.found[:] = [found for found in session.found if found.reference != stage.reference]
