@@ -5,6 +5,8 @@
 
 Reads the almanac, or a folder laid out as FORTIFAI_DATA names it, for WikiText-2 and its KR-test. Without a model, a
 tiny one with random weights shows that it runs. One JSON line for each arm, seed and generation; M_-1 is generation -1.
+With --out, the same command goes on after the last generation that ended; with --seconds it ends itself (status 75)
+where the next generation would take longer than what is left.
 """
 
 import argparse
@@ -97,7 +99,7 @@ def ask(model, tokenizer, questions, validation, splits):
     return measured | {"perplexity": round(perplexity(model, validation, batch=16, sequence_length=256)[0], 3)}
 
 
-def run(args, arm, seed, out):
+def run(args, arm, seed, out, began):
     documents, questions, held_out = read(args, seed)
     model, tokenizer = load(args, documents)
     model.to(args.device).eval()
@@ -113,7 +115,9 @@ def run(args, arm, seed, out):
     blocks = {"block_tokens": args.block, "context_tokens": args.context, "head_tokens": max(1, args.context // 3)}
     settings = Regeneration(engine="aligned", decoding="sample", temperature=args.temperature, **blocks)
     loss = losses.cross_entropy() if arm == "ce" else losses.truncated(float(arm.removeprefix("tce-")))
-    for i in range(-1, args.generations):
+    state = args.out.with_suffix(f".{arm}-{seed}.pt") if args.out else None
+    first = resumed(state, args, arm, seed, model, texts, out) if state else -1
+    for i in range(first, args.generations):
         started = time.perf_counter()
         read_tokens = [0, 0]  # real, synthetic
         if i >= 0:  # M_i from M_(i-1), on D_0^(i), D_1^(i-1), …, D_i^(0)
@@ -126,7 +130,9 @@ def run(args, arm, seed, out):
         measured = ask(model, tokenizer, questions, validation, seen)
         for old in regenerated(Regime.PAPER, i) if 0 <= i < args.generations - 1 else []:  # D_k^(j+1) from D_k^(j)
             parts = ("regenerate", seed, i, old.split, old.version)
-            how = Rewriting(settings, seed_parts=parts, suppress=sorted(special), pad_id=tokenizer.eos_token_id)
+            how = Rewriting(
+                settings, seed_parts=parts, suppress=sorted(special), pad_id=tokenizer.eos_token_id, budget=args.budget
+            )
             texts[SplitVersion(old.split, old.version + 1)] = regenerate(model, texts[old], how)
         line = {"arm": arm, "seed": seed, "generation": i, **measured, "seconds": time.perf_counter() - started}
         if args.out:  # what `fortifai import` needs besides
@@ -134,12 +140,44 @@ def run(args, arm, seed, out):
         else:
             del line["scores"]
         print(json.dumps(line), file=out, flush=True)
+        if state:
+            written = {(v.split, v.version): [list(d.tokens) for d in of] for v, of in texts.items()}
+            saved = {"next": i + 1, "at": out.tell(), "texts": written, "model": model.state_dict()}
+            torch.save(saved, state.with_suffix(".new"))
+            state.with_suffix(".new").replace(state)
+            now = time.perf_counter()
+            if now - began + 1.4 * (now - started) > args.seconds:
+                sys.exit(75)
+    if state:
+        state.unlink(missing_ok=True)
+
+
+def resumed(state, args, arm, seed, model, texts, out):  # the generation to go on with
+    done = [(line["arm"], line["seed"], line["generation"]) for line in map(json.loads, args.out.open())]
+    if (arm, seed, args.generations - 1) in done or not state.exists():
+        return args.generations if (arm, seed, args.generations - 1) in done else -1
+    saved = torch.load(state, map_location=args.device, weights_only=True)
+    out.truncate(saved["at"])  # a line whose state was never saved
+    model.load_state_dict(saved["model"])
+    for (k, j), tokens in saved["texts"].items():
+        known = texts[SplitVersion(k, 0)]
+        texts[SplitVersion(k, j)] = [TokenisedDocument(d.id, d.position, t) for d, t in zip(known, tokens, strict=True)]
+    return saved["next"]
 
 
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     numbers = {"splits": 6, "generations": 6, "epochs": 10, "batch": 64, "length": 128, "context": 48, "block": 16}
-    others = {"entities": 32, "documents": 600, "lr": 3e-4, "temperature": 0.6, "corpus": "almanac", "model": ""}
+    others = {
+        "entities": 32,
+        "documents": 600,
+        "lr": 3e-4,
+        "temperature": 0.6,
+        "seconds": 1e9,
+        "corpus": "almanac",
+        "model": "",
+    }
+    others["budget"] = 32_768  # positions of keys and values in memory at once
     others["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     for name, value in {**numbers, **others}.items():
         options.add_argument(f"--{name}", type=type(value), default=value)
@@ -148,9 +186,10 @@ def main():
     options.add_argument("--bfloat16", action="store_true", help="autocast in training")
     options.add_argument("--out", type=Path, help="lines are added to this file instead of being printed")
     args = options.parse_args()
+    began = time.perf_counter()
     with args.out.open("a") if args.out else contextlib.nullcontext(sys.stdout) as out:
         for seed, arm in itertools.product(args.seeds, args.arms):
-            run(args, arm, seed, out)
+            run(args, arm, seed, out, began)
 
 
 if __name__ == "__main__":
