@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ROOMS := flows tasks fortifai_core kernels storage deployments examples
 
-.PHONY: help demo test test-long chaos lint format docs models bench bench-gpu gpu-wheels audit constraints clean
+.PHONY: help demo test test-long chaos lint format docs models bench bench-gpu gpu-wheels gpu-kit audit constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -77,12 +77,21 @@ PEERS := liger-kernel cut-cross-entropy quack-kernels einops apache-tvm-ffi torc
 	cuda-bindings cuda-pathfinder protobuf
 # pip's --target does not read the .pth file by which CUTLASS names its folder
 GPU_PATH := .gpu:.gpu/nvidia_cutlass_dsl/dsl_packages
-TESTING := pytest iniconfig pluggy packaging pygments pydantic pydantic-core annotated-types typing-inspection
+SETTINGS := pydantic pydantic-core annotated-types typing-inspection typing-extensions
+TESTING := pytest iniconfig pluggy packaging pygments hypothesis sortedcontainers $(SETTINGS)
+KIT ?= .gpu-kit
+MODELS ?= smollm2
+FETCH = $(BIN)/python -m pip download --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
+	--only-binary=:all: --python-version $(GPU_PYTHON_VERSION) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64
 
 gpu-wheels: $(BIN)/python  ## into .whl: the loss heads to compare with, for a GPU machine without a registry (about 100 MB)
-	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
-		--only-binary=:all: --python-version $(GPU_PYTHON_VERSION) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --dest $(WHEELS) $(PEERS) $(TESTING)
+	@$(FETCH) --dest $(WHEELS) $(PEERS) $(TESTING)
 	@du -sh $(WHEELS)
+
+gpu-kit: $(VENV)/.run  ## into .gpu-kit: models, WikiText-2 and wheels in parts of 55 MB, for `python examples/gpu_kit.py run` on such a machine
+	@$(BIN)/fortifai models fetch $(MODELS)
+	@$(FETCH) --dest $(KIT)/wheels gguf $(SETTINGS)
+	@$(BIN)/python examples/gpu_kit.py pack --kit $(KIT) --models $(MODELS)
 
 bench-gpu:  ## on a GPU machine with torch and triton: the tests that use it, then times and memory of the loss heads
 	@$(GPU_PYTHON) -c 'import sys, torch; "$(DEVICE)" == "cpu" or torch.cuda.is_available() or sys.exit("bench-gpu: torch sees no CUDA device here; DEVICE=cpu tries it without one")'

@@ -117,8 +117,11 @@ def run(args, arm, seed, out, began):
     loss = losses.cross_entropy() if arm == "ce" else losses.truncated(float(arm.removeprefix("tce-")))
     state = args.out.with_suffix(f".{arm}-{seed}.pt") if args.out else None
     first = resumed(state, args, arm, seed, model, texts, out) if state else -1
+    taken = 0.0
     for i in range(first, args.generations):
         started = time.perf_counter()
+        if taken and started - began + 1.4 * taken > args.seconds:
+            sys.exit(75)
         read_tokens = [0, 0]  # real, synthetic
         if i >= 0:  # M_i from M_(i-1), on D_0^(i), D_1^(i-1), …, D_i^(0)
             stream = [list(d.tokens) for version in training_set(Regime.PAPER, i) for d in texts[version]]
@@ -139,23 +142,24 @@ def run(args, arm, seed, out, began):
             line |= {"tokens": sum(read_tokens), "synthetic": read_tokens[1], "settings": vars(args) | {"out": None}}
         else:
             del line["scores"]
+        taken = line["seconds"]
         print(json.dumps(line), file=out, flush=True)
         if state:
             written = {(v.split, v.version): [list(d.tokens) for d in of] for v, of in texts.items()}
             saved = {"next": i + 1, "at": out.tell(), "texts": written, "model": model.state_dict()}
             torch.save(saved, state.with_suffix(".new"))
             state.with_suffix(".new").replace(state)
-            now = time.perf_counter()
-            if now - began + 1.4 * (now - started) > args.seconds:
-                sys.exit(75)
     if state:
         state.unlink(missing_ok=True)
 
 
 def resumed(state, args, arm, seed, model, texts, out):  # the generation to go on with
-    done = [(line["arm"], line["seed"], line["generation"]) for line in map(json.loads, args.out.open())]
-    if (arm, seed, args.generations - 1) in done or not state.exists():
-        return args.generations if (arm, seed, args.generations - 1) in done else -1
+    if not state.exists():
+        lines = [(json.loads(line), len(line)) for line in args.out.open()]
+        if any((x["arm"], x["seed"], x["generation"]) == (arm, seed, args.generations - 1) for x, _ in lines):
+            return args.generations
+        out.truncate(sum(size for x, size in lines if (x["arm"], x["seed"]) != (arm, seed)))
+        return -1
     saved = torch.load(state, map_location=args.device, weights_only=True)
     out.truncate(saved["at"])  # a line whose state was never saved
     model.load_state_dict(saved["model"])
@@ -168,16 +172,8 @@ def resumed(state, args, arm, seed, model, texts, out):  # the generation to go 
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     numbers = {"splits": 6, "generations": 6, "epochs": 10, "batch": 64, "length": 128, "context": 48, "block": 16}
-    others = {
-        "entities": 32,
-        "documents": 600,
-        "lr": 3e-4,
-        "temperature": 0.6,
-        "seconds": 1e9,
-        "corpus": "almanac",
-        "model": "",
-    }
-    others["budget"] = 32_768  # positions of keys and values in memory at once
+    others = {"entities": 32, "documents": 600, "lr": 3e-4, "temperature": 0.6, "corpus": "almanac", "model": ""}
+    others |= {"seconds": 1e9, "budget": 32_768}  # positions of keys and values in memory at once
     others["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     for name, value in {**numbers, **others}.items():
         options.add_argument(f"--{name}", type=type(value), default=value)

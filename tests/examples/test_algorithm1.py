@@ -18,13 +18,15 @@ from flows.tools.importing import import_results
 from fortifai_core.corpus.tokenization import train_tokenizer
 from fortifai_core.errors import DataError
 from storage.catalog.catalog import query
+from storage.sources.model_packages import PACKAGES
 from storage.store.store import ArtifactStore
+from tests.support.gguf_files import write_gguf
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--splits", "2", "--generations", "2", "--epochs", "1", "--length", "32", "--context", "24", "--device", "cpu")
 
 
-def lines_of(folder: Path, *options: str) -> list[dict[str, Any]]:
+def lines_of(folder: Path, *options: str, status: int = 0) -> list[dict[str, Any]]:
     """What a run wrote; prefect, duckdb, datasets and the rooms around the library are not to be had in it."""
     for name in ("prefect", "duckdb", "datasets", "storage", "tasks", "flows"):
         hidden = folder / "hidden" / f"{name}.py"
@@ -33,7 +35,7 @@ def lines_of(folder: Path, *options: str) -> list[dict[str, Any]]:
     command = [sys.executable, str(ROOT / "examples" / "algorithm1.py"), *SMALL, "--out", "lines.jsonl", *options]
     environment = {"PYTHONPATH": f"{folder / 'hidden'}:{ROOT}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return [json.loads(line) for line in (folder / "lines.jsonl").read_text().splitlines()]
 
 
@@ -86,10 +88,10 @@ def test_what_is_not_that_programs_is_refused(text: str, field: str, remedy: str
     assert not list((tmp_path / "store").glob("artifacts/*/*")), "nothing is left behind"
 
 
-def test_it_reads_wikitext_and_a_model_of_ones_own(tmp_path: Path) -> None:
+def write_wikitext(data: Path) -> list[str]:
+    """Eight articles with a question about each, laid out as FORTIFAI_DATA is."""
     articles = [f" \n = Town {n} = \n \n Town {n} lies at the river {n} , and is old . \n" for n in range(8)]
-    data = tmp_path / "data"
-    for folder in ("wikitext-2-v1", "kr-test", "model"):
+    for folder in ("wikitext-2-v1", "kr-test"):
         (data / folder).mkdir(parents=True)
     for name in ("train", "validation"):
         (data / "wikitext-2-v1" / f"{name}.txt.gz").write_bytes(gzip.compress("".join(articles).encode()))
@@ -103,9 +105,69 @@ def test_it_reads_wikitext_and_a_model_of_ones_own(tmp_path: Path) -> None:
         for n in range(8)
     ]
     (data / "kr-test" / "wikitext-2.json").write_text(json.dumps(asked))
+    return articles
+
+
+def test_it_reads_wikitext_and_a_model_of_ones_own(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    articles = write_wikitext(data)
     tokenizer = train_tokenizer(articles, vocabulary=300)
     tokenizer.save_pretrained(data / "model")
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(data / "model")
     lines = lines_of(tmp_path, "--corpus", str(data), "--model", str(data / "model"), "--arms", "ce")
     assert [line["questions"] for line in lines] == [8, 4, 8]
+
+
+@pytest.mark.long
+def test_it_goes_on_where_it_ended_itself(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    how = ("--entities", "4", "--arms", "tce-0.5")
+    whole = lines_of(tmp_path / "whole", *how)
+    (tmp_path / "parts" / "lines.jsonl").write_text(json.dumps(whole[0]) + "\n")  # killed before its first state
+    parts = [len(lines_of(tmp_path / "parts", *how, "--seconds", "0", status=75)) for _ in whole[1:]]
+    assert parts == [1, 2]
+    # a line whose state was not saved yet when the program was killed is written again
+    file = tmp_path / "parts" / "lines.jsonl"
+    file.write_text(file.read_text() + json.dumps(whole[-1]) + "\n")
+    resumed = lines_of(tmp_path / "parts", *how)
+    assert [measured(line) for line in resumed] == [measured(line) for line in whole]
+    assert not list((tmp_path / "parts").glob("*.pt")), "what was needed to go on is gone with the need"
+
+
+def measured(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in ("seconds", "settings")}
+
+
+@pytest.mark.long
+def test_a_kit_comes_in_parts_and_goes_on_in_parts(tmp_path: Path) -> None:
+    write_wikitext(tmp_path / "data")
+    (package,) = (package for package in PACKAGES if package.name == "smollm2")
+    write_gguf(package.path(tmp_path / "models"))
+    options = (*SMALL, "--context", "8", "--block", "4", "--arms", "ce", "--seeds", "0", "1")
+
+    def kit(*command: str, status: int) -> str:
+        environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "FORTIFAI_MODELS": str(tmp_path / "models")}
+        environment |= {"FORTIFAI_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+        program = [sys.executable, str(ROOT / "examples" / "gpu_kit.py"), *command, "--kit", str(tmp_path / "kit")]
+        done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == status, done.stderr
+        return done.stdout + done.stderr
+
+    (tmp_path / "kit").mkdir()
+    assert "1 parts" in kit("pack", status=0)
+    part = tmp_path / "kit" / "part-00"
+    content = part.read_bytes()
+    part.write_bytes(content[:-1])
+    assert "part-00: is missing or damaged" in kit("run", *options, status=1)
+    part.write_bytes(content)
+    assert "smollm2-ce-0" not in kit("run", *options, "--minutes", "0", status=75)
+    printed = kit("run", *options, status=0).splitlines()
+    assert [line.split()[0] for line in printed if line.startswith("smollm2")] == ["smollm2-ce-0"] * 3 + [
+        "smollm2-ce-1"
+    ] * 3
+    whole = "".join(file.read_text() for file in sorted((tmp_path / "kit" / "results").glob("*.jsonl")))
+    (tmp_path / "all.jsonl").write_text(whole)
+    record = import_results(ArtifactStore(tmp_path / "store"), tmp_path / "all.jsonl", name="kit")
+    assert record.state == "imported"
