@@ -35,7 +35,7 @@ demo: $(VENV)/.run $(VENV)/.database  ## a Gaussian and two tiny models on their
 	@$(BIN)/fortifai demo
 
 test: $(VENV)/.dev lint  ## lint, types, import contracts, and all tests but the long ones (below 15 minutes)
-	@$(BIN)/python -m pytest -q -m "not long"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not long" --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-long: $(VENV)/.dev  ## the tests that start servers and browsers or kill processes
 	@$(BIN)/python -m pytest -q -m long

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from typing import Any
 
-from prefect import flow, tags
+from prefect import flow
 
 from tasks.engine import prefect_tasks, publish
 from tasks.engine.plans import GenerationPlan, RunPlan
@@ -44,23 +44,23 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
     async with task_group() as group:
         before: asyncio.Task[bool] | None = None
         drift: asyncio.Task[None] | None = None
+        # no tag of a generation: Prefect keeps a thread and a client for every set of tags that a task ever had
         for step in run.generations:
-            with tags(f"g{step.last}"):
-                await prefect_tasks.train(step.train)
-                # the next generation needs the regenerations, not the measurements: these may overlap it
-                if not step.judged_late:
-                    before = group.create_task(_measure(run, step, after=before))
-                for benchmark in step.benchmarks:
-                    group.create_task(_wait(prefect_tasks.run_benchmark(benchmark)))
-                if not step.judged_late and stops and before is not None and await before:
+            await prefect_tasks.train(step.train)
+            # the next generation needs the regenerations, not the measurements: these may overlap it
+            if not step.judged_late:
+                before = group.create_task(_measure(run, step, after=before))
+            for benchmark in step.benchmarks:
+                group.create_task(_wait(prefect_tasks.run_benchmark(benchmark)))
+            if not step.judged_late and stops and before is not None and await before:
+                return _stopped(running, run, step)
+            await together(*(prefect_tasks.regenerate(stage) for stage in step.regenerate))
+            drift = None if step.drift is None else group.create_task(_drift(run, step, after=drift))
+            if step.judged_late:
+                # what the rewriting is judged by is known after it
+                before = group.create_task(_measure(run, step, after=before, drift=drift))
+                if stops and await before:
                     return _stopped(running, run, step)
-                await together(*(prefect_tasks.regenerate(stage) for stage in step.regenerate))
-                drift = None if step.drift is None else group.create_task(_drift(run, step, after=drift))
-                if step.judged_late:
-                    # what the rewriting is judged by is known after it
-                    before = group.create_task(_measure(run, step, after=before, drift=drift))
-                    if stops and await before:
-                        return _stopped(running, run, step)
     return f"{experiment}: {arm} · seed {seed} finished"
 
 

@@ -10,6 +10,7 @@ import pytest
 from arena import arena
 from crowd import crowd
 from kills import campaign
+from soak import soak
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -25,3 +26,12 @@ def test_four_at_once_build_everything_once_while_others_read(tmp_path: Path) ->
     with arena(tmp_path) as place:
         figures = crowd(place, names=("gmm",))
     assert figures["runs"] == 8 and figures["reads meanwhile"] and figures["wrong"] == []
+
+
+def test_a_run_of_many_generations_does_not_grow(tmp_path: Path) -> None:
+    with arena(tmp_path) as place:
+        figures = soak(place, generations=16)
+    # memory and time need more generations to be told from noise
+    grown = figures["growth a generation (MiB, files, threads)"]
+    assert set(grown) == {"flow", "worker", "server"}
+    assert all(by[what] < figures["limits"][what] for by in grown.values() for what in ("files", "threads")), grown
