@@ -15,15 +15,15 @@ from storage.sources.pretrained import Pretrained, root
 from storage.sources.textfiles import numbered_lines
 
 DATA = os.environ.get("FORTIFAI_DATA", "")
-# perplexity a token on the first 8,192 tokens of raw WikiText-2 validation
-PERPLEXITY = {"smollm2": 18.85}
+# of the first 8,192 tokens of raw WikiText-2 validation, empty lines left out: as another program found it
+PERPLEXITY = {"smollm2": 19.06, "gemma-270m": 15.38}
 TOKENS, WINDOW = 8192, 1024
 
 
 def perplexity(model: Any, tokenizer: Any) -> float:
     """Windows of 1,024 tokens, each after the token that the tokenizer puts before every text, if it does."""
     lines = (line for _, line in numbered_lines(Path(DATA) / "wikitext-2-raw-v1" / "validation.txt.gz"))
-    ids = tokenizer("\n".join(line for line, _ in zip(lines, range(400), strict=False)))["input_ids"]
+    ids = tokenizer("\n".join(line for line, _ in zip(filter(str.strip, lines), range(400), strict=False)))["input_ids"]
     before = ids[:1] if ids[0] == tokenizer.bos_token_id else []
     ids = ids[len(before) :][:TOKENS]
     assert len(ids) == TOKENS
@@ -38,6 +38,7 @@ def perplexity(model: Any, tokenizer: Any) -> float:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not DATA, reason="reads the local mirror: FORTIFAI_DATA")
 @pytest.mark.parametrize("name", PERPLEXITY)
 def test_a_real_model_reads_text_as_well_as_it_should(name: str) -> None:
