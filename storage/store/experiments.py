@@ -76,11 +76,12 @@ class Experiment:
     @property
     def may_be_at_work(self) -> bool:
         """Whether its process may be building its stages: it lives, or is on another host and has not said its end."""
-        if self.process.rpartition("/")[0] != socket.gethostname():
-            return self.status in ("planned", "running")
+        here = self.process.rpartition("/")[0] == socket.gethostname()
+        if self.status in ("planned", "running"):
+            return not here or _is_alive(self.process)
         # a finished one that may stop early is run without being put on record anew (`flows.prepare`)
         stops = bool((self.config.get("failure") or {}).get("stop_arm"))
-        return _is_alive(self.process) and (self.status != "finished" or stops)
+        return self.status == "finished" and stops and here and _is_alive(self.process)
 
     def refuse_family(self, field: str, remedy: str) -> None:
         """Raise an `InputError` where the experiment is on another family than language models."""
