@@ -150,6 +150,11 @@ class ArtifactStore:
         except ArtifactDamaged:
             return False
 
+    def addresses(self) -> set[tuple[str, str]]:
+        """(kind, key) of every artifact, finished or not: where few are there, that is sooner known than one by one."""
+        with self._asked():
+            return set((self.remote or self.tree).addresses())
+
     def read(self, kind: str, key: str) -> Artifact | None:
         """The artifact with every digest checked, for whoever shows what is in it; None when there is none.
 

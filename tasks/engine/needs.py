@@ -27,13 +27,14 @@ class Needs:
 
 
 def needs(plan: Plan, store: ArtifactStore) -> Needs:
-    """Look up every stage once.
+    """Look up every stage whose artifact may be there, once.
 
     Raises:
         NewerRelease: a newer release wrote one of the artifacts.
     """
-    stages = plan.stages()
-    manifests = {s.reference: m for s in stages if (m := manifest_of(store, s.reference)) is not None}
+    stages, there = plan.stages(), store.addresses()
+    known = [stage.reference for stage in stages if stage.reference in there]
+    manifests = {reference: m for reference in known if (m := manifest_of(store, reference)) is not None}
     to_do: list[Stage] = []
     needed_by: dict[Reference, Stage] = {}
     for stage in reversed(stages):  # children before their parents
