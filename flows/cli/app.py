@@ -347,11 +347,11 @@ def gc(
     from flows.prepare import open_store
     from flows.tools import collecting
 
-    if keep not in list(collecting.Keep):
-        raise InputError("--keep", keep, f"choose {', '.join(collecting.Keep)}")
+    if keep not in collecting.KEEP:
+        raise InputError("--keep", keep, f"choose {', '.join(collecting.KEEP)}")
     allow_code(allow or [])
     opened = open_store(store)
-    found = collecting.collect(opened, experiments or [], keep=collecting.Keep(keep), remove=yes)
+    found = collecting.collect(opened, experiments or [], keep=keep, remove=yes)
     size = sum(item.size for item in found.going)
     if as_json:
         names = ("what", "kind", "key", "size", "goes", "why")

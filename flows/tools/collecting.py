@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
 from flows.load import validate
@@ -22,15 +21,8 @@ from tasks.engine.plans import Plan, RunPlan
 from tasks.engine.stages import Reference
 
 BY = "fortifai gc"
-
-
-class Keep(StrEnum):
-    """Whose weights are kept, of every run."""
-
-    ALL = "all"
-    LAST = "last"
-    BEST = "best"
-    NONE = "none"
+# whose weights are kept, of every run
+KEEP = ("all", "last", "best", "none")
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ class Collection:
         return [item for item in self.items if item.goes]
 
 
-def collect(store: ArtifactStore, names: Sequence[str], *, keep: Keep, remove: bool) -> Collection:
+def collect(store: ArtifactStore, names: Sequence[str], *, keep: str, remove: bool) -> Collection:
     """Look what may go, and have it go where that is asked for.
 
     No experiment that is put on record meanwhile is overlooked: it is on record before this looks, or finds afterwards
@@ -66,6 +58,7 @@ def collect(store: ArtifactStore, names: Sequence[str], *, keep: Keep, remove: b
 
     Args:
         names: of experiments, or their ids; all where there are none.
+        keep: one of `KEEP`.
 
     Raises:
         InputError: no such experiment, a record that cannot be read, or a remote store.
@@ -101,7 +94,7 @@ def _remove(store: ArtifactStore, item: Item) -> int:
 
 
 def _items(
-    store: ArtifactStore, plans: Mapping[str, Plan | str | None], keep: Keep, *, everything: bool
+    store: ArtifactStore, plans: Mapping[str, Plan | str | None], keep: str, *, everything: bool
 ) -> Iterator[Item]:
     """Every model that has weights, of the experiments in `plans`; then what is left of builders."""
     experiments = every_experiment(store)
@@ -159,13 +152,13 @@ def _label(stage: StageRecord) -> str:
 
 
 def _kept(
-    experiment: Experiment, plan: Plan, store: ArtifactStore, models: Mapping[Reference, StageRecord], keep: Keep
+    experiment: Experiment, plan: Plan, store: ArtifactStore, models: Mapping[Reference, StageRecord], keep: str
 ) -> dict[Reference, str]:
     """Which of an experiment's models stay, and why."""
     found = needs(plan, store)
     planned = {stage.reference: stage for stage in plan.stages()}
     over = experiment.status == "finished" and plan.may_stop  # what was not made was not wanted
-    chosen = {_chosen(run, found, keep): run for run in plan.runs if keep in (Keep.LAST, Keep.BEST)}
+    chosen = {_chosen(run, found, keep): run for run in plan.runs if keep in ("last", "best")}
     reasons: dict[Reference, str] = {}
     for reference in models:
         if reference not in planned:
@@ -175,14 +168,14 @@ def _kept(
         elif reference in found.needed_by and not over:
             reader = found.needed_by[reference]
             reasons[reference] = f"{reader.label} ({reader.run}) of {experiment.label} needs it"
-        elif keep == Keep.ALL:
+        elif keep == "all":
             reasons[reference] = "--keep all"
         elif reference in chosen:
             reasons[reference] = f"the {keep} of {chosen[reference].arm} · seed {chosen[reference].seed}"
     return reasons
 
 
-def _chosen(run: RunPlan, found: Needs, keep: Keep) -> Reference | None:
+def _chosen(run: RunPlan, found: Needs, keep: str) -> Reference | None:
     """The model of a run that is kept: its last, or that of the lowest perplexity on held-out real text."""
     there = [step for step in run.generations if step.train.reference in found.manifests]
     if not there:
@@ -193,6 +186,6 @@ def _chosen(run: RunPlan, found: Needs, keep: Keep) -> Reference | None:
         value = of_step.metrics.get("perplexity-real") if of_step else None
         if isinstance(value, (int, float)):
             measured.append((float(value), step.train.reference))
-    if keep == Keep.BEST and measured:
+    if keep == "best" and measured:
         return min(measured, key=lambda pair: pair[0])[1]
     return there[-1].train.reference

@@ -18,7 +18,7 @@ from rich.console import Console
 from artifacts import flip_one_of_each_kind
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, plan_for, prepare_experiment
-from flows.tools.collecting import Keep, collect
+from flows.tools.collecting import collect
 from fortifai_core.config.custom_loss import ALLOWED
 from fortifai_core.errors import ConfigError, DataError, StoreError
 from helpers import Recorder, run_flow
@@ -204,7 +204,7 @@ def test_an_artifact_that_is_gone_or_damaged_is_rebuilt_as_it_was(
 def test_what_gc_removed_is_made_again_only_when_a_stage_needs_it(copied: Path) -> None:
     store = ArtifactStore(copied)
     before = artifact_digests(store)
-    assert collect(store, [], keep=Keep.NONE, remove=True).freed
+    assert collect(store, [], keep="none", remove=True).freed
     recorder, prepared, _ = run(copied)
     assert not recorder.built and artifact_digests(store) != before
     _, tce = prepared.plan.runs

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from flows.cli.app import app, exit_code
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, prepare_experiment
-from flows.tools.collecting import BY, Collection, Keep, collect
+from flows.tools.collecting import BY, Collection, collect
 from flows.tools.explain import explain_plan
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import ArtifactDamaged, InputError
@@ -55,7 +55,7 @@ def whole(one: Prepared) -> list[int | None]:
 
 
 def gc(store: ArtifactStore, *names: str, keep: str = "none", remove: bool = True) -> Collection:
-    return collect(store, names, keep=Keep(keep), remove=remove)
+    return collect(store, names, keep=keep, remove=remove)
 
 
 @pytest.fixture(scope="module")
