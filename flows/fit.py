@@ -14,6 +14,7 @@ from storage.sources.pretrained import pretrained
 from tasks.engine.pool import pool_size
 
 FLOAT = 4
+CHECKPOINTED = 2 * 3  # two checkpoints, each with the weights and Adam's two moments
 
 
 class Shape(NamedTuple):
@@ -43,6 +44,27 @@ def model_parameters(model: ScratchModel) -> int:
     return embedding + model.layers * (attention + feed_forward + 2 * model.hidden_size) + model.hidden_size
 
 
+def bytes_a_weight(config: ExperimentConfig) -> int:
+    """Of M_-1, and of every model in memory."""
+    model = config.model
+    return 2 if isinstance(model, PretrainedModel) and model.dtype == "bfloat16" else FLOAT
+
+
+def disk_for_models(
+    config: ExperimentConfig, *, parameters: int, trained: int, bases: int, generations: int, at_once: int
+) -> float:
+    """Bytes on disk of models that are still to be made, and of the checkpoints of those `at_once` in training.
+
+    Args:
+        parameters: of M_-1, of which there are `bases` to be made; `trained`: of what each of the `generations` keeps.
+    """
+    whole = bytes_a_weight(config)
+    width = FLOAT if isinstance(config.model, PretrainedModel) and config.model.lora else whole  # peft's adapters
+    kept = 2 if config.training.save_dtype == "bfloat16" else width
+    checkpoints = at_once * CHECKPOINTED * width if generations else 0
+    return float(bases * parameters * whole + trained * (generations * kept + checkpoints))
+
+
 def memory_needed(config: ExperimentConfig, shape: Shape) -> tuple[float, float]:
     """Bytes that one worker holds at least: in training, and in rewriting one longest input.
 
@@ -51,7 +73,7 @@ def memory_needed(config: ExperimentConfig, shape: Shape) -> tuple[float, float]
     out, of which only pieces exist at once.
     """
     model, training = config.model, config.training
-    width = 2 if isinstance(model, PretrainedModel) and model.dtype == "bfloat16" else FLOAT
+    width = bytes_a_weight(config)
     weights = float(shape.parameters * width)
     adapter = isinstance(model, PretrainedModel) and model.lora is not None
     moments = 0 if training.optimizer == "sgd" else 2

@@ -27,15 +27,22 @@ from tasks.engine.session import Circumstances
 
 
 def run_here(
-    config: AnyExperiment, *, store: str | None, refresh: Sequence[str], console: Console, resume: str
+    config: AnyExperiment,
+    *,
+    store: str | None,
+    refresh: Sequence[str],
+    console: Console,
+    resume: str,
+    weights: bool = False,
 ) -> dict[str, Any]:
     """Run one experiment to its end and print its table.
 
     Args:
+        weights: as for `prepare_experiment`.
         resume: the command that goes on with it, printed when it fails; `{name}` is filled in.
     """
     check_api()
-    prepared = prepare_experiment(config, store=store, refresh=refresh)
+    prepared = prepare_experiment(config, store=store, refresh=refresh, weights=weights)
     (outcome,) = execute([prepared], console, resume=resume)
     print_outcome(prepared.store, load_experiment(prepared.store, prepared.record_id), console)
     console.print(f"\n{spent([outcome])}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.fit import check_memory, shape_of
+from flows.fit import check_memory, disk_for_models, shape_of
 from fortifai_core.config.custom_loss import check_elementwise, load_custom, module_file
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.loss import CustomLoss
@@ -21,13 +21,11 @@ from storage.sources.pretrained import pretrained
 from storage.sources.sources import check_content, check_corpus, source_digests
 from storage.store.experiments import StageRecord, is_finished, record_experiment
 from storage.store.store import ArtifactStore
+from tasks.engine.needs import manifest_of, missing_stages
 from tasks.engine.plans import AnyExperiment, Plan
 from tasks.engine.stages import ROLES, Reference, Stage
 from tasks.families.plan import plan_family
 from tasks.language.plan import Digests, plan_experiment
-
-BYTES_PER_PARAMETER = 4
-ADAM_CHECKPOINTS = 2 * 3  # two checkpoints, each with the weights and Adam's two moments
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,14 @@ def _loss_digest(index: int, loss: CustomLoss) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refresh: Sequence[str] = ()) -> Prepared:
+def prepare_experiment(
+    config: AnyExperiment, *, store: str | None = None, refresh: Sequence[str] = (), weights: bool = False
+) -> Prepared:
     """Check everything, then record the experiment in the store.
+
+    Args:
+        refresh: roles of stages that are built anew, with all that is made from them.
+        weights: models whose weights were removed are made again, whether or not a stage needs them.
 
     Raises:
         InputError: naming the field, its value and the remedy; nothing has been computed by then.
@@ -104,7 +108,8 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
     check_model(plan, opened)
     opened.writable()  # last, for it leaves the store's folder behind
     check_space(config, plan, opened)
-    anew = frozenset(stage.reference for stage in descendants(plan, refresh))
+    asked = descendants(plan, refresh) + (_stripped(plan, opened) if weights else [])
+    anew = frozenset(stage.reference for stage in asked)
     stages = [
         StageRecord(
             kind=one.kind,
@@ -116,14 +121,21 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
         for one in plan.uses()
     ]
     dumped = config.model_dump(mode="json")
-    finished = not refresh and is_finished(opened, dumped) and (plan.may_stop or is_there(plan, opened))
-    status = "finished" if finished else "planned"
-    record = record_experiment(opened, config=dumped, status=status, stages=stages)
+    with opened.registering():
+        finished = not anew and is_finished(opened, dumped) and (plan.may_stop or is_there(plan, opened))
+        status = "finished" if finished else "planned"
+        record = record_experiment(opened, config=dumped, status=status, stages=stages)
     return Prepared(plan=plan, store=opened, record_id=record.label, refresh=anew)
 
 
+def _stripped(plan: Plan, store: ArtifactStore) -> list[Stage]:
+    """The stages whose artifacts are there without their weights."""
+    found = [(stage, manifest_of(store, stage.reference)) for stage in plan.stages()]
+    return [stage for stage, manifest in found if manifest is not None and manifest.removed is not None]
+
+
 def is_there(plan: Plan, store: ArtifactStore) -> bool:
-    """Whether every stage's artifact is in the store."""
+    """Whether every stage's artifact is in the store, with its weights or without."""
     found = [store.find(stage.kind, stage.key, verify=stage.spec.shown) for stage in plan.stages()]
     return None not in found
 
@@ -161,9 +173,10 @@ def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None
     shape = shape_of(config.model)
     if shape is None or (isinstance(config.model, PretrainedModel) and config.model.lora is not None):
         return
-    weights = shape.parameters * BYTES_PER_PARAMETER
-    missing = sum(one.kind == "model" and not store.has(one.kind, one.key) for one in plan.stages())
-    needed = weights * (missing + (ADAM_CHECKPOINTS * len(plan.runs) if missing else 0))
+    missing = [stage.role for stage in missing_stages(plan, store)]
+    size = shape.parameters
+    counts = {"bases": missing.count("base"), "generations": missing.count("train"), "at_once": len(plan.runs)}
+    needed = disk_for_models(config, parameters=size, trained=size, **counts)
     if needed > free:
         raise StoreError(
             "store",

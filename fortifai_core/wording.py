@@ -101,3 +101,14 @@ def with_interval(interval: Interval) -> str:
     """`0.31 (0.25 to 0.38)`, or the estimate alone."""
     there = interval.known and interval.low < interval.high
     return number(interval.estimate) + (f" ({number(interval.low)} to {number(interval.high)})" if there else "")
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes, as people read it.
+
+    >>> in_bytes(64_000), in_bytes(540_300_000), in_bytes(1.26e9)
+    ('64 kB', '540 MB', '1.3 GB')
+    """
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

@@ -28,6 +28,7 @@ from fortifai_core.config.custom_loss import allow_code
 from fortifai_core.errors import FortifaiError, InputError, one_line
 from fortifai_core.outside import markup, visible
 from fortifai_core.parsing import check_argument
+from fortifai_core.wording import in_bytes
 
 quiet_environment()
 
@@ -113,7 +114,13 @@ def demo(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def resume(experiment: Which = "latest", store: Store = None, allow: AllowCode = None, as_json: Json = False) -> None:
+def resume(
+    experiment: Which = "latest",
+    store: Store = None,
+    allow: AllowCode = None,
+    weights: Annotated[bool, typer.Option("--weights", help="Also make again what `gc` removed of models.")] = False,
+    as_json: Json = False,
+) -> None:
     """Go on with an experiment that was stopped: finished stages are found, the rest is computed."""
     from flows.load import validate
     from flows.local import run_here
@@ -124,7 +131,8 @@ def resume(experiment: Which = "latest", store: Store = None, allow: AllowCode =
     record = load_experiment(open_store(store), experiment)
     config = validate(record.config)
     console = err if as_json else out
-    outcome = run_here(config, store=store, refresh=[], console=console, resume=_resume(store, allow))
+    resuming = _resume(store, allow)
+    outcome = run_here(config, store=store, refresh=[], console=console, resume=resuming, weights=weights)
     if as_json:
         show_json(outcome)
 
@@ -322,6 +330,48 @@ def verify(store: Store = None, as_json: Json = False) -> None:
         if verified.damaged:
             out.print("`fortifai run` or `resume` of the same experiment builds them anew.")
     raise typer.Exit(1 if verified.damaged else 0)
+
+
+@app.command()
+def gc(
+    experiments: Annotated[list[str] | None, typer.Argument(help="Names or ids; all by default.")] = None,
+    keep: Annotated[
+        str, typer.Option(help="Of each run's models: all, last, best (lowest perplexity), none.")
+    ] = "last",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it this only shows what would go.")] = False,
+    store: Store = None,
+    allow: AllowCode = None,
+    as_json: Json = False,
+) -> None:
+    """Make room: remove weights of models that can be made again, and leftover checkpoints. Results and text stay."""
+    from flows.prepare import open_store
+    from flows.tools import collecting
+
+    if keep not in collecting.KEEP:
+        raise InputError("--keep", keep, f"choose {', '.join(collecting.KEEP)}")
+    allow_code(allow or [])
+    opened = open_store(store)
+    found = collecting.collect(opened, experiments or [], keep=keep, remove=yes)
+    size = sum(item.size for item in found.going)
+    if as_json:
+        names = ("what", "kind", "key", "size", "goes", "why")
+        items = [{name: getattr(item, name) for name in names} for item in found.items]
+        show_json({"items": items, "would_free": size, "freed": found.freed})
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "size", "", "why"):
+        table.add_column(name)
+    for item in found.items:
+        state = ("[yellow]removed[/]" if yes else "[yellow]would go[/]") if item.goes else "[green]stays[/]"
+        table.add_row(markup(item.what), in_bytes(item.size), state, markup(item.why))
+    out.print(table if found.items else "There are no weights and no leftovers.")
+    if found.freed is not None:
+        out.print(f"\n{in_bytes(found.freed)} freed. Store: {markup(opened.name)}")
+        out.print("What a stage needs again is made again; `fortifai plan` says so.")
+    else:
+        out.print(
+            f"\n{in_bytes(size)} would be freed; nothing was removed: --yes does it. Store: {markup(opened.name)}"
+        )
 
 
 @app.command()

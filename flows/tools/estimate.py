@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from flows.fit import disk_for_models
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.model import PretrainedModel, ScratchModel
 from fortifai_core.config.stages import Regime
@@ -26,6 +27,7 @@ from fortifai_core.corpus.tokenization import encode_documents, train_tokenizer
 from fortifai_core.errors import InputError, StageFailed
 from fortifai_core.language.rewriting.blocks import TokenisedDocument, plan_blocks
 from storage.store.store import ArtifactStore
+from tasks.engine.needs import missing_stages
 from tasks.engine.plans import Plan
 from tasks.engine.pool import pool_size
 from tasks.engine.stages import Reference, Stage
@@ -277,7 +279,7 @@ class Experiment:
         """Probe the model, and sum up what is not in the store."""
         probed = self.probe()
         plan, store = self.plan, self.store
-        missing = [stage for stage in plan.stages() if store.find(stage.kind, stage.key) is None]
+        missing = missing_stages(plan, store)
         works = {stage.reference: self.work(stage, probed) for stage in missing}
         workers, _ = pool_size(self.config)
         by_role: dict[str, float] = defaultdict(float)
@@ -288,14 +290,14 @@ class Experiment:
         training, inference = (sum(getattr(work, name) for work in works.values()) for name in ("trained", "tokens"))
         # a product of a weight and a value is two operations; backward takes twice the forward, for weights and inputs
         backward = 4 * probed.products if probed.trained == probed.parameters else 2 * probed.products
-        weights = probed.trained * 4
-        models = stages["train"] * weights + stages["base"] * probed.parameters * 4
+        side_by_side = min(workers, len(plan.runs))
+        counts = {"bases": stages["base"], "generations": stages["train"], "at_once": side_by_side}
+        models = disk_for_models(self.config, parameters=probed.parameters, trained=probed.trained, **counts)
         text = sum(
             sum(self.sizes(stage.seed).documents[stage.spec.text.split]) * BYTES_PER_TOKEN
             for stage in missing
             if isinstance(stage.spec, RegenerateSpec) and stage.seed is not None
         )
-        side_by_side = min(workers, len(plan.runs)) if stages["train"] else 0
         seconds = laid_out(missing, {r: w.seconds + EACH_STAGE for r, w in works.items()}, workers=workers)
         return Estimate(
             stages=dict(stages),
@@ -307,7 +309,7 @@ class Experiment:
             training_flops=training * (2.0 * probed.products + backward),
             inference_flops=2.0 * probed.products * inference,
             memory=probed.memory * workers,
-            disk=models + text + side_by_side * 2 * 3 * weights,
+            disk=models + text,
             probed=probed,
         )
 

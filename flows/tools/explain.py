@@ -13,6 +13,7 @@ from fortifai_core.errors import ArtifactDamaged, InputError
 from storage.store.experiments import StageRecord, list_experiments, load_experiment
 from storage.store.manifest import Manifest
 from storage.store.store import ArtifactStore
+from tasks.engine.needs import needs
 from tasks.engine.plans import Plan
 from tasks.engine.stages import Stage
 
@@ -35,9 +36,19 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
                     if manifest is not None:
                         earlier.setdefault(_place(stage), []).append(manifest)
     rows = []
+    found = needs(plan, store)
+    to_do = {stage.reference for stage in found.to_do}
     for planned in plan.uses():
-        is_there = store.has(planned.kind, planned.key)
-        key = f"{planned.kind} {planned.key[:12]}"
+        is_there = planned.reference not in to_do
+        why = f"{planned.kind} {planned.key[:12]}" if is_there else ""
+        manifest = found.manifests.get(planned.reference)
+        if manifest is not None and manifest.removed is not None:
+            gone = f"{manifest.removed['by']} removed its weights on {manifest.removed['at'][:10]}"
+            if is_there:
+                why += f"; {gone}, and no stage to do needs them"
+            else:
+                reader = found.needed_by[planned.reference]
+                why = f"{gone}; {reader.label} needs them" + (f" ({reader.run})" if reader.run != planned.run else "")
         rows.append(
             {
                 "run": planned.run,
@@ -45,7 +56,7 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
                 "kind": planned.kind,
                 "key": planned.key,
                 "found": is_there,
-                "why": key if is_there else _why(planned, earlier.get(_place(planned), [])),
+                "why": why or _why(planned, earlier.get(_place(planned), [])),
             }
         )
     return rows

@@ -43,9 +43,9 @@ def export_model(store: ArtifactStore, experiment: str, *, arm: str, seed: int, 
     record = load_experiment(store, experiment)
     stage = model_stage(record, arm=arm, seed=seed, generation=generation)
     with _new_folder(target) as folder:
-        artifact = artifact_of(store, record, stage.kind, stage.key)
+        artifact = whole_model(store, record, stage.kind, stage.key)
         if (artifact.path / ADAPTER).is_dir():
-            base = artifact_of(store, record, "model", stage.parents["base"])
+            base = whole_model(store, record, "model", stage.parents["base"])
             _write_merged(artifact, base, folder)
         else:
             for path in artifact.files():
@@ -134,6 +134,19 @@ def artifact_of(store: ArtifactStore, record: Experiment, kind: str, key: str) -
     if artifact is None:
         remedy = f"is not in {store.name}; `fortifai resume {record.label} --store {store.name}` builds it"
         raise InputError(kind, key[:12], remedy)
+    return artifact
+
+
+def whole_model(store: ArtifactStore, record: Experiment, kind: str, key: str) -> Artifact:
+    """The model with its weights.
+
+    Raises:
+        InputError: it is not there, or its weights were removed; the message says which command makes them.
+    """
+    artifact = artifact_of(store, record, kind, key)
+    if artifact.manifest.removed is not None:
+        removed = f"has no weights, {artifact.manifest.removed['by']} removed them"
+        raise InputError(kind, key[:12], f"{removed}: `fortifai resume {record.label} --weights` makes them again")
     return artifact
 
 

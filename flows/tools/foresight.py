@@ -10,6 +10,7 @@ from fortifai_core.config.corpus import HuggingFaceCorpus, MixtureCorpus
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import ConfigError, InputError
 from fortifai_core.outcomes.power import Power, smallest_difference
+from fortifai_core.wording import in_bytes
 from storage.sources import mirror
 from storage.store.store import ArtifactStore
 from tasks.engine.plans import Plan
@@ -135,7 +136,7 @@ def _estimate_in_words(found: Estimate) -> list[str]:
     return [
         f"Estimate: {_time(found.seconds)} here, with {workers} ({parts}), if nothing else runs; without benchmarks.",
         f"Tokens: {found.training:,} trained on, {found.inference:,} read or written; {flops:.1e} FLOPs. "
-        f"Peak memory {_bytes(found.memory)}, disk {_bytes(found.disk)}.",
+        f"Peak memory {in_bytes(found.memory)}, disk {in_bytes(found.disk)}.",
         f"Probed: {probed.parameters:,} parameters, {probed.step:.3g} s a training step, "
         f"{1 / max(1e-9, probed.rewrite):,.0f} tokens rewritten and {1 / probed.score:,.0f} scored a second"
         f" (drafts accepted: {probed.accepted:.0%}; a trained model's more often, which is faster).",
@@ -146,7 +147,3 @@ def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

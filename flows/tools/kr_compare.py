@@ -70,9 +70,10 @@ def compare(
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     models = [stage for stage in record.stages if stage.role == "train"]
     artifacts = [(stage, store.read(stage.kind, stage.key)) for stage in models]
-    trained = [(stage, artifact) for stage, artifact in artifacts if artifact is not None]
+    trained = [(stage, found) for stage, found in artifacts if found is not None and found.manifest.removed is None]
     if not trained:
-        raise InputError("experiment", record.label, "none of its models is in the store; run it first")
+        remedy = f"none of its models is in the store with its weights: `fortifai resume {record.label} --weights`"
+        raise InputError("experiment", record.label, remedy)
     regime = Regime(record.config["regime"])
     sets: dict[str, list[QuestionSet]] = {}
     answers: list[list[tuple[Any, Any]]] = [[], []]

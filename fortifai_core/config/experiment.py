@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from fortifai_core.config import failure_metrics
 from fortifai_core.config.corpus import AlmanacCorpus, Corpus
 from fortifai_core.config.loss import CrossEntropyLoss, Loss, TruncatedCrossEntropyLoss
-from fortifai_core.config.model import Model, ScratchModel
+from fortifai_core.config.model import Model, PretrainedModel, ScratchModel
 from fortifai_core.config.stages import Evaluation, Failure, Regeneration, Regime, Runtime, Training
 from fortifai_core.settings import Frozen, Inconsistent, Seed
 
@@ -83,6 +83,9 @@ class ExperimentConfig(Frozen):
         if self.training.batch_size % self.training.gradient_accumulation:
             remedy = f"must be a multiple of gradient_accumulation = {self.training.gradient_accumulation}"
             raise Inconsistent("training.batch_size", self.training.batch_size, remedy)
+        if self.training.save_dtype is not None and isinstance(self.model, PretrainedModel) and self.model.lora:
+            remedy = "is for whole models: of an adapter (model.lora) little is kept; leave it out"
+            raise Inconsistent("training.save_dtype", self.training.save_dtype, remedy)
         rewriting = self.regeneration
         if rewriting.engine != rewriting.engine_used:
             # said here, once: its own validators run again in every spec that holds it

@@ -37,6 +37,11 @@ class Training(Frozen):
     checkpoint: Literal["last", "best"] = Field("last", description="`best`: lowest validation loss (per epoch).")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast.")
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "sgd"] = "adamw_torch"
+    save_dtype: Literal["bfloat16"] | None = Field(
+        None,
+        description="Type in which M_i is kept, and read again by whatever follows; by default that of its weights. "
+        "Computing is in that of its weights either way.",
+    )
 
 
 class Regeneration(Frozen):

@@ -23,7 +23,7 @@ _TYPES = {
         ("stage_version", "size", "splits", "generations", "seed", "generation", "split", "version"), "int64"
     ),
     **dict.fromkeys(("seconds", "percent"), "float64"),
-    **dict.fromkeys(("created", "updated"), "timestamp[us]"),
+    **dict.fromkeys(("created", "updated", "removed"), "timestamp[us]"),
     "present": "bool",
 }
 
@@ -47,12 +47,13 @@ def artifacts(store: ArtifactStore, manifests: list[Manifest]) -> pa.Table:
             **vars(m),
             **{name: json.dumps(getattr(m, name)) for name in ("content", "metrics", "provenance")},
             "created": _time(m.created),
+            "removed": _time(m.removed["at"]) if m.removed else None,
             "size": m.size,
             "path": store.address(f"artifacts/{m.kind}/{m.key}"),
         }
         for m in manifests
     )
-    return table("kind key stage_version content metrics provenance created seconds size path", rows)
+    return table("kind key stage_version content metrics provenance created removed seconds size path", rows)
 
 
 def files(store: ArtifactStore, manifests: list[Manifest]) -> pa.Table:

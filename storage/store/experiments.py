@@ -73,6 +73,16 @@ class Experiment:
             return self.status
         return "running" if _is_alive(self.process) else "interrupted"
 
+    @property
+    def may_be_at_work(self) -> bool:
+        """Whether its process may be building its stages: it lives, or is on another host and has not said its end."""
+        here = self.process.rpartition("/")[0] == socket.gethostname()
+        if self.status in ("planned", "running"):
+            return not here or _is_alive(self.process)
+        # a finished one that may stop early is run without being put on record anew (`flows.prepare`)
+        stops = bool((self.config.get("failure") or {}).get("stop_arm"))
+        return self.status == "finished" and stops and here and _is_alive(self.process)
+
     def refuse_family(self, field: str, remedy: str) -> None:
         """Raise an `InputError` where the experiment is on another family than language models."""
         family = self.config.get("family")
@@ -149,6 +159,18 @@ def list_experiments(store: ArtifactStore) -> list[Experiment]:
     readable, unreadable = _read_all(store)
     for error in unreadable.values():
         warnings.warn(str(error), UserWarning, stacklevel=2)
+    return readable
+
+
+def every_experiment(store: ArtifactStore) -> list[Experiment]:
+    """As `list_experiments`, for whoever must know of all.
+
+    Raises:
+        InputError: a record cannot be read.
+    """
+    readable, unreadable = _read_all(store)
+    for error in unreadable.values():
+        raise error
     return readable
 
 

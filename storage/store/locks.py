@@ -38,8 +38,12 @@ class LeaseTimes:
     poll: float = 2.0
 
 
+class LockHeld(StoreError):
+    """Another process holds the lock, and it was not to be waited for."""
+
+
 @contextmanager
-def file_lock(path: Path, *, what: str) -> Iterator[None]:
+def file_lock(path: Path, *, what: str, wait: bool = True) -> Iterator[None]:
     """Hold the lock file `path`, waiting for it as long as it takes; the system releases it when this process dies.
 
     Args:
@@ -47,6 +51,7 @@ def file_lock(path: Path, *, what: str) -> Iterator[None]:
 
     Raises:
         StoreError: the lock file cannot be made.
+        LockHeld: it is not free, and this does not `wait`.
     """
     import filelock
 
@@ -56,6 +61,8 @@ def file_lock(path: Path, *, what: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:  # an OSError by inheritance, so it has to be named first
+        if not wait:
+            raise LockHeld(str(path), f"another process holds {what}", "try again when it has ended") from None
         log.warning("waiting for another process that holds %s", what)
         lock.acquire(poll_interval=0.1)
     except OSError as error:

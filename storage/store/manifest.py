@@ -15,7 +15,8 @@ from fortifai_core.errors import ArtifactDamaged, NewerRelease
 from storage.store.keys import canonical_json
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_SCHEMA = 1
+WHOLE, PARTLY_REMOVED = 1, 2
+MANIFEST_SCHEMA = PARTLY_REMOVED  # the newest that is read
 SEAL = "manifest_sha256"
 
 
@@ -27,6 +28,17 @@ class FileEntry(TypedDict):
     sha256: str
 
 
+class Removal(TypedDict):
+    """Files that were taken out of an artifact on purpose, to be made again when they are needed.
+
+    by: the command; at: ISO 8601, UTC; files: as they were.
+    """
+
+    by: str
+    at: str
+    files: list[FileEntry]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Everything that is known about one artifact.
@@ -36,11 +48,12 @@ class Manifest:
         stage_version: the `version` of the spec of the stage that made it.
         content: the part of the configuration in its key.
         parents: keys of the artifacts it was made from, by role.
-        files: every file of it.
+        files: every file that is there.
         metrics: scalars worth seeing without opening a file.
         provenance: code, packages and hardware (`storage.store.provenance`); not part of the key.
         created: ISO 8601, UTC.
         seconds: wall time of the build.
+        removed: what was taken out of it since, if anything; written in a schema of its own.
     """
 
     kind: str
@@ -53,10 +66,11 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     created: str = ""
     seconds: float = 0.0
+    removed: Removal | None = None
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """Bytes of all files that are there."""
         return sum(entry["size"] for entry in self.files)
 
     def to_json(self) -> str:
@@ -68,7 +82,10 @@ class Manifest:
         body = asdict(self)
         for name in ("content", "parents", "metrics", "provenance"):
             canonical_json(body[name], path=name)
-        return json.dumps({"manifest_schema": MANIFEST_SCHEMA, **body, SEAL: _seal(body)}, indent=1) + "\n"
+        schema = PARTLY_REMOVED if self.removed else WHOLE
+        if schema == WHOLE:
+            del body["removed"]
+        return json.dumps({"manifest_schema": schema, **body, SEAL: _seal(body, schema)}, indent=1) + "\n"
 
     @classmethod
     def from_json(
@@ -90,12 +107,13 @@ class Manifest:
             message = f"{where}: not a manifest ({type(error).__name__}: {error})"
             raise ArtifactDamaged(message, file=MANIFEST_NAME) from error
         # sealed as of this schema, only its number was altered
-        if type(schema) is int and schema > MANIFEST_SCHEMA and seal != _seal(body):
+        known = (WHOLE, PARTLY_REMOVED)
+        if type(schema) is int and schema > MANIFEST_SCHEMA and seal not in [_seal(body, of) for of in known]:
             raise _newer(where, schema, body)
-        if schema != MANIFEST_SCHEMA:
-            message = f"{where}: manifest_schema = {schema!r}, this release reads {MANIFEST_SCHEMA}"
+        if schema not in known:
+            message = f"{where}: manifest_schema = {schema!r}, this release reads {MANIFEST_SCHEMA} and before"
             raise ArtifactDamaged(message, file=MANIFEST_NAME)
-        if seal != _seal(body):
+        if seal != _seal(body, schema):
             raise ArtifactDamaged(f"{where}: its text does not match its own digest", file=MANIFEST_NAME)
         try:
             manifest = cls(**body)
@@ -121,6 +139,7 @@ class Manifest:
         if not wrong:
             wrong = [f"files.{index}" for index, entry in enumerate(self.files) if not _is_entry(entry)]
             wrong += [f"parents.{name}" for name, key in self.parents.items() if not isinstance(key, str)]
+            wrong += [] if self.removed is None or _is_removal(self.removed) else ["removed"]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} cannot be so in a manifest")
         check_address(self.kind, self.key)
@@ -171,8 +190,20 @@ def seal_of(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _seal(body: Mapping[str, Any]) -> str:
-    return seal_of({"manifest_schema": MANIFEST_SCHEMA, **body})
+def _seal(body: Mapping[str, Any], schema: int) -> str:
+    return seal_of({"manifest_schema": schema, **body})
+
+
+def _is_removal(removed: Any) -> bool:
+    return (
+        isinstance(removed, dict)
+        and removed.keys() == Removal.__annotations__.keys()
+        and isinstance(removed["by"], str)
+        and isinstance(removed["at"], str)
+        and bool(datetime.fromisoformat(removed["at"]))
+        and isinstance(removed["files"], list)
+        and all(_is_entry(entry) for entry in removed["files"])
+    )
 
 
 def _is_entry(entry: Any) -> bool:

@@ -25,8 +25,8 @@ from fortifai_core.errors import ArtifactDamaged, FortifaiError, StoreError, wit
 from storage.store import digests, durable
 from storage.store.draft import Draft
 from storage.store.location import parse_location
-from storage.store.locks import Lease, LeaseTimes, file_lock, lease
-from storage.store.manifest import Manifest
+from storage.store.locks import Lease, LeaseTimes, LockHeld, file_lock, lease
+from storage.store.manifest import FileEntry, Manifest
 from storage.store.remote import Remote, cache_directory
 from storage.store.tree import Artifact, Tree, check_file, is_stray
 
@@ -150,6 +150,11 @@ class ArtifactStore:
         except ArtifactDamaged:
             return False
 
+    def addresses(self) -> set[tuple[str, str]]:
+        """(kind, key) of every artifact, finished or not: where few are there, that is sooner known than one by one."""
+        with self._asked():
+            return set((self.remote or self.tree).addresses())
+
     def read(self, kind: str, key: str) -> Artifact | None:
         """The artifact with every digest checked, for whoever shows what is in it; None when there is none.
 
@@ -272,7 +277,7 @@ class ArtifactStore:
 
     @contextmanager
     def build(self, kind: str, key: str, *, anew: bool = False) -> Iterator[Draft]:
-        """Hold the builder lock. `draft.found` is set if the artifact exists, perhaps since we waited.
+        """Hold the builder lock. `draft.found` is set if the artifact exists as a whole, perhaps since we waited.
 
         A draft that is left without `commit` leaves no trace but its workspace.
 
@@ -288,6 +293,8 @@ class ArtifactStore:
                 durable.remove_tree(self.tree.workspace(kind, key))
             else:
                 existing = self._read_or_set_aside(kind, key, verify=False) or self._publish_copy(kind, key)
+                if existing is not None and existing.manifest.removed:
+                    existing = None  # what was taken out of it is wanted again
             draft = Draft(self.tree, self.remote, kind, key, held=held, found=existing)
             if existing is None:
                 with durable.naming_full_disk(draft_path):
@@ -304,6 +311,65 @@ class ArtifactStore:
                 self.remote.remove(kind, key)
             self.tree.discard(self.tree.place(kind, key))
             durable.remove_tree(self.tree.workspace(kind, key))
+
+    # --- making room: files that can be made again go, manifests stay ---
+
+    @contextmanager
+    def registering(self) -> Iterator[None]:
+        """Held while an experiment is put on record, and by whoever looks what no experiment needs and removes it.
+
+        So an experiment is on record before that look, or finds afterwards what was removed. Of a local store only:
+        from a remote one nothing is removed.
+        """
+        if self.remote is not None:
+            yield
+            return
+        with file_lock(self.root / "locks" / "experiments.lock", what="the record of experiments"):
+            yield
+
+    def held(self, kind: str, key: str, goes: Callable[[str, str], bool]) -> list[FileEntry]:
+        """The files of an artifact that lie here and may go, as `goes(kind, name)` says; none of a damaged one.
+
+        Those are among them that an interrupted `strip` had declared to be removed.
+
+        Raises:
+            NewerRelease: a newer release wrote it.
+        """
+        try:
+            manifest = self.peek(kind, key)
+        except ArtifactDamaged:
+            return []
+        if manifest is None or self.remote is not None:
+            return []
+        place, gone = self.tree.place(kind, key), manifest.removed["files"] if manifest.removed else []
+        return [e for e in [*manifest.files, *gone] if goes(kind, e["name"]) and (place / e["name"]).is_file()]
+
+    def strip(self, kind: str, key: str, goes: Callable[[str, str], bool], *, by: str) -> int | None:
+        """Remove these files of an artifact of a local store; its manifest stays, and says `by` what they went.
+
+        Returns:
+            The bytes that were freed; None when somebody is building the artifact in this moment.
+        """
+        try:
+            with file_lock(self.tree.lock(kind, key), what=f"{kind} {key[:12]}", wait=False):
+                going = self.held(kind, key, goes)
+                manifest = self.peek(kind, key) if going else None
+                return self.tree.strip(manifest, going, by=by) if manifest is not None else 0
+        except LockHeld:
+            return None
+
+    def leftovers(self) -> list[tuple[str, str, Path]]:
+        """(kind, key) and folder of what builders that did not come to their end have left in the local store."""
+        return list(self.tree.leftovers())
+
+    def remove_leftover(self, kind: str, key: str, folder: Path) -> bool:
+        """Remove one of `leftovers`, unless somebody is building there."""
+        try:
+            with file_lock(self.tree.lock(kind, key), what=f"{kind} {key[:12]}", wait=False):
+                durable.remove_tree(folder)
+                return True
+        except LockHeld:
+            return False
 
     def writable(self) -> None:
         """Find out before any compute whether artifacts can be stored.

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fortifai_core.errors import ArtifactDamaged, StoreError
 from storage.store import durable
 from storage.store.digests import digest_of
 from storage.store.keys import file_digest
-from storage.store.manifest import MANIFEST_NAME, FileEntry, Manifest, check_address, check_name, is_address
+from storage.store.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    Removal,
+    check_address,
+    check_name,
+    is_address,
+    now,
+)
 
 # what a disk answers that cannot read what was written there
 _BROKEN = (errno.EIO, errno.EUCLEAN, errno.EBADMSG) if hasattr(errno, "EUCLEAN") else (errno.EIO, errno.EBADMSG)
+_LEFTOVER = re.compile(r"(?P<kind>[a-z][a-z0-9-]*)-(?P<key>[0-9a-f]{64})(\.draft)?")
 _STRAYS = ("Thumbs.db", "desktop.ini", "lost+found")
 
 
@@ -121,7 +133,8 @@ class Tree:
         for entry in manifest.files:
             check_file(place, entry, verify=verify)
         if verify:
-            listed = {entry["name"] for entry in manifest.files} | {MANIFEST_NAME}
+            gone = manifest.removed["files"] if manifest.removed else []  # a kill may have left some of them
+            listed = {entry["name"] for entry in [*manifest.files, *gone]} | {MANIFEST_NAME}
             for path in plain_files(place):
                 name = path.relative_to(place).as_posix()
                 if name not in listed:
@@ -212,6 +225,36 @@ class Tree:
         durable.fsync_path(place.parent)
         durable.remove_tree(before)
         return Artifact(manifest.kind, manifest.key, place, manifest)
+
+    def strip(self, manifest: Manifest, going: Sequence[FileEntry], *, by: str) -> int:
+        """Take files out of an artifact: first its manifest says so, then they go. The bytes that this frees.
+
+        Args:
+            going: some of the manifest's files, or of those that it says are removed.
+        """
+        place = self.place(manifest.kind, manifest.key)
+        leaving = [entry for entry in manifest.files if entry in going]
+        if leaving:
+            before = manifest.removed["files"] if manifest.removed else []
+            removed: Removal = {"by": by, "at": now(), "files": [*before, *leaving]}
+            files = [entry for entry in manifest.files if entry not in going]
+            durable.write_bytes(
+                place / MANIFEST_NAME, replace(manifest, files=files, removed=removed).to_json().encode()
+            )
+        freed = 0
+        for entry in going:
+            check_name(entry["name"])
+            with contextlib.suppress(FileNotFoundError):
+                freed += (place / entry["name"]).stat().st_size
+                (place / entry["name"]).unlink()
+        return freed
+
+    def leftovers(self) -> Iterator[tuple[str, str, Path]]:
+        """(kind, key) and folder of every workspace and draft below `work`."""
+        for entry in sorted_directories(self.root / "work"):
+            found = _LEFTOVER.fullmatch(entry.name)
+            if found is not None:
+                yield found["kind"], found["key"], Path(entry.path)
 
     def discard(self, place: Path) -> None:
         """Remove an artifact's directory; its manifest goes first: no half of it is taken for whole."""

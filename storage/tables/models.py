@@ -8,6 +8,13 @@ from typing import Any
 from fortifai_core.errors import ArtifactDamaged
 
 ADAPTER = "adapter"
+
+
+def is_weights(kind: str, name: str) -> bool:
+    """Whether a file of an artifact holds a model's weights."""
+    return kind == "model" and name.endswith(".safetensors")
+
+
 # no folder or hub repository has code run; without a word, transformers asks on the terminal, and waits
 SAFELY: dict[str, Any] = {"trust_remote_code": False}
 

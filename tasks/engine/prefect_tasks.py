@@ -18,6 +18,8 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
 from fortifai_core.outside import markdown
+from storage.store.manifest import Removal
+from tasks.engine.needs import manifest_of
 from tasks.engine.plans import unique
 from tasks.engine.pool import OnProgress, WorkerError
 from tasks.engine.progress import StageProgress
@@ -82,12 +84,18 @@ async def _build(stage: Stage, session: Session) -> dict[str, Any]:
 async def _from_whole_parents(stage: Stage, session: Session, on_progress: OnProgress) -> dict[str, Any]:
     """Have a worker build the stage. What it finds damaged on the way is set aside: that is built anew first."""
     rebuilt = set[Reference]()
+    known = unique(session.plan.uses())
     again = session.pool.has_begun(stage)  # it may have failed before it was asked for
     while True:
+        for parent, removed in _without_weights(stage, session).items():
+            if parent in known:
+                session.reporter.noted(
+                    f"{known[parent].label} is made again for {stage.label}: {removed['by']} removed its weights"
+                )
+                await _built(known[parent])
         try:
             return await session.pool.build(stage, on_progress)
         except WorkerError as error:
-            known = unique(session.plan.uses())
             parents = known.keys() & set(stage.parents.values()) - rebuilt
             missing = [reference for reference in parents if not session.store.has(*reference)]
             if error.cause != "ArtifactDamaged" or not (missing or again):
@@ -97,6 +105,14 @@ async def _from_whole_parents(stage: Stage, session: Session, on_progress: OnPro
             for parent in missing:
                 session.reporter.noted(f"warning: {known[parent].label} is missing or was damaged: it is built anew")
                 await look_up_or_build(known[parent])
+
+
+def _without_weights(stage: Stage, session: Session) -> dict[Reference, Removal]:
+    """The parents that the stage reads and that are not whole: what was taken out of them."""
+    if not stage.spec.weights:
+        return {}
+    parents = {parent: manifest_of(session.store, parent) for parent in stage.parents.values()}
+    return {parent: m.removed for parent, m in parents.items() if m is not None and m.removed is not None}
 
 
 async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
@@ -112,7 +128,16 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
         reference = session.remember(stage, artifact.manifest.metrics)
         message = f"Found in the store: {stage.kind} {stage.key[:12]}"
         return Completed(name="Cached", message=message, data=reference)
+    return await _built(stage)
+
+
+async def _built(stage: Stage) -> dict[str, Any]:
+    """The stage's reference, once a worker has built it or found that somebody else did."""
+    session = current_session()
+    before = manifest_of(session.store, stage.reference)
     outcome = await _build(stage, session)
+    if before is not None and before.removed is not None:
+        _compare(stage, before.removed, session)
     built_before = any(stage.reference == built.reference for built in session.built)
     if built_before:  # by another run of this experiment
         outcome = {**outcome, "found": True}
@@ -123,6 +148,18 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
     session.stage_seconds += seconds
     session.reporter.finished(stage, found=outcome["found"], seconds=seconds)
     return session.remember(stage, outcome["metrics"])
+
+
+def _compare(stage: Stage, removed: Removal, session: Session) -> None:
+    """Say where what was made again is not, to the last bit, what had been removed."""
+    now = manifest_of(session.store, stage.reference)
+    digests = {entry["name"]: entry["sha256"] for entry in now.files} if now else {}
+    other = [entry["name"] for entry in removed["files"] if digests.get(entry["name"]) != entry["sha256"]]
+    if other:
+        session.reporter.noted(
+            f"warning: {stage.label}, made again, differs from what {removed['by']} removed ({', '.join(other)}): "
+            "other code, packages or hardware made it; what was computed from the former one stays as it is"
+        )
 
 
 def _task(name: str, what: str, *, tag: str = "", label: str = "{stage.label}", **options: Any) -> Any:

@@ -38,6 +38,7 @@ class Spec(Frozen):
         keyed: the fields that enter the key as they are.
         shown: whether people are shown its files as they are: then a found artifact's digests are checked first.
         waits: whether only the report needs the result, so that anything else gets a worker first.
+        weights: whether it reads the weights of the models among its parents: without them it cannot run.
     """
 
     role: ClassVar[str]
@@ -47,6 +48,7 @@ class Spec(Frozen):
     keyed: ClassVar[tuple[str, ...]] = ()
     shown: ClassVar[bool] = False
     waits: ClassVar[bool] = False
+    weights: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

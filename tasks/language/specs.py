@@ -156,6 +156,7 @@ class TrainSpec(Spec):
     """
 
     role, kind, builder = "train", "model", "tasks.language.train:build_generation"
+    weights = True
     keyed = ("training", "lora", "regime", "seed", "generation")
     loss: Loss
     loss_source: str | None
@@ -174,13 +175,17 @@ class TrainSpec(Spec):
         if isinstance(self.loss, CustomLoss):  # by what it computes, not by its label
             del loss["name"]
             loss["source"] = self.loss_source
-        return {**super().content(), "loss": loss, "text": text_content(self.text)}
+        content = super().content()
+        if self.training.save_dtype is None:
+            del content["training"]["save_dtype"]
+        return {**content, "loss": loss, "text": text_content(self.text)}
 
 
 class RegenerateSpec(Spec):
     """D_k^(j+1): `text`, which is D_k^(j), rewritten by M_i."""
 
     role, kind, builder = "regenerate", "split", "tasks.language.regenerate:build_split"
+    weights = True
     keyed = ("seed", "generation")
     regeneration: Regeneration
     seed: int
@@ -221,6 +226,7 @@ class DriftSpec(Spec):
     """
 
     role, builder, waits = "drift", "tasks.language.drift:build_drift", True
+    weights = True
     keyed = ("gamma", "sample", "window")
     gamma: float | None
     sample: int
@@ -249,6 +255,7 @@ class EvaluateSpec(Spec):
     """M_i asked the questions of `splits`, and its perplexity on held-out real text."""
 
     role, kind, version, builder = "evaluate", "evaluation", 2, "tasks.language.evaluate:build_evaluation"
+    weights = True
     kr_score: Literal["sum", "mean-cut"]
     perplexity: bool
     splits: tuple[int, ...]
@@ -316,6 +323,7 @@ class BenchmarkSpec(Spec):
     """One benchmark on M_i."""
 
     role, builder, waits = "benchmark", "tasks.language.benchmarks:build_benchmark", True
+    weights = True
     task: BenchmarkTask
     model: Reference
     base: Reference | None

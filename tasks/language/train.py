@@ -124,7 +124,7 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
         validation = _packed(context, "validation.arrow", parquet.iter_column(held_out, "tokens"), **packing)
     seed = derive_seed("train", spec.seed, spec.generation)
     metrics = _train(model, rows, context, training=training, loss=spec.loss, seed=seed, validation=validation)
-    _save(model, context, tokenizer=previous.path / "tokenizer")
+    _save(model, context, tokenizer=previous.path / "tokenizer", dtype=training.save_dtype)
     read = [
         (text.version, sum(len(tokens) for tokens in parquet.iter_column(of_text, "tokens"))) for text, of_text in files
     ]
@@ -187,8 +187,13 @@ def _with_adapter(model: Any, lora: LoraConfig, *, seed: int) -> Any:
     )
 
 
-def _save(model: Any, context: Context[Any], *, tokenizer: Path) -> None:
-    """Weights as safetensors (of an adapter: only its own), the tokenizer in a folder beside them."""
+def _save(model: Any, context: Context[Any], *, tokenizer: Path, dtype: str | None = None) -> None:
+    """Weights as safetensors (of an adapter: only its own), the tokenizer in a folder beside them.
+
+    Args:
+        dtype: what the file holds instead of the weights' own type. The configuration still names that one, into which
+            whoever loads the model turns them.
+    """
     import shutil
 
     from peft import PeftModel
@@ -200,12 +205,26 @@ def _save(model: Any, context: Context[Any], *, tokenizer: Path) -> None:
         model.save_pretrained(str(context.directory / ADAPTER))
         _forget_circumstances(context.directory / ADAPTER)
     else:
-        model.save_pretrained(context.directory)
+        model.save_pretrained(context.directory, state_dict=_rounded(model, dtype) if dtype else None)
     target = context.directory / "tokenizer"
     target.mkdir()
     for file in sorted(tokenizer.iterdir()):
         if file.is_file() and file.name != "manifest.json":
             shutil.copyfile(file, target / file.name)
+
+
+def _rounded(model: Any, dtype: str) -> dict[str, Any]:
+    """A model's weights in another type; what two names share they still share."""
+    import torch
+
+    made: dict[Any, Any] = {}
+    kept = getattr(torch, dtype)
+    return {
+        name: made.setdefault((weight.data_ptr(), weight.shape), weight.to(kept))
+        if weight.is_floating_point()
+        else weight
+        for name, weight in model.state_dict().items()
+    }
 
 
 def _forget_circumstances(adapter: Path) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from artifacts import flip_one_of_each_kind
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, plan_for, prepare_experiment
+from flows.tools.collecting import collect
 from fortifai_core.config.custom_loss import ALLOWED
 from fortifai_core.errors import ConfigError, DataError, StoreError
 from helpers import Recorder, run_flow
@@ -197,6 +198,29 @@ def test_an_artifact_that_is_gone_or_damaged_is_rebuilt_as_it_was(
         recorder, prepared, _ = run(copied)
     assert [s.reference for s in recorder.built] == [stage.reference]
     assert digests(prepared) == digests(finished[1])
+
+
+@pytest.mark.long
+def test_what_gc_removed_is_made_again_only_when_a_stage_needs_it(copied: Path) -> None:
+    store = ArtifactStore(copied)
+    before = artifact_digests(store)
+    assert collect(store, [], keep="none", remove=True).freed
+    recorder, prepared, _ = run(copied)
+    assert not recorder.built and artifact_digests(store) != before
+    _, tce = prepared.plan.runs
+    last = tce.generations[-1].evaluate
+    assert last is not None
+    store.remove(*last.reference)
+    recorder, _, _ = run(copied)
+    chain = [step.train.reference for step in tce.generations]
+    assert {stage.reference for stage in recorder.built} == {*chain, last.reference}
+    assert [note for note in recorder.notes if "is made again for" in note and "fortifai gc" in note]
+    assert not [note for note in recorder.notes if note.startswith("warning")]
+    weights = prepare_experiment(prepared.plan.config, store=str(copied), weights=True)
+    recorder = Recorder()
+    run_flow(weights, recorder)
+    assert {stage.arm for stage in recorder.built} == {"ce"}
+    assert artifact_digests(store) == before
 
 
 @pytest.mark.long
