@@ -29,7 +29,8 @@ class Parts:
         ids = torch.arange(min(8, text.vocab_size), device=core.device)[None]
         own = core(input_ids=ids, use_cache=False).logits.float()
         parts = self.logits(self.body(input_ids=ids, use_cache=False).last_hidden_state)
-        self.whole = torch.allclose(own, parts, rtol=1e-3, atol=1e-3, equal_nan=True)
+        near = 1e-3 if core.dtype in (torch.float32, torch.float64) else 0.05  # a soft cap is taken in float32 here
+        self.whole = torch.allclose(own, parts, rtol=near, atol=near, equal_nan=True)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [..., vocabulary] in float32 of states [..., width], as the whole model gives them."""
