@@ -125,9 +125,11 @@ def peak_of(gpu: str, config: ExperimentConfig) -> Peak:
         raise InputError("--gpu", gpu, f"choose {', '.join(GPUS)}")
     single, half = GPUS[gpu]
     weights = half if isinstance(config.model, PretrainedModel) and config.model.dtype == "bfloat16" else single
+    asked = {config.regeneration.dtype, config.evaluation.dtype}
+    inference = half if asked == {"bfloat16"} else single if "float32" in asked else weights
     training = half if config.training.precision == "bfloat16" else weights
     names = {single: f"float32 {single / 1e12:g} TFLOP/s", half: f"bfloat16 {half / 1e12:g} TFLOP/s"}
-    return Peak(training, weights, ", ".join(dict.fromkeys([names[training], names[weights]])))
+    return Peak(training, inference, ", ".join(dict.fromkeys([names[training], names[inference]])))
 
 
 class Experiment:

@@ -83,9 +83,10 @@ def compare(
         corpus = stage.parents["corpus"]
         if corpus not in sets:
             sets[corpus] = question_sets(store, record, stage, files)
+        dtype = record.config["evaluation"].get("dtype")
         base = stage.parents.get("base", "")
         adapted = store.read("model", base) if base else None
-        model = load_model(artifact.path, base=adapted.path if adapted else None)
+        model = load_model(artifact.path, base=adapted.path if adapted else None, dtype=dtype)
         tokenizer = load_tokenizer(artifact.path / "tokenizer")
         seen = set(splits_seen(regime, stage.generation or 0))
         for answers_of_set, question_set in zip(answers, sets[corpus], strict=True):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fortifai_core.config.stages import Dtype
 from fortifai_core.settings import Frozen, Inconsistent
 
 
@@ -49,7 +50,7 @@ class PretrainedModel(Frozen):
     path: str = Field(description="Hub id (looked for in FORTIFAI_MODELS first), or a folder with the model.")
     revision: str | None = Field(None, description="Commit or tag on the hub; ignored by a local folder or mirror.")
     gguf_file: str | None = Field(None, description="The GGUF file there whose weights are taken, dequantised once.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the weights in training.")
+    dtype: Dtype = Field("float32", description="Type of the weights in training.")
     lora: LoraConfig | None = Field(None, description="Train an adapter instead of all weights.")
 
     @model_validator(mode="after")

@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 from fortifai_core.config import failure_metrics
 from fortifai_core.settings import Frozen, Inconsistent
 
+Dtype = Literal["float32", "bfloat16"]
+
 
 class Regime(StrEnum):
     """What generation i trains on; `fortifai_core.corpus.schedule` spells each out."""
@@ -75,6 +77,7 @@ class Regeneration(Frozen):
         None, ge=1, description="How much of a document counts as its head; by default `context_tokens`."
     )
     across_documents: bool = Field(False, description="Contexts run across documents, as the authors' do.")
+    dtype: Dtype | None = Field(None, description="Type of the weights in rewriting; by default that they are kept in.")
 
     @property
     def longest_input(self) -> int:
@@ -117,6 +120,11 @@ class Evaluation(Frozen):
     benchmark_limit: int | None = Field(None, ge=1, description="Only the first so many items of each lm-eval task.")
     benchmark_fewshot: dict[str, int] = Field(
         default_factory=dict, description="Worked examples before each item, by benchmark; the task's own by default."
+    )
+    dtype: Dtype | None = Field(
+        None,
+        description="Type of the weights in questions, perplexity and benchmarks (drift: always as they are kept); by "
+        "default that they are kept in.",
     )
 
     @model_validator(mode="after")

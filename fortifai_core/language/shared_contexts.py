@@ -1,13 +1,14 @@
-"""Scoring several continuations of one context in one row: the context is read once, the answers side by side after it.
+"""Scoring many sequences in one row: what they begin with alike is read once, what follows stands side by side.
 
-A row is the context's tokens followed by every answer's. Attention is a tree: each answer sees the context and itself,
-never another answer, and its positions go on from the context's end, as if it stood there alone.
+A row is a tree of tokens in which every token stands behind the one that it follows. Attention goes along the
+branches: a token sees those on its way from the root, and its position is their number, as if its sequence stood there
+alone. The last token of a sequence is foretold and never read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
 WORTHWHILE = 0.25
 # Elements of the masks that exist at once: 64 MiB as float32.
 MASKS_AT_ONCE = 2**24
-ANSWERS_IN_ROW = 8
+# A row longer than this costs more in attention than a beginning that is read again, unless that is half of the row.
+ROW_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -40,39 +42,70 @@ class ScoredSequence:
         return self.tokens[len(self.tokens) - self.targets :]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """One context and the sequences that continue it, by their indices; `starts` is where each answer begins."""
+    """A tree of tokens, each behind its parent, and every branch behind the one before it.
 
-    prefix: tuple[int, ...]
-    members: tuple[int, ...]
-    starts: tuple[int, ...]
-    length: int
+    Attributes:
+        tokens, depth: of each place, its token and how many stand before that one in its sequences.
+        ends: of each place, where the branch that begins there ends: places up to there, without, see it.
+        members: the sequences in it, by their indices.
+        asked: of each of them, the places at which its scored tokens are foretold.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    depth: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    members: list[int] = field(default_factory=list)
+    asked: list[list[int]] = field(default_factory=list)
+    _path: list[int] = field(default_factory=list)
+
+    def in_common(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens are the first ones of the sequence that was added last."""
+        common = 0
+        for place, token in zip(self._path, tokens, strict=False):
+            if self.tokens[place] != token:
+                break
+            common += 1
+        return common
+
+    def add(self, index: int, sequence: ScoredSequence, *, common: int) -> None:
+        """Put a sequence there, which has its first `common` tokens in common with the one before."""
+        read = sequence.tokens[:-1]
+        del self._path[common:]
+        for depth in range(common, len(read)):
+            self._path.append(len(self.tokens))
+            self.tokens.append(int(read[depth]))
+            self.depth.append(depth)
+            self.ends.append(0)
+        for place in self._path:
+            self.ends[place] = len(self.tokens)
+        self.members.append(index)
+        self.asked.append(self._path[len(read) - sequence.targets :])
 
 
-def rows_of(sequences: Sequence[ScoredSequence]) -> list[Row]:
-    """Sequences with the same context together, at most `ANSWERS_IN_ROW` in a row; in order of first appearance."""
-    groups: dict[tuple[int, ...], list[list[int]]] = {}
-    for index, sequence in enumerate(sequences):
-        prefix = tuple(sequence.context)
-        parts = groups.setdefault(prefix, [[]])
-        if len(parts[-1]) == ANSWERS_IN_ROW:
-            parts.append([])
-        parts[-1].append(index)
-    rows = []
-    for prefix, parts in groups.items():
-        for members in parts:
-            starts, end = [], len(prefix)
-            for index in members:
-                starts.append(end)
-                end += sequences[index].targets
-            rows.append(Row(prefix, tuple(members), tuple(starts), end))
+def rows_of(sequences: Sequence[ScoredSequence], *, shared: bool = True, members: int | None = None) -> list[Row]:
+    """Sequences with the same beginning together, at most `members` in a row; or each in a row by itself."""
+    order = list(range(len(sequences)))
+    if shared:
+        order.sort(key=lambda index: tuple(sequences[index].tokens))
+    rows: list[Row] = []
+    for index in order:
+        read, common = sequences[index].tokens[:-1], 0
+        full = not rows or not shared or len(rows[-1].members) == members
+        if not full:
+            common, length = rows[-1].in_common(read), len(rows[-1].tokens)
+            full = length + len(read) - common > ROW_TOKENS and 2 * common < length
+        if full:
+            rows.append(Row())
+            common = 0
+        rows[-1].add(index, sequences[index], common=common)
     return rows
 
 
 def tokens_read(sequences: Sequence[ScoredSequence]) -> tuple[int, int]:
-    """Tokens that the model reads: (every sequence by itself, contexts shared); padding not counted."""
-    return sum(len(sequence.tokens) for sequence in sequences), sum(row.length for row in rows_of(sequences))
+    """Tokens that the model reads: (every sequence by itself, beginnings shared); padding not counted."""
+    return sum(len(one.tokens) - 1 for one in sequences), sum(len(row.tokens) for row in rows_of(sequences))
 
 
 def worthwhile(core: Any, sequences: Sequence[ScoredSequence]) -> bool:
@@ -90,18 +123,15 @@ def worthwhile(core: Any, sequences: Sequence[ScoredSequence]) -> bool:
     return shared <= (1 - WORTHWHILE) * plain
 
 
-def batches(rows: Sequence[Row], *, batch: int, logits: int) -> Iterator[list[Row]]:
-    """Rows of like length together, within the limits on answers, masks and logits (`logits`: positions at once)."""
-    order = sorted(range(len(rows)), key=lambda i: (rows[i].length, len(rows[i].prefix), i))
+def batches(rows: Sequence[Row], *, batch: int, tokens: int, masks: bool) -> Iterator[list[Row]]:
+    """Rows of like length together, within the limits on sequences, on tokens with padding, and on masks."""
     chosen: list[Row] = []
-    for index in order:
-        row = rows[index]
-        first = min([len(row.prefix), *(len(other.prefix) for other in chosen)]) - 1
-        count = len(chosen) + 1
+    for row in sorted(rows, key=lambda row: (len(row.tokens), row.members)):
+        count, length = len(chosen) + 1, len(row.tokens)
         full = (
             sum(len(other.members) for other in chosen) + len(row.members) > batch
-            or count * row.length**2 > MASKS_AT_ONCE
-            or count * (row.length - first) > logits
+            or count * length > tokens
+            or (masks and count * length**2 > MASKS_AT_ONCE)
         )
         if chosen and full:
             yield chosen
@@ -111,31 +141,27 @@ def batches(rows: Sequence[Row], *, batch: int, logits: int) -> Iterator[list[Ro
         yield chosen
 
 
-def inputs(
-    rows: Sequence[Row], sequences: Sequence[ScoredSequence], *, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(ids [rows, length], positions [rows, length], additive mask [rows, 1, length, length])."""
+def padded(rows: Sequence[Row]) -> torch.Tensor:
+    """Token ids [rows, length] of some rows; padding stands behind them, where nothing looks."""
     import torch
 
-    length = max(row.length for row in rows)
-    ids = torch.zeros((len(rows), length), dtype=torch.long)
-    positions = torch.zeros((len(rows), length), dtype=torch.long)
-    # −1: padding, 0: the context, n: the n-th answer
-    branch = torch.full((len(rows), length), -1, dtype=torch.long)
+    ids = torch.zeros((len(rows), max(len(row.tokens) for row in rows)), dtype=torch.long)
     for place, row in enumerate(rows):
-        context = len(row.prefix)
-        ids[place, :context] = torch.tensor(row.prefix, dtype=torch.long)
-        positions[place, :context] = torch.arange(context)
-        branch[place, :context] = 0
-        for number, (index, start) in enumerate(zip(row.members, row.starts, strict=True), start=1):
-            answer = sequences[index].answer
-            end = start + len(answer)
-            ids[place, start:end] = torch.as_tensor(answer, dtype=torch.long)
-            positions[place, start:end] = torch.arange(context, context + len(answer))
-            branch[place, start:end] = number
+        ids[place, : len(row.tokens)] = torch.tensor(row.tokens)
+    return ids
+
+
+def tree_of(rows: Sequence[Row], *, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """(positions [rows, length], additive mask [rows, 1, length, length]) of some rows."""
+    import torch
+
+    length = max(len(row.tokens) for row in rows)
     at = torch.arange(length)
-    of_query, of_key = branch[:, :, None], branch[:, None, :]
-    seen = (at[None, :] <= at[:, None]) & ((of_key == of_query) | (of_key == 0))
-    seen[:, at, at] = True  # padding looks at itself, or its softmax would be 0/0
+    positions = torch.zeros((len(rows), length), dtype=torch.long)
+    ends = (at + 1).repeat(len(rows), 1)  # padding looks at itself, or its softmax would be 0/0
+    for place, row in enumerate(rows):
+        positions[place, : len(row.tokens)] = torch.tensor(row.depth)
+        ends[place, : len(row.tokens)] = torch.tensor(row.ends)
+    seen = (at[None, :] <= at[:, None]) & (at[:, None] < ends[:, None, :])
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
-    return ids, positions, mask[:, None]
+    return positions, mask[:, None]

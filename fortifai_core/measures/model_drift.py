@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from fortifai_core.errors import DataError, StageFailed
-from fortifai_core.language.scoring import LOGITS_AT_ONCE, sequence_log_probabilities, text_setting
+from fortifai_core.language.scoring import LOGITS_AT_ONCE, log_probabilities, text_setting
 from fortifai_core.language.shared_contexts import ScoredSequence
 from fortifai_core.measures.text_counts import windows
 
@@ -60,7 +60,7 @@ def target_log_probabilities(model: Any, sample: Sequence[Sequence[int]], *, bat
     if not sample:
         raise DataError("sample", 0, "there is no text of two tokens to measure confidence on")
     scored = [ScoredSequence(window, len(window) - 1) for window in sample]
-    return np.concatenate(sequence_log_probabilities(model, scored, batch=batch))
+    return np.concatenate(log_probabilities(model, scored, batch=batch, shared=False))
 
 
 def confidence_histogram(log_probabilities: np.ndarray) -> np.ndarray:

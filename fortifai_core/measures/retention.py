@@ -78,7 +78,7 @@ def score_questions(
             log-probability of each answer's first n tokens, n the shorter answer's count, as the authors' code does.
         batch: sequences at a time, two a question; changes no result but by rounding.
         bos_id: stands before every context, also before one that was cut; None: nothing does.
-        shared: read each context once for all its answers; None: where that saves enough (`language.shared_contexts`).
+        shared: read every common beginning once; None: where that saves enough (`language.shared_contexts`).
 
     Raises:
         DataError: an answer without tokens or longer than the model's window, or nothing before an answer.

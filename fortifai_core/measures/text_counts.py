@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fortifai_core.errors import DataError
-from fortifai_core.language.scoring import sequence_log_probabilities
+from fortifai_core.language.scoring import log_probabilities
 from fortifai_core.language.shared_contexts import ScoredSequence
 
 # batches of sequences that are sorted by length together
@@ -94,7 +94,7 @@ def perplexity(
     pieces = windows(token_sequences, sequence_length)
     while group := list(islice(pieces, batch * SORTED_BATCHES)):
         scored = [ScoredSequence(window, len(window) - 1) for window in group]
-        for logs in sequence_log_probabilities(model, scored, batch=batch):
+        for logs in log_probabilities(model, scored, batch=batch, shared=False):
             total -= float(logs.sum())
             count += len(logs)
     if not count:

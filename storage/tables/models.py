@@ -41,12 +41,13 @@ def load_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, **SAFELY)
 
 
-def load_model(folder: Path, *, base: Path | None = None, trainable: bool = False) -> Any:
+def load_model(folder: Path, *, base: Path | None = None, trainable: bool = False, dtype: str | None = None) -> Any:
     """The model saved in an artifact's folder, in evaluation mode.
 
     Args:
         base: the folder of M_-1, where `folder` holds only a LoRA adapter of it.
         trainable: an adapter is loaded so that its training can go on.
+        dtype: the type that the weights are turned into, an adapter's as well; None: as they are kept.
     """
     from transformers import AutoModelForCausalLM
 
@@ -63,5 +64,11 @@ def load_model(folder: Path, *, base: Path | None = None, trainable: bool = Fals
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
-    model.eval()
-    return model
+    return cast(model, dtype).eval()
+
+
+def cast(model: Any, dtype: str | None) -> Any:
+    """The model with its weights in the type of that name; as it is where there is none."""
+    import torch
+
+    return model if dtype is None else model.to(getattr(torch, dtype))

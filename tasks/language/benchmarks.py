@@ -168,7 +168,7 @@ def build_benchmark(context: Context[BenchmarkSpec]) -> dict[str, Any]:
     spec, asked = context.spec, context.spec.task
     artifact = context.artifact(spec.model)
     tokenizer = load_tokenizer(artifact.path / "tokenizer")
-    model = load_model(artifact.path, base=base_folder(context, spec.base)).to(context.device)
+    model = load_model(artifact.path, base=base_folder(context, spec.base), dtype=spec.dtype).to(context.device)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     name = asked.name

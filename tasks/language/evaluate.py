@@ -22,7 +22,7 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
     spec = context.spec
     artifact, corpus = context.artifact(spec.model), context.artifact(spec.corpus)
     tokenizer = load_tokenizer(artifact.path / "tokenizer")
-    model = load_model(artifact.path, base=base_folder(context, spec.base)).to(context.device)
+    model = load_model(artifact.path, base=base_folder(context, spec.base), dtype=spec.dtype).to(context.device)
     metrics: list[dict[str, Any]] = []
     if corpus.has("questions.parquet"):
         questions = [

@@ -111,6 +111,7 @@ def _ask_base(config: ExperimentConfig, base: Reference, corpus: Reference) -> S
         kr_score=evaluation.kr_score,
         perplexity=evaluation.perplexity,
         splits=tuple(range(config.splits)),
+        dtype=evaluation.dtype,
         model=base,
         base=None,
         corpus=corpus,
@@ -154,6 +155,7 @@ class _Run:
 
     def plan(self) -> RunPlan:
         generations: list[GenerationPlan] = []
+        dtype = self.config.evaluation.dtype
         for i in range(self.config.generations):
             previous = generations[-1].train.reference if generations else self.base
             train = self._stage(i, self._train(i, previous))
@@ -166,7 +168,7 @@ class _Run:
             by_drift = self.judged.role == "drift" and drift is not None
             self.measured.append(drift.reference if by_drift and drift is not None else evaluate.reference)
             benchmarks = tuple(
-                self._stage(i, BenchmarkSpec(task=task, model=train.reference, base=self.adapted))
+                self._stage(i, BenchmarkSpec(task=task, dtype=dtype, model=train.reference, base=self.adapted))
                 for task in self.tasks
             )
             failure = self._stage(i, self._failure())
@@ -242,6 +244,7 @@ class _Run:
             kr_score=self.config.evaluation.kr_score,
             perplexity=self.config.evaluation.perplexity,
             splits=tuple(splits_seen(self.config.regime, i)),
+            dtype=self.config.evaluation.dtype,
             model=model,
             base=self.adapted,
             corpus=self.corpus,

@@ -106,7 +106,7 @@ def probe(
     from fortifai_core.language.scoring import log_probabilities, text_setting
     from fortifai_core.language.shared_contexts import ScoredSequence
     from storage.sources.pretrained import pretrained
-    from storage.tables.models import load_model
+    from storage.tables.models import cast, load_model
     from tasks.language.regenerate import POSITIONS
     from tasks.language.train import _with_adapter, new_model, pretraining_of
 
@@ -134,6 +134,9 @@ def probe(
     base = _step(model, pretraining_of(settings), size, device, draw) if isinstance(settings, ScratchModel) else None
     step = _step(model, config.training, size, device, draw)
     start, checkpoint = _beside_steps(model, config.training, size, device, draw)
+
+    kept = str(model.dtype).removeprefix("torch.")
+    cast(model, config.regeneration.dtype)
 
     def rewrite(tokens: int) -> tuple[float, Statistics, int]:
         texts: list[TokenisedDocument] = []
@@ -177,6 +180,7 @@ def probe(
         log_probabilities(model, sequences, batch=config.runtime.inference_batch)
         return started.since(device=device), sum(len(one.tokens) for one in sequences)
 
+    cast(model, config.evaluation.dtype or kept)
     spent, scored = score(8)
     if spent < SECONDS / 2:
         spent, scored = score(max(8, min(128, round(8 * SECONDS / spent))))

@@ -89,7 +89,7 @@ def build_split(context: Context[RegenerateSpec]) -> dict[str, Any]:
     split, version = spec.text.split, spec.text.version
     artifact = context.artifact(spec.model)
     tokenizer = load_tokenizer(artifact.path / "tokenizer")
-    model = load_model(artifact.path, base=base_folder(context, spec.base)).to(context.device)
+    model = load_model(artifact.path, base=base_folder(context, spec.base), dtype=config.dtype).to(context.device)
     paths = text_files(context, spec.corpus, spec.text)
     # never generated: special tokens, and the entries by which some models' vocabularies are padded
     entries = range(len(tokenizer), model.config.get_text_config().vocab_size)

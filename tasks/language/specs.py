@@ -13,7 +13,7 @@ from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
 from fortifai_core.config.failure_metrics import DEFAULT
 from fortifai_core.config.loss import CustomLoss, Loss, TruncatedCrossEntropyLoss
 from fortifai_core.config.model import LoraConfig, ScratchModel
-from fortifai_core.config.stages import Regeneration, Regime, Training
+from fortifai_core.config.stages import Dtype, Regeneration, Regime, Training
 from fortifai_core.settings import Frozen
 from tasks.engine.stages import Reference, Spec
 
@@ -205,6 +205,7 @@ class RegenerateSpec(Spec):
         unread = {"engine", "chunk_tokens"} | ({"context"} if settings.context == "cut" else set())
         unread |= set() if settings.decoding == "sample" else {"temperature", "top_p", "top_k"}
         unread |= set() if settings.decoding == "beam" else {"beams"}
+        unread |= {"dtype"} if settings.dtype is None else set()
         content = settings.model_dump(mode="json", exclude=unread)
         if settings.engine_used != "reference":
             content["engine"] = settings.engine_used
@@ -259,13 +260,19 @@ class EvaluateSpec(Spec):
     kr_score: Literal["sum", "mean-cut"]
     perplexity: bool
     splits: tuple[int, ...]
+    dtype: Dtype | None = None
     model: Reference
     base: Reference | None
     corpus: Reference
 
     def content(self) -> dict[str, Any]:
-        measured = {"kr_score": self.kr_score, "perplexity": self.perplexity}
+        measured = {"kr_score": self.kr_score, "perplexity": self.perplexity} | in_dtype(self.dtype)
         return {"evaluation": measured, "splits": list(self.splits)}
+
+
+def in_dtype(dtype: Dtype | None) -> dict[str, Any]:
+    """The type of the weights, for a key: weights as they are kept have none."""
+    return {} if dtype is None else {"dtype": dtype}
 
 
 class FailureSpec(Spec):
@@ -325,11 +332,12 @@ class BenchmarkSpec(Spec):
     role, builder, waits = "benchmark", "tasks.language.benchmarks:build_benchmark", True
     weights = True
     task: BenchmarkTask
+    dtype: Dtype | None = None
     model: Reference
     base: Reference | None
 
     def content(self) -> dict[str, Any]:
-        return self.task.content()
+        return self.task.content() | in_dtype(self.dtype)
 
     @property
     def detail(self) -> str:

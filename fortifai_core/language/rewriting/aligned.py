@@ -31,7 +31,7 @@ from fortifai_core.language.rewriting.two_parts import TwoParts
 from fortifai_core.language.rewriting.unfinished import Unfinished
 
 # tokens that go through the model at a time in the first pass: few enough for a processor's cache
-PREFILL_TOKENS = 2_048
+PREFILL_TOKENS = 1_024
 
 
 def aligned_blocks(

@@ -9,11 +9,9 @@ import torch
 
 from fortifai_core.errors import ConfigError
 from fortifai_core.language.decoding import choose
+from fortifai_core.language.parts import Parts
 from fortifai_core.language.rewriting.attention import Slots, cache_keyword, reference_instead
 from fortifai_core.language.rewriting.blocks import Rewriting
-
-# logits that exist at once
-LOGITS = 2**22
 
 
 class TwoParts:
@@ -27,23 +25,15 @@ class TwoParts:
         self.core, self.config, self.device = core, rewriting.config, core.device
         self.cache_keyword = cache_keyword(core.base_model)
         self.suppress = torch.tensor(sorted({*rewriting.suppress, rewriting.pad_id}), device=self.device)
-        text = core.config.get_text_config()
-        self.cap = getattr(text, "final_logit_softcapping", None)
-        self.vocabulary = text.vocab_size
-        positions, longest = getattr(text, "max_position_embeddings", None), self.config.longest_input
+        text, longest = core.config.get_text_config(), self.config.longest_input
+        positions = getattr(text, "max_position_embeddings", None)
         if positions is not None and positions < longest:
             field = "context_tokens" if self.config.context == "cut" else "chunk_tokens"
             remedy = f"inputs of {longest} tokens are asked for, the model has {positions} positions"
             raise ConfigError(f"regeneration.{field}", getattr(self.config, field), remedy)
-        self._check()
-
-    def _check(self) -> None:
-        """Compare with the model's own forward pass, on a few tokens."""
-        ids = torch.arange(min(8, self.vocabulary), device=self.device)[None]
-        whole = self.core(input_ids=ids, use_cache=False).logits.float()
-        parts = self.logits(self.core.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-        if not torch.allclose(whole, parts, rtol=1e-3, atol=1e-3, equal_nan=True):
-            raise reference_instead(f"{type(self.core).__name__} does more than its head between states and logits")
+        self.parts = Parts(core)
+        if not self.parts.whole:
+            raise reference_instead(f"{type(core).__name__} does more than its head between states and logits")
 
     def tensor(self, values: Any) -> torch.Tensor:
         """The values on the model's device."""
@@ -52,23 +42,17 @@ class TwoParts:
     def hidden(self, ids: torch.Tensor, positions: torch.Tensor, store: Slots) -> torch.Tensor:
         """States [rows, length, width] after the tokens, whose keys and values go where the store's layout says."""
         given = {"position_ids": positions, self.cache_keyword: store, "use_cache": True, "layout": store.layout}
-        output: torch.Tensor = self.core.base_model(input_ids=ids, **given).last_hidden_state
+        output: torch.Tensor = self.parts.body(input_ids=ids, **given).last_hidden_state
         return output
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [..., vocabulary] of states [..., width], as the whole model gives them."""
-        logits: torch.Tensor = self.core.get_output_embeddings()(hidden).float()
-        return torch.tanh(logits / self.cap) * self.cap if self.cap is not None else logits
 
     def choices(self, hidden: torch.Tensor, seen: np.ndarray | None, uniforms: np.ndarray | None) -> np.ndarray:
         """Tokens int64 [rows] after states [rows, width]; `seen` and `uniforms` as `decoding.choose` takes them."""
-        size = max(1, LOGITS // self.vocabulary)
         parts = []
-        for first in range(0, len(hidden), size):
-            part = slice(first, first + size)
+        for first in range(0, len(hidden), self.parts.rows):
+            part = slice(first, first + self.parts.rows)
             parts.append(
                 choose(
-                    self.logits(hidden[part]),
+                    self.parts.logits(hidden[part]),
                     self.config,
                     suppress=self.suppress,
                     seen=None if seen is None else self.tensor(seen[part]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,9 +22,9 @@ from transformers import (
 
 from fortifai_core.corpus.documents import Question
 from fortifai_core.errors import DataError, StageFailed
-from fortifai_core.language import scoring
-from fortifai_core.language.scoring import sequence_log_probabilities
-from fortifai_core.language.shared_contexts import ScoredSequence, tokens_read, worthwhile
+from fortifai_core.language import parts, scoring
+from fortifai_core.language.scoring import log_probabilities
+from fortifai_core.language.shared_contexts import ROW_TOKENS, ScoredSequence, rows_of, tokens_read, worthwhile
 from fortifai_core.measures.retention import QuestionScore, retention, score_questions
 
 
@@ -224,17 +225,47 @@ def test_the_head_is_run_where_it_is_needed_only_and_within_the_limit(monkeypatc
     sequences = [ScoredSequence(encode(q.context + " " + q.true_answer), len(q.true_answer)) for q in make_questions()]
     shapes: list[tuple[int, ...]] = []
     model.lm_head.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output.shape)))
-    whole = sequence_log_probabilities(model, sequences, batch=100)
-    assert shapes == [(25, shapes[0][1], 40)]
+    targets = sum(sequence.targets for sequence in sequences)
+    compared = [(1, 8, 40)] * 2  # the head against the whole model, first
+    whole = log_probabilities(model, sequences, batch=100, shared=False)
+    assert shapes == [*compared, (targets, 40)]
     shapes.clear()
-    assert [len(one) for one in sequence_log_probabilities(model, sequences[:1], batch=100)] == [sequences[0].targets]
-    assert shapes == [(1, sequences[0].targets, 40)]
-    shapes.clear()
-    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 2000)
-    limited = sequence_log_probabilities(model, sequences, batch=100)
-    assert len(shapes) > 1 and all(math.prod(shape) <= 2000 for shape in shapes)
+    monkeypatch.setattr(parts, "LOGITS_AT_ONCE", 2000)
+    limited = log_probabilities(model, sequences, batch=100, shared=False)
+    assert len(shapes) > 3 and all(math.prod(shape) <= 2000 for shape in shapes)
     for a, b in zip(whole, limited, strict=True):
         assert a == pytest.approx(b, abs=2e-5)
+
+
+def test_tokens_that_go_through_a_processor_at_once_are_few() -> None:
+    model = make_model("llama")
+    sequences = [ScoredSequence([*range(2, 32), 5 + number % 7], 3) for number in range(100)]
+    shapes: list[tuple[int, ...]] = []
+    model.model.embed_tokens.register_forward_hook(lambda _module, inputs, _: shapes.append(tuple(inputs[0].shape)))
+    log_probabilities(model, sequences, batch=100, shared=False)
+    read = shapes[2:]  # after the comparison of the parts with the whole
+    assert sum(map(math.prod, read)) == 3000 and len(read) == 3 and max(map(math.prod, read)) <= scoring.CPU_TOKENS
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_model_that_does_more_than_its_head_makes_its_own_logits(shared: bool) -> None:
+    model = make_model("llama")
+    own = model.forward
+
+    def doubled(*args: Any, **kwargs: Any) -> Any:
+        output = own(*args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+    sequences = [ScoredSequence(encode(q.context + " " + q.true_answer), len(q.true_answer)) for q in make_questions()]
+    plain = log_probabilities(model, sequences, batch=8, shared=shared)
+    model.forward = functools.wraps(own)(doubled)
+    assert parts.parts_of(model) is None
+    ids = torch.tensor([sequences[0].tokens])
+    expected = doubled(input_ids=ids).logits[0].log_softmax(-1)[:-1].gather(-1, ids[0, 1:, None])[:, 0]
+    logs = log_probabilities(model, sequences, batch=8, shared=shared)
+    assert logs[0] == pytest.approx(expected[-sequences[0].targets :].detach().numpy(), abs=2e-5)
+    assert np.abs(logs[0] - plain[0]).max() > 1e-3
 
 
 def test_modes_come_back() -> None:
@@ -272,13 +303,46 @@ def test_contexts_read_once_give_the_scores_of_every_answer_by_itself(family: st
         assert other.correct == one.correct
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_whatever_sequences_begin_with_alike_is_read_once(family: str) -> None:
+    # branches within branches, one sequence that is the beginning of another, and the same one twice; the row is longer
+    # than gemma's window, which no sequence is
+    model = make_model(family, **({"sliding_window": 40} if family == "gemma3" else {}))
+    ids = [3, 4, 5, 6, 7, 8]
+    texts = [ids[:4], ids, [3, 4, 9, 10, 11], ids, [3, 4, 9, 10, 12], [20, *ids], *([21, 30, n, 6] for n in range(30))]
+    sequences = [ScoredSequence(text, 1 + number % (len(text) - 1)) for number, text in enumerate(texts)]
+    rows = rows_of(sequences)
+    inner = {tuple(text[:end]) for text in texts for end in range(1, len(text))}
+    assert len(rows) == 1 and len(rows[0].tokens) == len(inner) > 40
+    for batch in (2, 5, 100):
+        alone = log_probabilities(model, sequences, batch=batch, shared=False)
+        tree = log_probabilities(model, sequences, batch=batch, shared=True)
+        for one, other in zip(alone, tree, strict=True):
+            assert other == pytest.approx(one, abs=5e-5)
+
+
+def test_a_row_is_no_longer_than_pays_but_a_long_beginning_is_not_read_twice() -> None:
+    random = np.random.default_rng(0)
+    apart = [ScoredSequence(random.integers(2, 40, 50).tolist(), 4) for _ in range(40)]
+    rows = rows_of(apart)
+    assert max(len(row.tokens) for row in rows) <= ROW_TOKENS and sorted(m for row in rows for m in row.members) == [
+        *range(40)
+    ]
+    context = random.integers(2, 40, 2 * ROW_TOKENS).tolist()
+    long = [ScoredSequence([*context, first, 5, 6], 3) for first in range(2, 12)]
+    (row,) = rows_of(long)
+    assert len(row.tokens) == 2 * ROW_TOKENS + 2 * len(long)
+    assert [len(row.members) for row in rows_of(long, members=4)] == [4, 4, 2]
+
+
 def test_contexts_are_shared_where_that_saves_enough_and_the_model_is_known() -> None:
     def sequences(context: int, answer: int) -> list[ScoredSequence]:
         return [ScoredSequence([*range(2, context + 2), *[9] * (answer - 1), last], answer) for last in (5, 6)]
 
     long, short = sequences(30, 3), sequences(2, 12)
-    assert tokens_read(long) == (66, 36) and tokens_read(short) == (28, 26)
-    assert worthwhile(make_model("llama"), long) and not worthwhile(make_model("llama"), short)
+    apart = [ScoredSequence([first, *range(2, 14)], 12) for first in (5, 6)]
+    assert tokens_read(long) == (64, 32) and tokens_read(short) == (26, 13) and tokens_read(apart) == (24, 24)
+    assert worthwhile(make_model("llama"), long) and not worthwhile(make_model("llama"), apart)
     assert not worthwhile(make_model("gemma3"), long), "its window of 6 needs a mask of its own"
     assert worthwhile(make_model("gemma3", sliding_window=64), long)
     assert not worthwhile(Bigrams(torch.rand(28, 28)), long)
