@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.fit import check_memory, shape_of
-from fortifai_core.config.custom_loss import check_elementwise, load_custom, module_file
+from fortifai_core.config.custom_loss import check_elementwise, load_custom, source_of
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.loss import CustomLoss
 from fortifai_core.config.model import PretrainedModel
@@ -85,9 +84,9 @@ def _benchmarks(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
 def _loss_digest(index: int, loss: CustomLoss) -> str:
     """The digest of a custom loss's source, which is loaded and tried here: nothing has been computed yet."""
     field = f"losses.{index}.function"
-    file = module_file(loss.function, field)
+    source = source_of(loss.function, field)
     check_elementwise(loss.function, load_custom(loss.function, loss.options, field), field)
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return source.digest
 
 
 def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refresh: Sequence[str] = ()) -> Prepared:

@@ -13,7 +13,7 @@ from flows.load import load_any_config
 from flows.prepare import prepare_experiment
 from fortifai_core.config.custom_loss import ALLOWED
 from fortifai_core.errors import ConfigError
-from helpers import COMMAND, environment
+from helpers import COMMAND, environment, install_losses
 from storage.store.experiments import record_experiment
 from storage.store.store import ArtifactStore
 from tasks.engine.children import ROOT, child_environment
@@ -68,6 +68,18 @@ def test_a_configuration_cannot_have_code_run(folder: Path) -> None:
     done = fortifai(folder, "plan", "smoke", "--set", LOSS, "--allow-code", "losses_here", PYTHONPATH=here)
     assert done.returncode == 0 and "own" in done.stdout, done.stderr
     assert ran(folder / "modules") == {"losses_here"} and not ran(folder)
+
+
+def test_an_installed_loss_needs_no_permission_and_gets_no_other(folder: Path) -> None:
+    packages = folder.parent / "packages"
+    packages.mkdir()
+    install_losses(packages, "lab_losses", TELLTALE + "def double(nll):\n    return nll * 2\n", {"double": "double"})
+    here = os.pathsep.join((ROOT, str(packages)))
+    named = LOSS.replace("losses_here:own", "double")
+    done = fortifai(folder, "plan", "smoke", "--set", named, PYTHONPATH=here)
+    assert done.returncode == 0 and "own" in done.stdout, done.stderr
+    assert ran(packages) == {"lab_losses"} and not ran(folder)
+    refused(fortifai(folder, "plan", "smoke", "--set", named), "losses.1.function = 'double'", "no installed package")
 
 
 def test_a_loss_that_is_none_is_refused_before_anything_is_computed(
