@@ -66,6 +66,7 @@ def talkative_environment() -> dict[str, str]:
 
 def configured_api() -> str | None:
     """The URL of the Prefect API that the user has configured, by the environment or a profile; or none."""
+    access.check_folder()
     remedy = "correct or unset what is named, in the environment (PREFECT_…) or the profile"
     quiet = contextlib.redirect_stderr(io.StringIO())  # what Prefect says of it, it says on many lines
     with quiet, refusing("Prefect's settings", "PREFECT_…", remedy, error=ConfigError):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
-from flows.access import LOOPBACK, WILDCARDS, accepts, login_for, own_hosts, serving_login
+from flows.access import LOOPBACK, WILDCARDS, accepts, check_folder, login_for, own_hosts, serving_login
 from flows.embedded import (
     child_process,
     first_start,
@@ -53,10 +53,12 @@ def serve_all(*, host: str, port: int, store: str | None, console: Console) -> N
     """Serve until Ctrl-C or SIGTERM. A server that is at that address already is used, and left running.
 
     Raises:
-        InputError: the port is taken by something else, or the host is none of this machine's addresses.
+        InputError: the port is taken by something else, the host is none of this machine's addresses, or files of the
+            current folder would set Prefect.
         StoreError: the store cannot be written to.
         StageFailed: the server or the runner ended by itself; the message names its log.
     """
+    check_folder()
     opened = open_store(store)
     opened.writable()
     address = f"http://{_reachable(host)}:{port}"
