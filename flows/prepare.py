@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from fortifai_core.families.registry import FamilyExperiment, check_family
 from storage.sources.family_data import data_digests, load_data
 from storage.sources.pretrained import pretrained
 from storage.sources.sources import check_content, check_corpus, source_digests
-from storage.store.experiments import StageRecord, is_finished, record_experiment
+from storage.store.experiments import StageRecord, is_finished, record_experiment, to_replace, unrefreshed
 from storage.store.store import ArtifactStore
 from tasks.engine.plans import AnyExperiment, Plan
 from tasks.engine.stages import ROLES, Reference, Stage
@@ -103,7 +104,15 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
     check_model(plan, opened)
     opened.writable()  # last, for it leaves the store's folder behind
     check_space(config, plan, opened)
-    anew = frozenset(stage.reference for stage in descendants(plan, refresh))
+    dumped = config.model_dump(mode="json")
+    waiting = unrefreshed(opened, dumped)
+    stopped = {stage.reference for stage in plan.stages() if _address(stage.reference) in waiting}
+    if stopped:
+        message = f"--refresh was stopped before its end: {len(stopped)} stages are still to be built anew, and will be"
+        warnings.warn(message, UserWarning, stacklevel=2)
+    anew = frozenset({stage.reference for stage in descendants(plan, refresh)} | stopped)
+    present = {address: to_replace(opened, address) for address in map(_address, anew)}
+    asked = {address: digest for address, digest in present.items() if digest is not None}
     stages = [
         StageRecord(
             kind=one.kind,
@@ -114,11 +123,14 @@ def prepare_experiment(config: AnyExperiment, *, store: str | None = None, refre
         )
         for one in plan.uses()
     ]
-    dumped = config.model_dump(mode="json")
-    finished = not refresh and is_finished(opened, dumped) and (plan.may_stop or is_there(plan, opened))
+    finished = not anew and is_finished(opened, dumped) and (plan.may_stop or is_there(plan, opened))
     status = "finished" if finished else "planned"
-    record = record_experiment(opened, config=dumped, status=status, stages=stages)
+    record = record_experiment(opened, config=dumped, status=status, stages=stages, refresh=asked)
     return Prepared(plan=plan, store=opened, record_id=record.label, refresh=anew)
+
+
+def _address(reference: Reference) -> str:
+    return "/".join(reference)
 
 
 def is_there(plan: Plan, store: ArtifactStore) -> bool:
