@@ -10,9 +10,11 @@ import base64
 import os
 import secrets
 import socket
+import tomllib
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,39 @@ WILDCARDS = ("0.0.0.0", "::", "")
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 _started: dict[str, str] = {}  # the logins of servers that this process has started for itself, by their URL
+
+
+def check_folder() -> None:
+    """Refuse to have Prefect imported where files of the current folder would set it.
+
+    Prefect follows `.env`, `prefect.toml` and `pyproject.toml` of the folder in which it is imported, whoever put them
+    there. Its settings name code: the logging configuration calls any function.
+
+    Raises:
+        InputError: names the file.
+    """
+    remedy = (
+        "would set Prefect, which can have code run: start from another folder, or move what it says of Prefect into "
+        "the environment (PREFECT_…) or a profile (`prefect config set`)"
+    )
+    for name, sets_prefect in _SETTINGS.items():
+        file = Path.cwd() / name
+        try:
+            found = sets_prefect(file.read_bytes().decode("utf-8", "replace"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:  # nor can Prefect read it
+            raise InputError("the current folder", str(file), f"{error}: {remedy}") from error
+        if found:
+            raise InputError("the current folder", str(file), remedy)
+
+
+# Files in which Prefect looks for its settings, and whether such a text holds any.
+_SETTINGS: dict[str, Callable[[str], bool]] = {
+    ".env": lambda text: "prefect" in text.lower(),
+    "prefect.toml": lambda _: True,
+    "pyproject.toml": lambda text: "prefect" in tomllib.loads(text).get("tool", {}),
+}
 
 
 def new_login(url: str) -> str:

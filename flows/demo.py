@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from flows.embedded import check_api
+from flows.hints import command_line
 from flows.load import load_any_config
 from flows.local import execute, print_results, read_report, spent
 from flows.prepare import prepare_experiment
@@ -38,7 +39,7 @@ def run_demo(
     """Run both experiments, print what came out of both, and write the page beside the store's artifacts."""
     check_api()
     prepared = [prepare_experiment(load_any_config(preset), store=store) for preset, _, _ in parts]
-    outcomes = execute(prepared, console, resume="fortifai demo")
+    outcomes = execute(prepared, console, resume=command_line("demo", store=store))
     shown = []
     for one, (_, question, figures) in zip(prepared, parts, strict=True):
         table, folder = read_report(one.store, load_experiment(one.store, one.record_id))

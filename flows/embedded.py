@@ -66,6 +66,7 @@ def talkative_environment() -> dict[str, str]:
 
 def configured_api() -> str | None:
     """The URL of the Prefect API that the user has configured, by the environment or a profile; or none."""
+    access.check_folder()
     remedy = "correct or unset what is named, in the environment (PREFECT_…) or the profile"
     quiet = contextlib.redirect_stderr(io.StringIO())  # what Prefect says of it, it says on many lines
     with quiet, refusing("Prefect's settings", "PREFECT_…", remedy, error=ConfigError):
@@ -92,10 +93,10 @@ def check_api() -> None:
             )
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, path: str = "health") -> bool:
     """Whether anything at all answers at an API that the user has configured, by a proxy perhaps."""
     try:
-        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=3).close()
+        urllib.request.urlopen(f"{url.rstrip('/')}/{path}", timeout=3).close()
     except urllib.error.HTTPError:
         return True
     except urllib.error.URLError as error:
@@ -230,12 +231,23 @@ def _watch_ours(
         server, born = start(), time.monotonic()
 
 
-def _watch_theirs(url: str, ended: threading.Event, lost: Callable[[str], None]) -> None:
+def _watch_theirs(
+    url: str,
+    ended: threading.Event,
+    lost: Callable[[str], None],
+    *,
+    every: float = ASK_SECONDS,
+    patience: float = SILENT_SECONDS,
+) -> None:
+    """Say that the user's server is gone, when it has not answered for `patience` seconds.
+
+    It is asked what it has to ask its database for: one that greets everybody and does nothing is gone as well.
+    """
     heard = time.monotonic()
-    while not ended.wait(ASK_SECONDS):
-        if _answers(url):
+    while not ended.wait(every):
+        if _answers(url, "ready"):
             heard = time.monotonic()
-        elif time.monotonic() - heard > SILENT_SECONDS:
+        elif time.monotonic() - heard > patience:
             lost(f"no Prefect server answers at PREFECT_API_URL = {url} any more")
             return
 

@@ -123,7 +123,7 @@ def _run(experiments: Sequence[Prepared], console: Console, *, resume: str) -> d
 
     def kept() -> str:
         unfinished = next(prepared.record_id for prepared in experiments if prepared.record_id not in outcomes)
-        return f"what was finished is kept; go on with: {markup(resume.format(name=unfinished))}"
+        return f"what was finished is kept; go on with: {markup(resume.replace('{name}', unfinished))}"
 
     def end_without_server(why: str) -> None:
         """End at once: Prefect's client, cancelled or not, would go on asking a server that is gone."""
@@ -158,7 +158,7 @@ async def _with_server(
     async with contextlib.AsyncExitStack() as server:
         for prepared in experiments:
             started = time.monotonic()
-            _announce(prepared, console, command=resume.format(name=prepared.record_id))
+            _announce(prepared, console, command=resume.replace("{name}", prepared.record_id))
             async with workers(prepared) as pool:
                 if prepared is experiments[0]:
 

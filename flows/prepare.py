@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.fit import check_memory, disk_for_models, shape_of
-from fortifai_core.config.custom_loss import check_elementwise, load_custom, module_file
+from fortifai_core.config.custom_loss import check_elementwise, load_custom, source_of
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.loss import CustomLoss
 from fortifai_core.config.model import PretrainedModel
@@ -19,7 +19,7 @@ from fortifai_core.families.registry import FamilyExperiment, check_family
 from storage.sources.family_data import data_digests, load_data
 from storage.sources.pretrained import pretrained
 from storage.sources.sources import check_content, check_corpus, source_digests
-from storage.store.experiments import StageRecord, is_finished, record_experiment
+from storage.store.experiments import StageRecord, is_finished, record_experiment, to_replace, unrefreshed
 from storage.store.store import ArtifactStore
 from tasks.engine.needs import manifest_of, missing_stages
 from tasks.engine.plans import AnyExperiment, Plan
@@ -83,9 +83,9 @@ def _benchmarks(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
 def _loss_digest(index: int, loss: CustomLoss) -> str:
     """The digest of a custom loss's source, which is loaded and tried here: nothing has been computed yet."""
     field = f"losses.{index}.function"
-    file = module_file(loss.function, field)
+    source = source_of(loss.function, field)
     check_elementwise(loss.function, load_custom(loss.function, loss.options, field), field)
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return source.digest
 
 
 def prepare_experiment(
@@ -108,8 +108,16 @@ def prepare_experiment(
     check_model(plan, opened)
     opened.writable()  # last, for it leaves the store's folder behind
     check_space(config, plan, opened)
-    asked = descendants(plan, refresh) + (_stripped(plan, opened) if weights else [])
-    anew = frozenset(stage.reference for stage in asked)
+    dumped = config.model_dump(mode="json")
+    waiting = unrefreshed(opened, dumped)
+    stopped = {stage.reference for stage in plan.stages() if _address(stage.reference) in waiting}
+    if stopped:
+        message = f"--refresh was stopped before its end: {len(stopped)} stages are still to be built anew, and will be"
+        warnings.warn(message, UserWarning, stacklevel=2)
+    wanted = descendants(plan, refresh) + (_stripped(plan, opened) if weights else [])
+    anew = frozenset({stage.reference for stage in wanted} | stopped)
+    present = {address: to_replace(opened, address) for address in map(_address, anew)}
+    asked = {address: digest for address, digest in present.items() if digest is not None}
     stages = [
         StageRecord(
             kind=one.kind,
@@ -120,12 +128,15 @@ def prepare_experiment(
         )
         for one in plan.uses()
     ]
-    dumped = config.model_dump(mode="json")
     with opened.registering():
         finished = not anew and is_finished(opened, dumped) and (plan.may_stop or is_there(plan, opened))
         status = "finished" if finished else "planned"
-        record = record_experiment(opened, config=dumped, status=status, stages=stages)
+        record = record_experiment(opened, config=dumped, status=status, stages=stages, refresh=asked)
     return Prepared(plan=plan, store=opened, record_id=record.label, refresh=anew)
+
+
+def _address(reference: Reference) -> str:
+    return "/".join(reference)
 
 
 def _stripped(plan: Plan, store: ArtifactStore) -> list[Stage]:

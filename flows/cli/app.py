@@ -22,6 +22,7 @@ from flows.cli.bench import benches
 from flows.cli.kr import app as kr
 from flows.cli.models import app as models
 from flows.embedded import quiet_environment
+from flows.hints import command_line
 from flows.outputs import folder_to_make
 from flows.terminal import Terminal, for_stdout
 from fortifai_core.config.custom_loss import allow_code
@@ -99,8 +100,7 @@ def run(
 
 
 def _resume(store: str | None, allow: list[str] | None) -> str:
-    allowed = "".join(f" --allow-code {module}" for module in allow or [])
-    return "fortifai resume {name}" + (f" --store {store}" if store else "") + allowed
+    return command_line("resume {name}", store=store, allow=allow or [])
 
 
 @app.command()

@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
-from rich.markup import escape
 
-from flows.access import LOOPBACK, WILDCARDS, accepts, login_for, own_hosts, serving_login
+from flows.access import LOOPBACK, WILDCARDS, accepts, check_folder, login_for, own_hosts, serving_login
 from flows.embedded import (
     child_process,
     first_start,
@@ -38,6 +37,7 @@ from flows.load import load_any_config, presets
 from flows.prepare import open_store
 from fortifai_core.errors import InputError, StageFailed
 from fortifai_core.families.registry import FamilyExperiment
+from fortifai_core.outside import markup
 from tasks.engine.children import FOLDER
 
 if TYPE_CHECKING:
@@ -53,10 +53,12 @@ def serve_all(*, host: str, port: int, store: str | None, console: Console) -> N
     """Serve until Ctrl-C or SIGTERM. A server that is at that address already is used, and left running.
 
     Raises:
-        InputError: the port is taken by something else, or the host is none of this machine's addresses.
+        InputError: the port is taken by something else, the host is none of this machine's addresses, or files of the
+            current folder would set Prefect.
         StoreError: the store cannot be written to.
         StageFailed: the server or the runner ended by itself; the message names its log.
     """
+    check_folder()
     opened = open_store(store)
     opened.writable()
     address = f"http://{_reachable(host)}:{port}"
@@ -65,9 +67,9 @@ def serve_all(*, host: str, port: int, store: str | None, console: Console) -> N
     login = login_at(url, port) if is_there else serving_login()
     logs = opened.logs
     server_log, runs_log = logs / "serve-server.log", logs / "serve-runs.log"
-    console.print(f"{'using the Prefect server' if is_there else 'starting a Prefect server'} at {address} …")
+    console.print(f"{'using the Prefect server' if is_there else 'starting a Prefect server'} at {markup(address)} …")
     for warning in _warnings(host, port, login):
-        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True, highlight=False)
+        console.print(f"[yellow]warning:[/] {markup(warning)}", soft_wrap=True, highlight=False)
     try:
         with sigterm_as_interrupt(), contextlib.ExitStack() as stack:
             server = None
@@ -210,14 +212,14 @@ def _welcome(
     address: str, names: list[str], store: str, login: str | None, runs_log: Path, server_log: Path | None
 ) -> str:
     logs = f"{runs_log}" + (f"\n             {server_log}" if server_log else "")
-    shown = f"login        {escape(login)} (the UI asks for it once)\n" if login else ""
-    export = f"  export PREFECT_API_AUTH_STRING={escape(shlex.quote(login))}\n" if login else ""
+    shown = f"login        {markup(login)} (the UI asks for it once)\n" if login else ""
+    export = f"  export PREFECT_API_AUTH_STRING={markup(shlex.quote(login))}\n" if login else ""
     return (
         f"\n[bold]UI[/]           {address}/v2 (its older one, {address}, does not draw the line charts)\n"
         f"{shown}"
-        f"deployments  {', '.join(names)}\n"
-        f"store        {escape(store)}\n"
-        f"logs         {escape(logs)}\n\n"
+        f"deployments  {markup(', '.join(names))}\n"
+        f"store        {markup(store)}\n"
+        f"logs         {markup(logs)}\n\n"
         "in another terminal:\n\n"
         f"  export PREFECT_API_URL={address}/api\n"
         f"{export}"

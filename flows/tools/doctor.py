@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import access
+from flows.embedded import configured_api
 from flows.prepare import default_store, open_store
-from fortifai_core.errors import FortifaiError
+from fortifai_core.errors import FortifaiError, InputError
 from fortifai_core.outside import markup
 from storage.sources import mirror, pretrained
 
@@ -203,9 +204,10 @@ def check_server(fetch: Callable[[str], bytes] | None = None) -> Check:
     Args:
         fetch: gets the body at a URL; by default from the network.
     """
-    from prefect.settings import PREFECT_API_URL
-
-    url = PREFECT_API_URL.value()
+    try:
+        url = configured_api()
+    except InputError as error:
+        return Check("server", "broken", str(error), "`fortifai run` and `serve` refuse this")
     if not url:
         return Check("server", "fine", "none configured: `fortifai run` starts its own, `fortifai serve` one with a UI")
     try:

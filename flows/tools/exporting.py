@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from flows.hints import command_line
 from flows.outputs import folder_to_make
 from fortifai_core.config.stages import Regime
 from fortifai_core.corpus.schedule import SplitVersion, subsample_splits, training_set
@@ -132,7 +133,8 @@ def model_stage(record: Experiment, *, arm: str, seed: int, generation: int) -> 
 def artifact_of(store: ArtifactStore, record: Experiment, kind: str, key: str) -> Artifact:
     artifact = store.read(kind, key)
     if artifact is None:
-        remedy = f"is not in {store.name}; `fortifai resume {record.label} --store {store.name}` builds it"
+        going_on = command_line(f"resume {record.label}", store=store.url)
+        remedy = f"is not in {store.name}; `{going_on}` builds it"
         raise InputError(kind, key[:12], remedy)
     return artifact
 

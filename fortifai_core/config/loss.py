@@ -45,10 +45,13 @@ class FocalLoss(Frozen):
 
 
 class CustomLoss(Frozen):
-    """A user's own f(nll), imported from `module:function`; the derivative comes from autograd."""
+    """A user's own f(nll), or one that an installed package offers; the derivative comes from autograd."""
 
     type: Literal["custom"] = "custom"
-    function: str = Field(pattern=r"^[\w.]+:\w+$", description="`module:function`, elementwise over nll ≥ 0.")
+    function: str = Field(
+        pattern=r"^([\w.]+:\w+|[\w-]{1,63})$",
+        description="Elementwise over nll ≥ 0: a name of the entry points `fortifai.losses`, or `module:function`.",
+    )
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$", description="How this arm is called.")
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments for the function.")
 

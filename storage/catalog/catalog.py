@@ -99,7 +99,7 @@ def query(store: ArtifactStore, sql: str, *, limit: int | None = None) -> tuple[
     It reads the catalog and the store's artifacts, and nothing else: no other file, no network, no writing.
 
     Every time, before anything is answered, the manifest of every artifact is read and the size of every file
-    compared; the files that views read are compared by digest, once in a process (of a local store).
+    compared; the files that views read are compared by digest, as `ArtifactStore.sound` says.
 
     Args:
         limit: return so many rows at most.

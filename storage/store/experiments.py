@@ -6,6 +6,7 @@ two experiments share is named by both.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -17,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from fortifai_core.errors import InputError
+from fortifai_core.errors import ArtifactDamaged, InputError
 from storage.store.keys import artifact_key
 from storage.store.manifest import check_address, now, seal_of
 from storage.store.store import ArtifactStore
@@ -54,7 +55,8 @@ class StageRecord:
 class Experiment:
     """One experiment. `config`: the full configuration as JSON types; times are ISO, UTC.
 
-    `process` is the one that wrote `status`, as host, pid and the moment it was started.
+    `process` is the one that wrote `status`, as host, pid and the moment it was started. `refresh` has what was asked
+    to be built anew and may not be yet: by `kind/key` the digest of the manifest that is to be replaced.
     """
 
     id: str
@@ -65,6 +67,7 @@ class Experiment:
     status: str
     stages: list[StageRecord] = field(default_factory=list)
     process: str = ""
+    refresh: dict[str, str] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -118,7 +121,12 @@ def experiment_id(config: Mapping[str, Any]) -> str:
 
 
 def record_experiment(
-    store: ArtifactStore, *, config: Mapping[str, Any], status: str, stages: Sequence[StageRecord] | None = None
+    store: ArtifactStore,
+    *,
+    config: Mapping[str, Any],
+    status: str,
+    stages: Sequence[StageRecord] | None = None,
+    refresh: Mapping[str, str] | None = None,
 ) -> Experiment:
     """Write the record of an experiment, atomically; running the same configuration again updates it.
 
@@ -126,6 +134,7 @@ def record_experiment(
         config: `ExperimentConfig.model_dump(mode="json")`.
         status: `running`, `finished`, `failed`, …
         stages: all of them; None keeps those recorded before.
+        refresh: what is to be built anew; None keeps it, until the experiment is finished.
     """
     identity, name, moment = experiment_id(config), str(config["name"]), now()
     fresh = Experiment(identity, name, dict(config), moment, moment, status, process=_this_process())
@@ -135,13 +144,36 @@ def record_experiment(
         warnings.warn(f"{error}: it is written anew", UserWarning, stacklevel=2)
         before = None
     if before is not None:
-        fresh = replace(fresh, created=before.created, stages=before.stages)
+        waiting = {} if status == "finished" else before.refresh
+        fresh = replace(fresh, created=before.created, stages=before.stages, refresh=waiting)
+    if refresh is not None:
+        fresh = replace(fresh, refresh=dict(refresh))
     if stages is not None:
         fresh = replace(fresh, stages=list(stages))
     body = asdict(fresh)
     text = json.dumps({**body, SEAL: seal_of(body)}, indent=1, allow_nan=False) + "\n"
     store.write_bytes(f"{DIRECTORY}/{fresh.label}.json", text.encode())
     return fresh
+
+
+def unrefreshed(store: ArtifactStore, config: Mapping[str, Any]) -> dict[str, str]:
+    """What the experiment of this configuration was asked to build anew and did not yet, as `Experiment.refresh`."""
+    before = _read(store, f"{config['name']}-{experiment_id(config)[:8]}.json")
+    asked = before.refresh if before is not None else {}
+    return {address: digest for address, digest in asked.items() if to_replace(store, address) == digest}
+
+
+def to_replace(store: ArtifactStore, address: str) -> str | None:
+    """A digest of an artifact `kind/key`, whatever was taken out of it; another one once it was built anew."""
+    kind, _, key = address.partition("/")
+    try:
+        manifest = store.peek(kind, key)
+    except ArtifactDamaged:
+        return None
+    if manifest is None:
+        return None
+    whole = replace(manifest, files=[], removed=None)
+    return hashlib.sha256(whole.to_json().encode()).hexdigest()
 
 
 def is_finished(store: ArtifactStore, config: Mapping[str, Any]) -> bool:
@@ -245,6 +277,10 @@ def _check(record: Experiment, file: str) -> None:
         wrong += [f"stages.{index}.parents" for key in stage.parents.values() if not isinstance(key, str)]
         if not wrong:
             check_address(stage.kind, stage.key)
+    if not isinstance(record.refresh, dict) or not all(isinstance(d, str) for d in record.refresh.values()):
+        wrong.append("refresh")
+    for address in () if wrong else record.refresh:
+        check_address(*address.split("/"))
     if wrong:
         raise ValueError(f"{', '.join(wrong[:3])} cannot be so in a record")
     for moment in (record.created, record.updated):

@@ -90,12 +90,21 @@ class Remote:
         # fsspec answers with the paths it was given, without a protocol
         return {paths[path]: data for path, data in contents.items()}
 
-    def listing(self, directory: str) -> dict[str, int]:
-        """Every object below a directory, by its name relative to it, with its size."""
+    def objects(self, directory: str) -> dict[str, dict[str, Any]]:
+        """Every object below a directory, by its name relative to it, with what the storage says of it."""
         base = self._path(directory)
         self.fs.invalidate_cache(base)
         objects: dict[str, dict[str, Any]] = self.fs.find(base, detail=True)
-        return {str(path)[len(base) :].lstrip("/"): int(info["size"]) for path, info in objects.items()}
+        return {str(path)[len(base) :].lstrip("/"): info for path, info in objects.items()}
+
+    def listing(self, directory: str) -> dict[str, int]:
+        """Every object below a directory, by its name relative to it, with its size."""
+        return {name: int(info["size"]) for name, info in self.objects(directory).items()}
+
+    def digest(self, name: str) -> str:
+        """sha256 of an object, which is read for it."""
+        with self.fs.open(self._path(name), "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def delete(self, name: str) -> None:
         """Delete an object if it is there."""
@@ -134,10 +143,8 @@ class Remote:
                 size = self.fs.info(path)["size"]
                 if size != entry["size"]:
                     problem = f"has {size} bytes, its manifest says {entry['size']}"
-                elif verify:
-                    with self.fs.open(path, "rb") as stream:
-                        if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
-                            problem = "does not have the sha256 that its manifest says"
+                elif verify and self.digest(name) != entry["sha256"]:
+                    problem = "does not have the sha256 that its manifest says"
             except FileNotFoundError:
                 problem = "is missing"
             if problem:

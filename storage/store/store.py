@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fortifai_core.errors import ArtifactDamaged, FortifaiError, StoreError, without_secrets
 from storage.store import digests, durable
@@ -28,6 +29,7 @@ from storage.store.location import parse_location
 from storage.store.locks import Lease, LeaseTimes, LockHeld, file_lock, lease
 from storage.store.manifest import FileEntry, Manifest
 from storage.store.remote import Remote, cache_directory
+from storage.store.remote_digests import RemoteDigests
 from storage.store.tree import Artifact, Tree, check_file, is_stray
 
 __all__ = ["Artifact", "ArtifactDamagedWarning", "ArtifactStore", "Damage", "Draft", "Manifest", "Verification"]
@@ -186,8 +188,9 @@ class ArtifactStore:
     def sound(self, reads: Callable[[str, str], bool]) -> list[Manifest]:
         """The manifests of all artifacts, oldest first, when none of them is damaged.
 
-        The size of every file is compared; in a local store also the digest of each file that is going to be read,
-        which is taken once by this process (`storage.store.digests`).
+        The size of every file is compared, and the digest of each file that is going to be read. That is taken once
+        by this process (`storage.store.digests`); of a remote store once for as long as the storage says the same of
+        the object (`storage.store.remote_digests`), whichever process asks.
 
         Args:
             reads: whether a file of an artifact is going to be read, by the artifact's kind and the file's name.
@@ -198,40 +201,60 @@ class ArtifactStore:
         """
         # one listing tells all sizes of a remote store, which would take minutes one by one
         with self._asked():
-            sizes = self.remote.listing("artifacts") if self.remote else None
+            taken = RemoteDigests(self.remote, self.root) if self.remote else None
+            objects = self.remote.objects("artifacts") if self.remote else {}
             found = list((self.remote or self.tree).manifests())
         manifests, problems = [], []
         for (kind, key), where, text in found:
             try:
                 manifest: Manifest | None = Manifest.from_json(text, where=where, address=(kind, key))
                 assert manifest is not None
-                self._compare(manifest, sizes, reads)
+                self._compare(manifest, objects, taken, reads)
             except ArtifactDamaged:
                 try:  # it may have been replaced or set aside between one look and the next
                     manifest = self.peek(kind, key)
                     if manifest is not None:
-                        self._compare(manifest, None, reads)
+                        with self._asked():
+                            again = self.remote.objects(f"artifacts/{kind}/{key}") if self.remote else {}
+                        fresh = {f"{kind}/{key}/{name}": info for name, info in again.items()}
+                        self._compare(manifest, fresh, taken, reads)
                 except ArtifactDamaged as error:
                     problems.append(f"{kind} {key[:12]}: {error}")
                     continue
             if manifest is not None:
                 manifests.append(manifest)
+        if taken is not None:
+            taken.keep()
         if problems:
             more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
             named = "; ".join(problems[:NAMED])
             raise ArtifactDamaged(f"{len(problems)} damaged artifacts in {self.name}: {named}{more}; {REMEDY}")
         return sorted(manifests, key=lambda m: (m.created, m.kind, m.key))
 
-    def _compare(self, manifest: Manifest, sizes: Mapping[str, int] | None, reads: Callable[[str, str], bool]) -> None:
-        """Raise `ArtifactDamaged` where a file is not what the manifest says. `sizes`: of a remote store's objects."""
+    def _compare(
+        self,
+        manifest: Manifest,
+        objects: Mapping[str, Mapping[str, Any]],
+        taken: RemoteDigests | None,
+        reads: Callable[[str, str], bool],
+    ) -> None:
+        """Raise `ArtifactDamaged` where a file is not what the manifest says. `objects`, `taken`: of a remote store."""
         place = self.tree.place(manifest.kind, manifest.key)
         for entry in manifest.files:
             name = f"{manifest.kind}/{manifest.key}/{entry['name']}"
-            if self.remote is None:
-                check_file(place, entry, verify=reads(manifest.kind, entry["name"]))
-            elif sizes is not None and sizes.get(name) != entry["size"]:
-                message = f"{name} has {sizes.get(name)} bytes, its manifest says {entry['size']}"
+            is_read = reads(manifest.kind, entry["name"])
+            if taken is None:
+                check_file(place, entry, verify=is_read)
+                continue
+            info = objects.get(name)
+            size = None if info is None else info["size"]
+            if info is None or size != entry["size"]:
+                message = f"{name} has {size} bytes, its manifest says {entry['size']}"
                 raise ArtifactDamaged(message, file=entry["name"])
+            with self._asked():
+                if is_read and taken.of(f"artifacts/{name}", info) != entry["sha256"]:
+                    message = f"{name} does not have the sha256 that its manifest says"
+                    raise ArtifactDamaged(message, file=entry["name"])
 
     # --- looking after it: what is damaged is set aside ---
 

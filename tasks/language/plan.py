@@ -47,7 +47,7 @@ class Digests:
     Attributes:
         corpus: of the files that the corpus reads (`storage.sources.sources.source_digests`).
         model: identity of a pretrained model: hub id and revision, or the digest of a local folder.
-        losses: of the source of every custom loss, by its `module:function`.
+        losses: of the source of every custom loss, by what names it.
         benchmarks: version and data digests of every benchmark asked for (`tasks.language.benchmark_data.describe`).
     """
 

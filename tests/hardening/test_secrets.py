@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli.app import app
+from flows.cli.app import _resume, app
+from flows.hints import command_line
 from flows.load import load_any_config
+from flows.local import _announce
 from flows.prepare import Prepared, prepare_experiment
+from flows.terminal import Terminal
 from fortifai_core.config.stages import Runtime
 from storage.catalog.catalog import query, rebuild_catalog
 from tasks.engine.build import build
@@ -91,3 +95,25 @@ def test_no_command_prints_a_secret(command: list[str], ran: Prepared, monkeypat
     done = CliRunner().invoke(app, [*command, "--store", str(ran.store.root)])
     assert leaked((done.output + str(done.exception)).encode()) == []
     assert os.environ["HF_TOKEN"] == SECRETS["HF_TOKEN"]
+
+
+@pytest.mark.parametrize(
+    ("store", "printed"),
+    [
+        (None, "fortifai resume mine --allow-code losses"),
+        ("s3://bucket/store", "fortifai resume mine --store s3://bucket/store --allow-code losses"),
+        ("/data/my {own} store", "fortifai resume mine --store '/data/my {own} store' --allow-code losses"),
+    ],
+)
+def test_how_to_go_on_can_be_copied(store: str | None, printed: str) -> None:
+    assert command_line("resume mine", store=store, allow=["losses"]) == printed
+
+
+def test_how_to_go_on_repeats_no_password(ran: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a run announces, and what a failed one ends with."""
+    resume = _resume("ftp://me:hunter2@host/store?token=hunter3", ["losses"])
+    anew = replace(ran, refresh=frozenset(stage.reference for stage in ran.plan.stages()))
+    _announce(anew, Terminal(width=300), command=resume.replace("{name}", ran.record_id))
+    said = capsys.readouterr().out
+    assert f"go on with: fortifai resume {ran.record_id} --allow-code losses" in said
+    assert "FORTIFAI_STORE" in said and "hunter" not in said

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from flows.cli.app import app, exit_code
 from flows.load import load_any_config
 from flows.reporters import TerminalReporter
+from flows.server.serving import _welcome
 from flows.terminal import Terminal
 from flows.tools.exporting import _card
 from fortifai_core.config.experiment import ExperimentConfig
@@ -320,6 +321,17 @@ def test_an_error_says_what_it_was_given_and_obeys_it_not(
         said = capsys.readouterr().err
         assert not set(OBEYED) & set(said)
         assert said.startswith("error: ") and said.count("\n") == 1, said
+
+
+def test_what_a_server_says_of_itself_is_text(tmp_path: Path) -> None:
+    """Also on a console of Rich's own, which obeys what it is told to print."""
+    hostile = "me:[link=http://x]a[/link]\x1b[31m"
+    said = io.StringIO()
+    places = (f"/stores/{hostile}", hostile, tmp_path / hostile.replace("/", ""), None)
+    Console(file=said, width=400).print(_welcome("http://127.0.0.1:4200", ["recursive-training/[b]x"], *places))
+    assert "\x1b" not in said.getvalue()
+    for text in ("[link=http://x]a[/link]\\x1b[31m", "recursive-training/[b]x", "store        /stores/me:[link="):
+        assert text in said.getvalue()
 
 
 def test_xml_is_escaped_and_well_formed() -> None:

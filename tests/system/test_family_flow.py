@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,6 +138,29 @@ def test_refresh_builds_anew_what_is_asked_for_and_what_follows_from_it(
     assert {s.role for s in built} == {"data", "segment", "failure", "report"} - kept
     assert {s.reference for s in built} == {s.reference for s in again.plan.stages() if s.role not in kept}
     assert digests(again.store) == digests(finished.store)
+
+
+def test_a_refresh_that_is_stopped_is_gone_on_with(finished: Prepared, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(finished.store.root, store)
+    before = digests(finished.store)
+    asked = prepared(store, "gmm", *GMM, refresh=["segment"])
+    once = build_all(asked, upto=len(asked.plan.stages()) // 2)
+    assert 0 < len(once) < len(asked.refresh)
+    for _ in range(2):  # it may be stopped again before it does anything
+        with pytest.warns(UserWarning, match=f"{len(asked.refresh) - len(once)} stages are still to be built anew"):
+            again = prepared(store, "gmm", *GMM)
+        assert again.refresh == asked.refresh - {stage.reference for stage in once}
+        assert load_experiment(again.store, again.record_id).status == "planned"
+    assert {stage.reference for stage in build_all(again)} == again.refresh
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not prepared(store, "gmm", *GMM).refresh
+    assert digests(again.store) == before
+    # nor is anything left to do where the last thing that was recorded is that all is finished
+    asked = prepared(store, "gmm", *GMM, refresh=["segment"])
+    record_experiment(asked.store, config=asked.plan.config.model_dump(mode="json"), status="finished")
+    assert not prepared(store, "gmm", *GMM).refresh
 
 
 @pytest.mark.parametrize("role", ["family-train", "sample"])

@@ -8,12 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from flows.access import check_folder
+from flows.embedded import check_api
 from flows.load import load_any_config
 from flows.prepare import prepare_experiment
+from flows.server.serving import serve_all
+from flows.tools.doctor import check_server
 from fortifai_core.config.custom_loss import ALLOWED
-from fortifai_core.errors import ConfigError
-from helpers import COMMAND, environment
+from fortifai_core.errors import ConfigError, InputError
+from helpers import COMMAND, environment, install_losses
 from storage.store.experiments import record_experiment
 from storage.store.store import ArtifactStore
 from tasks.engine.children import ROOT, child_environment
@@ -70,6 +75,18 @@ def test_a_configuration_cannot_have_code_run(folder: Path) -> None:
     assert ran(folder / "modules") == {"losses_here"} and not ran(folder)
 
 
+def test_an_installed_loss_needs_no_permission_and_gets_no_other(folder: Path) -> None:
+    packages = folder.parent / "packages"
+    packages.mkdir()
+    install_losses(packages, "lab_losses", TELLTALE + "def double(nll):\n    return nll * 2\n", {"double": "double"})
+    here = os.pathsep.join((ROOT, str(packages)))
+    named = LOSS.replace("losses_here:own", "double")
+    done = fortifai(folder, "plan", "smoke", "--set", named, PYTHONPATH=here)
+    assert done.returncode == 0 and "own" in done.stdout, done.stderr
+    assert ran(packages) == {"lab_losses"} and not ran(folder)
+    refused(fortifai(folder, "plan", "smoke", "--set", named), "losses.1.function = 'double'", "no installed package")
+
+
 def test_a_loss_that_is_none_is_refused_before_anything_is_computed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, store_url: str
 ) -> None:
@@ -97,6 +114,55 @@ def test_the_current_folder_holds_no_modules(folder: Path, monkeypatch: pytest.M
         through = f"import subprocess; subprocess.run({child}, check=True)"
         subprocess.run([sys.executable, "-c", through], env=variables, check=True)
     assert not ran(folder)
+
+
+def test_the_installed_command_is_safe_beside_packages_of_its_own_names(folder: Path) -> None:
+    script = folder.parent / "bin" / "fortifai"  # as pip writes it
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom flows.cli.app import main\nsys.exit(main())\n")
+    for name in ("flows", "fortifai_core", "kernels", "prefect"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("from pathlib import Path\nPath('ran-package').touch()\n")
+    told = {**environment(folder.parent, "store"), "PYTHONPATH": ROOT}
+    command = [sys.executable, str(script), "run", "gaussian-demo", "--set", "family.samples=-1"]
+    plan = [sys.executable, str(script), "plan", "gaussian-demo"]
+    done = subprocess.run(plan, env=told, cwd=folder, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    refused(subprocess.run(command, env=told, cwd=folder, capture_output=True, text=True, timeout=100), "samples")
+    assert not ran(folder)
+    # nor with `python -m`, where the person says so
+    safe = [sys.executable, "-P", "-m", "flows.cli", "plan", "gaussian-demo"]
+    assert subprocess.run(safe, env=told, cwd=folder, capture_output=True, timeout=100).returncode == 0
+    assert not ran(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("prefect.toml", "[logging]\nconfig_path = 'log.yml'\n"),
+        ("pyproject.toml", "[tool.prefect.logging]\nconfig_path = 'log.yml'\n"),
+        ("pyproject.toml", "[tool.\"pre\\u0066ect\".logging]\nconfig_path = 'log.yml'\n"),
+        (".env", "export Prefect_Logging_Settings_Path=log.yml\n"),
+    ],
+)
+def test_a_file_of_the_current_folder_does_not_set_prefect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    """Its logging configuration calls whatever function it names."""
+    (tmp_path / "log.yml").write_text(
+        "version: 1\nformatters: {x: {(): subprocess.check_output, args: [touch, was-run]}}\n"
+    )
+    (tmp_path / name).write_text(text)
+    if name == ".env":  # the whole command once, for it takes seconds
+        refused(fortifai(tmp_path, "run", "gaussian-demo"), "the current folder = ", name, "start from another folder")
+    monkeypatch.chdir(tmp_path)
+    for command in (check_api, lambda: serve_all(host="127.0.0.1", port=4200, store=None, console=Console())):
+        with pytest.raises(InputError, match=f"the current folder = .*{name}.*would set Prefect"):
+            command()
+    assert check_server().state == "broken" and not (tmp_path / "was-run").exists()
+    (tmp_path / name).write_text("")
+    if name != "prefect.toml":
+        check_folder()
 
 
 def test_what_pythonpath_names_is_found_wherever_the_child_goes(

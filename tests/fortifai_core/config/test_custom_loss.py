@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fortifai_core.config.custom_loss import ALLOWED, allow_code, check_elementwise, load_custom, module_file
+from fortifai_core.config.custom_loss import ALLOWED, allow_code, check_elementwise, load_custom, source_of
 from fortifai_core.errors import ConfigError
+from helpers import install_losses
 
 SOURCE = """
 import functools, math, subprocess
@@ -105,13 +106,13 @@ def test_a_module_in_a_package_needs_its_own_permission(tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv(ALLOWED, "lab_of_mine")
     with pytest.raises(ConfigError, match=r"--allow-code lab_of_mine\.losses"):
-        module_file("lab_of_mine.losses:same")
+        source_of("lab_of_mine.losses:same")
     assert not (package / "was-imported").exists()
     monkeypatch.setenv(ALLOWED, "lab_of_mine.losses")
-    assert module_file("lab_of_mine.losses:same") == package / "losses.py"
+    assert source_of("lab_of_mine.losses:same").file == package / "losses.py"
     monkeypatch.setenv(ALLOWED, "torch.nn.functional")
     with pytest.raises(ConfigError, match="no file of your own"):
-        module_file("torch.nn.functional:relu")
+        source_of("torch.nn.functional:relu")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +148,48 @@ def test_a_function_that_is_no_loss_of_single_tokens_is_refused(user_module: str
     function = f"{user_module}:{name}"
     with pytest.raises(ConfigError, match=f"losses.function = '{function}': .*{message}"):
         check_elementwise(function, load_custom(function, {}))
+
+
+def test_an_installed_package_offers_a_loss_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ALLOWED, raising=False)
+    install_losses(tmp_path, "installed_losses", SOURCE, {"power": "power", "odd": "Popen", "none": "missing"})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = source_of("power")
+    assert (source.module, source.name, source.file) == ("installed_losses", "power", tmp_path / "installed_losses.py")
+    assert not (tmp_path / "was-imported").exists()
+    loss = load_custom("power", {"exponent": 2.0})
+    check_elementwise("power", loss)
+    assert loss(torch.tensor([3.0])).item() == 9.0
+    for function, message in (
+        ("odd", "not a function of nll that is defined in installed_losses"),
+        ("none", "has no 'missing'"),
+        ("other", "no installed package offers a loss of this name .there are: none, odd, power"),
+        ("installed_losses:power", "--allow-code installed_losses"),  # the file itself is allowed by its name alone
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_custom(function, {})
+
+
+def test_a_name_that_two_packages_offer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, function in (("one_losses", "power"), ("other_losses", "root")):
+        install_losses(tmp_path, package, SOURCE, {"power": function})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"several installed packages .*one_losses, other_losses"):
+        source_of("power")
+
+
+def test_the_digest_of_an_installed_loss_holds_what_its_name_stands_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = set()
+    for number, function in enumerate(("power", "root")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        install_losses(folder, "installed_losses", SOURCE, {"mine": function})
+        with monkeypatch.context() as patched:
+            patched.syspath_prepend(str(folder))
+            digests.add(source_of("mine").digest)
+    assert len(digests) == 2
 
 
 def test_checking_a_configuration_needs_no_torch() -> None:

@@ -18,6 +18,7 @@ from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import ArtifactDamaged, InputError
 from storage.catalog.catalog import VIEWS, query, rebuild_catalog
 from storage.store.experiments import StageRecord, record_experiment
+from storage.store.remote_digests import FILE, RemoteDigests
 from storage.store.store import ArtifactStore
 from storage.tables import parquet
 
@@ -431,6 +432,45 @@ def test_a_remote_store_is_asked_the_same_way(tmp_path: Path) -> None:
     other = ArtifactStore(store.url, cache=tmp_path / "other")
     assert one(other, "SELECT count(*) FROM documents") == (4,)
     assert not (other.root / "artifacts").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_object_of_a_remote_store_is_refused_until_it_is_mended(tmp_path: Path, damage: str) -> None:
+    store = ArtifactStore(f"memory://{uuid.uuid4().hex}/prefix", cache=tmp_path / "cache")
+    fill(store)
+    assert one(store, "SELECT count(*) FROM metrics WHERE split IS NULL") == (1,)
+    assert store.remote is not None
+    name = "artifacts/evaluation/evaluation-0/metrics.parquet"
+    whole = store.remote.read(name)
+    assert whole is not None
+    other = bytes([*whole[:-40], whole[-40] ^ 1, *whole[-39:]]) if damage == "flipped" else whole[:-40]
+    store.remote.write(name, other)
+    said = "sha256" if damage == "flipped" else "bytes, its manifest says"
+    for machine in ("cache", "cache", "another"):  # every time, and by whoever asks
+        with pytest.raises(ArtifactDamaged, match=f"1 damaged artifacts.*metrics.parquet.*{said}"):
+            query(ArtifactStore(store.url, cache=tmp_path / machine), "SELECT count(*) FROM metrics")
+    store.remote.write(name, whole)
+    assert one(store, "SELECT count(*) FROM metrics WHERE split IS NULL") == (1,)
+
+
+def test_an_object_of_a_remote_store_is_read_once_for_its_digest(tmp_path: Path) -> None:
+    store = ArtifactStore(f"memory://{uuid.uuid4().hex}/prefix", cache=tmp_path / "cache")
+    fill(store)
+    assert store.remote is not None
+    name = "artifacts/evaluation/evaluation-0/metrics.parquet"
+    info = store.remote.objects("artifacts/evaluation/evaluation-0")["metrics.parquet"]
+    first = RemoteDigests(store.remote, tmp_path)
+    digest = first.of(name, info)
+    first.keep()
+    store.remote.delete(name)  # from here on it cannot be read
+    assert RemoteDigests(store.remote, tmp_path).of(name, info) == digest
+    for other in ({**info, "created": "later"}, {"size": info["size"]}):
+        with pytest.raises(FileNotFoundError):
+            RemoteDigests(store.remote, tmp_path).of(name, other)
+    for text in ("", "[]", '{"a": 1}', "\x00"):  # what is no record of digests is none
+        (tmp_path / FILE).write_text(text)
+        with pytest.raises(FileNotFoundError):
+            RemoteDigests(store.remote, tmp_path).of(name, info)
 
 
 def test_thousands_of_artifacts_are_one_query(store: ArtifactStore) -> None:
