@@ -129,6 +129,9 @@ def resume(
 
     allow_code(allow or [])
     record = load_experiment(open_store(store), experiment)
+    if record.status == "imported":
+        remedy = "was imported and is as it is: `fortifai report` shows it, and whatever computed it can go on with it"
+        raise InputError("experiment", experiment, remedy)
     config = validate(record.config)
     console = err if as_json else out
     resuming = _resume(store, allow)

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
+from flows.cli.app import app
 from flows.local import read_report
 from flows.tools.importing import import_results
 from fortifai_core.corpus.tokenization import train_tokenizer
-from fortifai_core.errors import DataError
+from fortifai_core.errors import DataError, InputError
 from storage.catalog.catalog import query
 from storage.sources.model_packages import PACKAGES
 from storage.store.store import ArtifactStore
@@ -57,6 +59,8 @@ def the_store_takes_them(folder: Path, lines: list[dict[str, Any]]) -> None:
     record = import_results(store, folder / "lines.jsonl", name="alone")
     again = import_results(store, folder / "lines.jsonl", name="alone")
     assert (record.state, again.id, again.stages) == ("imported", record.id, record.stages)
+    refused = CliRunner().invoke(app, ["resume", "--store", str(folder / "store")])
+    assert isinstance(refused.exception, InputError) and "was imported" in str(refused.exception)
     table, page = read_report(store, record)
     assert len(table["rows"]) >= 2 and (page / "report.html").is_file()
     assert any("Imported from lines.jsonl" in note for note in table["notes"])
