@@ -1,10 +1,10 @@
-"""`fortifai bench kernels | regeneration`: speed and memory on this machine, as ratios within one run."""
+"""`fortifai bench kernels | regeneration | model`: speed and memory on this machine, as ratios within one run."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -92,3 +92,58 @@ def regeneration(
         typer.echo(json.dumps(rows, indent=2, default=str))
     else:
         regeneration_table(rows, Terminal())
+
+
+@benches.command("model")
+def model(
+    path: Annotated[str | None, typer.Option("--model", help="Hub id (FORTIFAI_MODELS first), or a folder.")] = None,
+    gguf_file: Annotated[str | None, typer.Option(help="The GGUF file there.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="training, rewriting or scoring; repeatable. [all]")] = None,
+    context: Annotated[list[int] | None, typer.Option(min=1, help="C of the rewriting; repeatable. [64, 512]")] = None,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of 32 tokens that are rewritten.")] = 16,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch, on the CPU.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the median counts.")] = 3,
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """A model's training step, rewriting and scoring against the best that others offer."""
+    from flows.bench.model import PARTS, bench_model, model_table, tiny
+
+    check_device(device)
+    for name in part or ():
+        if name not in PARTS:
+            raise InputError("--part", name, f"choose {', '.join(PARTS)}")
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError("--dtype", dtype, "choose float32 or bfloat16")
+    if path is None and not quick:
+        raise InputError("--model", "", "name a model, or try a tiny random one with --quick")
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    err = Terminal(stderr=True)
+    sizes: dict[str, Any] = {"contexts": context or (64, 512), "blocks": blocks}
+    if path is None:
+        chosen, tokenizer = tiny()
+        sizes = {"contexts": context or (64,), "blocks": min(blocks, 4), "rows": 2, "length": 32, "questions": 8}
+    else:
+        from storage.sources.pretrained import Pretrained
+
+        found = Pretrained.find(path, None, gguf_file)
+        found.check(longest=max(sizes["contexts"]) + 32 * blocks)
+        chosen, tokenizer = found.fetch_model(dtype="float32"), found.fetch_tokenizer()
+    rows = bench_model(
+        chosen.to(device),
+        tokenizer,
+        parts=part or PARTS,
+        dtype=dtype,
+        repeats=1 if quick else repeats,
+        say=lambda text: err.print(f"[dim]{markup(text)}[/]", highlight=False, soft_wrap=True),
+        **sizes,
+    )
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        model_table(rows, Terminal())

@@ -7,10 +7,11 @@ no model in its key and would hand one model's answers to the next, so it is nev
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fortifai_core.corpus.documents import Question
 from fortifai_core.errors import ConfigError, DataError
 from storage.sources import mirror
 from storage.tables import parquet
@@ -199,6 +200,32 @@ def evaluate(model: Any, tokenizer: Any, tasks: dict[str, Any], *, limit: int | 
     outcome = lm_evaluate(lm=lm, task_dict=dict(tasks), limit=limit, bootstrap_iters=0, log_samples=True)
     assert outcome is not None  # None on other ranks than the first, and there is one
     return dict(outcome)
+
+
+def score_choices(
+    model: Any, tokenizer: Any, questions: Sequence[Question], *, batch: int
+) -> list[tuple[float, float]]:
+    """KR-test questions as lm-eval's multiple choice: of each, log p of the true and of the false answer, in nats."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    rows = [{"context": q.context, "answers": [q.true_answer, q.false_answer]} for q in questions]
+    task = ConfigurableTask(
+        config={
+            "task": "kr",
+            "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{context}}",
+            "doc_to_choice": "{{answers}}",
+            "doc_to_target": 0,
+            "num_fewshot": 0,
+            "metadata": {"version": 1.0},
+        }
+    )
+    outcome = evaluate(model, tokenizer, {"kr": task}, limit=None, batch=batch)
+    found = {s["doc_id"]: [float(response[0]) for response in s["filtered_resps"]] for s in outcome["samples"]["kr"]}
+    return [(found[index][0], found[index][1]) for index in range(len(questions))]
 
 
 def metric_rows(benchmark: str, outcome: dict[str, Any]) -> Iterator[dict[str, Any]]:
