@@ -37,6 +37,27 @@ def check_folder(path: str, folder: Path) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
+def check_settings(path: str, folder: Path) -> None:
+    """Check what a model's config.json says, where no more of the model has been fetched yet.
+
+    Raises:
+        DataError: it cannot be used, or wants to run code of its own.
+    """
+    _empty_model(path, folder)
+
+
+def is_whole(path: str, folder: Path) -> bool:
+    """Whether weights and tokenizer are there, as far as the folder of a model says what belongs to it.
+
+    Raises:
+        DataError: its index of weights makes no sense.
+    """
+    if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
+        return False
+    weights = all((folder / name).is_file() for name in _weight_files(path, folder))
+    return weights and (folder / "tokenizer_config.json").is_file()
+
+
 def _empty_model(path: str, folder: Path) -> tuple[Any, bool]:
     """The model that config.json describes, without weights; and whether those are stored in another form."""
     import torch

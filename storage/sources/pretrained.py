@@ -23,7 +23,7 @@ from fortifai_core.config.model import PretrainedModel
 from fortifai_core.errors import ConfigError, DataError
 from fortifai_core.parsing import local_path
 from storage.sources.gguf_header import FIELD, GgufHeader, read_header
-from storage.sources.model_folder import check_folder
+from storage.sources.model_folder import check_folder, check_settings, is_whole
 from storage.store.tree import is_stray
 from storage.tables.models import SAFELY, why_not
 
@@ -176,9 +176,13 @@ class Pretrained:
                 f"reads {self.context:,} tokens, and sequences of {longest:,} are asked for: shorten contexts, chunks"
             )
             raise ConfigError("model.path", self.path, f"{remedy} and sequences, or take another model")
+        if self.folder is None:  # its config.json was fetched just now, perhaps
+            self.check_files()
 
     def check_files(self) -> None:
         """Refuse a folder that is no model which can be trained from; a GGUF says enough in its header.
+
+        Of a model of the hub that is looked at which was fetched before; nothing is fetched for it.
 
         Raises:
             InputError: it is not there, damaged, incomplete or of an unknown kind, brings code along, or its tokenizer
@@ -192,6 +196,23 @@ class Pretrained:
             if not 0 < tokens <= rows:
                 remedy = f"its tokenizer has {tokens:,} tokens and the model knows {rows:,}"
                 raise DataError("model.path", self.path, remedy)
+        elif (fetched := self._fetched) is not None:
+            if is_whole(self.path, fetched):
+                Pretrained(self.path, None, None, fetched).check_files()
+            else:
+                check_settings(self.path, fetched)
+
+    @property
+    def _fetched(self) -> Path | None:
+        """The folder of the hub's cache that holds the model's config.json, where it was fetched before."""
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            found = try_to_load_from_cache(self.path, "config.json", revision=self.revision)
+        except HFValidationError:
+            return None  # the hub's own error says more
+        return Path(found).parent if isinstance(found, str) else None
 
     def _from_hub(self, name: str) -> Path:
         from huggingface_hub import hf_hub_download

@@ -20,6 +20,12 @@ from fortifai_core.errors import FortifaiError, Unusable
 from storage.store.tree import is_stray
 
 FORMATS = (".txt", ".jsonl", ".parquet")
+MAX_DOCUMENT = 64 * 2**20  # bytes of a line, characters of a document: forty times a long novel
+MAX_CONTENT = 8 * 2**30  # bytes of one file's text, unpacked; all documents of a corpus are in memory once
+
+
+_TOO_LONG = f"is longer than a document may be ({MAX_DOCUMENT // 2**20} MiB): divide it into several documents"
+_TOO_LARGE = f"holds more text than one file may ({MAX_CONTENT // 2**30} GiB unpacked): divide it into several files"
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,13 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     Only `\\n` and `\\r\\n` end a line: the other separators of Unicode occur inside running text.
     """
     with open_content(path) as stream:
-        for number, raw in enumerate(stream, 1):
+        number = size = 0
+        while raw := stream.readline(MAX_DOCUMENT + 1):
+            number, size = number + 1, size + len(raw)
+            if len(raw) > MAX_DOCUMENT:
+                raise Unusable(f"{path}:{number}", f"the line {_TOO_LONG}")
+            if size > MAX_CONTENT:
+                raise Unusable(str(path), _TOO_LARGE)
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -164,23 +176,44 @@ def check_format(path: Path) -> None:
 
 
 def _from_text(path: Path) -> Iterator[RawDocument]:
-    lines = (line for _, line in numbered_lines(path))
-    for written, together in groupby(lines, key=lambda line: bool(line.strip())):
-        if written:
-            yield RawDocument(None, "\n".join(together))
+    for written, together in groupby(numbered_lines(path), key=lambda numbered: bool(numbered[1].strip())):
+        if not written:
+            continue
+        lines, size = list[str](), 0
+        for number, line in together:
+            lines.append(line)
+            size += len(line) + 1
+            if size > MAX_DOCUMENT + 1:
+                raise Unusable(f"{path}:{number}", f"the document that goes on here {_TOO_LONG}, by blank lines")
+        yield RawDocument(None, "\n".join(lines))
 
 
 def _from_parquet(path: Path, text_field: str) -> list[dict[str, Any]]:
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     with open_content(path) as stream, unreadable(path, "Parquet"):
-        table = pq.ParquetFile(pa.BufferReader(stream.read()))
+        content = stream.read(MAX_CONTENT + 1)
+        if len(content) > MAX_CONTENT:
+            raise Unusable(str(path), _TOO_LARGE)
+        table = pq.ParquetFile(pa.BufferReader(content))
         names = table.schema_arrow.names
         if text_field not in names:
             raise Unusable(str(path), _no_column(text_field, names))
         wanted = sorted({"id", text_field} & set(names))
-        rows: list[dict[str, Any]] = table.read(columns=wanted).to_pylist()
+        groups = [table.metadata.row_group(index) for index in range(table.metadata.num_row_groups)]
+        columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+        if sum(c.total_uncompressed_size for c in columns if c.path_in_schema in wanted) > MAX_CONTENT:
+            raise Unusable(str(path), _TOO_LARGE)
+        read = table.read(columns=wanted)
+        texts = read.column(text_field)
+        if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
+            longest = pc.max(pc.binary_length(texts)).as_py() or 0
+            if longest > MAX_DOCUMENT:  # before Python has a second copy of it
+                index = pc.index(pc.binary_length(texts), longest).as_py()
+                raise Unusable(f"{path}[{index}]", f"the text {_TOO_LONG}")
+        rows: list[dict[str, Any]] = read.to_pylist()
         return rows
 
 

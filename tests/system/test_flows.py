@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
+import os
 import shutil
 from collections import Counter
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from faults import EVERY, disk
 from rich.console import Console
 
 from artifacts import flip_one_of_each_kind
@@ -20,10 +24,12 @@ from flows.load import load_experiment_config
 from flows.prepare import Prepared, plan_for, prepare_experiment
 from flows.tools.collecting import collect
 from fortifai_core.config.custom_loss import ALLOWED
-from fortifai_core.errors import ConfigError, DataError, StoreError
+from fortifai_core.errors import ConfigError, DataError, StageFailed, StoreError
 from helpers import Recorder, run_flow
 from helpers import digests as artifact_digests
+from storage.store.experiments import load_experiment
 from storage.store.store import ArtifactStore
+from tasks.engine.stages import Stage
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 OVERRIDES = ["runtime.workers=1", "runtime.threads=1"]
@@ -221,6 +227,38 @@ def test_what_gc_removed_is_made_again_only_when_a_stage_needs_it(copied: Path) 
     run_flow(weights, recorder)
     assert {stage.arm for stage in recorder.built} == {"ce"}
     assert artifact_digests(store) == before
+
+
+@pytest.mark.long
+def test_a_failure_that_cannot_be_recorded_is_said_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full by then: what went wrong first is what counts."""
+    (tmp_path / "late_losses.py").write_text(
+        "def late(nll):\n    if nll.numel() > 64:\n        raise RuntimeError('the first thing that went wrong')\n"
+        "    return nll * 1.0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv(ALLOWED, "late_losses")
+    loss = "losses=[{type: custom, name: late, function: 'late_losses:late'}]"
+    prepared = prepare_experiment(load_experiment_config("smoke", [*OVERRIDES, loss]), store=str(tmp_path / "store"))
+
+    class FillsTheDisk(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.full = contextlib.ExitStack()
+
+        def started(self, stage: Stage) -> None:
+            if stage.role == "train":
+                self.full.enter_context(disk(prepared.store.root / "experiments", ENOSPC, writes=True, failing=EVERY))
+
+    recorder = FillsTheDisk()
+    with pytest.raises(StageFailed, match="the first thing that went wrong"), recorder.full:
+        run_flow(prepared, recorder)
+    (told,) = [note for note in recorder.notes if "could not be recorded" in note]
+    assert "No space left" in told or "full" in told
+    assert load_experiment(prepared.store, prepared.record_id).status == "running"
 
 
 @pytest.mark.long

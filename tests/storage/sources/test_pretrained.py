@@ -203,6 +203,50 @@ def test_a_tokenizer_that_does_not_fit_the_weights_is_refused(tmp_path: Path, fi
         planned(tmp_path, {"path": str(folder)})
 
 
+def cut_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:200])
+
+
+def with_code(folder: Path) -> None:
+    config = {"model_type": "theirs", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("from pathlib import Path\nPath(__file__).with_name('was-run').touch()\n")
+
+
+def with_code_alone(folder: Path) -> None:
+    """As where no more than the configuration was fetched."""
+    with_code(folder)
+    (folder / "model.safetensors").unlink()
+
+
+def other_shapes(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": config["intermediate_size"] * 2}))
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+
+
+@pytest.mark.parametrize("damage", [None, cut_weights, with_code, with_code_alone, other_shapes, no_tokenizer])
+def test_what_was_fetched_of_a_model_of_the_hub_is_checked_before_anything_is_computed(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch, damage: Any
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    fetched = tmp_path / "hub" / "models--lab--theirs"
+    (fetched / "refs").mkdir(parents=True)
+    (fetched / "refs" / "main").write_text("0" * 40)
+    folder = save_safetensors(fetched / "snapshots" / ("0" * 40), file)
+    if damage is None:
+        assert planned(tmp_path, {"path": "lab/theirs"})
+        return
+    damage(folder)
+    with pytest.raises(DataError, match=r"model\.path = 'lab/theirs': ") as refused:
+        planned(tmp_path, {"path": "lab/theirs"})
+    assert "\n" not in str(refused.value) and not list(tmp_path.rglob("was-run"))
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_model_that_is_nowhere_is_refused_with_the_ways_to_have_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"model\.path = 'owner/name': .*make models.*FORTIFAI_MODELS") as refused:
         planned(tmp_path, {"path": "owner/name"})
