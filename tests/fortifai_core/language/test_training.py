@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fortifai_core.config.stages import Training
 from fortifai_core.corpus.packing import collate, pack
 from fortifai_core.errors import NonFiniteLoss
-from fortifai_core.language.training import newest_checkpoint, train_model
+from fortifai_core.language.training import newest_checkpoint, seal_checkpoint, train_model
 
 VOCABULARY = 64
 
@@ -102,6 +102,32 @@ def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     assert not newest.exists()
     (older / "digests.json").unlink()
     assert newest_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("digests", [b"", b"\xff{", b"[]", b"null", b'{"model.safetensors": 1}', b"[" * 100_000])
+def test_a_checkpoint_whose_digests_say_nothing_is_none(tmp_path: Path, digests: bytes) -> None:
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"weights")
+        seal_checkpoint(tmp_path / f"checkpoint-{step}")
+    for step, left in ((10, "checkpoint-2"), (2, None)):
+        (tmp_path / f"checkpoint-{step}" / "digests.json").write_bytes(digests)
+        newest = newest_checkpoint(tmp_path)
+        assert (newest and newest.name) == left and not (tmp_path / f"checkpoint-{step}").exists()
+
+
+@pytest.mark.parametrize(("spoilt", "resumed_from"), [(1, 4), (2, 0)])
+def test_training_goes_on_from_an_earlier_checkpoint_or_from_the_start(
+    tmp_path: Path, spoilt: int, resumed_from: int
+) -> None:
+    whole, resumed = tiny_model(), tiny_model()
+    train(whole, tmp_path / "whole", save_steps=2)
+    with pytest.raises(Killed):
+        train(tiny_model(), tmp_path / "cut", save_steps=2, on_progress=die_at(7))
+    for step in (6, 4)[:spoilt]:
+        (tmp_path / "cut" / f"checkpoint-{step}" / "digests.json").write_bytes(b"[" * 100_000)
+    assert train(resumed, tmp_path / "cut", save_steps=2).resumed_from == resumed_from
+    assert same(weights(whole), weights(resumed))
 
 
 def test_the_seed_orders_the_data(tmp_path: Path) -> None:
