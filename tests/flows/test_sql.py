@@ -63,7 +63,7 @@ def test_a_wide_query_is_a_line_a_row_in_a_terminal_of_80_columns(filled: Artifa
     assert lines[0].split()[:2] == ["kind", "key"] and lines[0].split()[-1] == "long"
     assert " … " in lines[0], "columns in the middle are left out"
     assert lines[1].startswith("model") and "aaaaaaa…" in lines[1]
-    assert "of 12 columns" in lines[3] and "--csv" in lines[3]
+    assert "of 13 columns" in lines[3] and "--csv" in lines[3]
     narrow = in_terminal(filled, 80, "sql", "select kind, stage_version from artifacts order by kind")
     assert [line.split() for line in narrow] == [["kind", "stage_version"], ["model", "2"], ["split", "2"]]
 
@@ -74,7 +74,7 @@ def test_csv_json_and_a_pipe_are_in_full(filled: ArtifactStore, tmp_path: Path) 
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     names, *rows = csv.reader(io.StringIO(piped("--csv")))
-    assert len(names) == 12 and [row[names.index("long")] for row in rows] == ["a" * 128, "b" * 128]
+    assert len(names) == 13 and [row[names.index("long")] for row in rows] == ["a" * 128, "b" * 128]
     assert [row["long"] for row in json.loads(piped("--json"))] == ["a" * 128, "b" * 128]
     lines = piped().splitlines()
     assert len(lines) == 3 and "a" * 128 in lines[1]
