@@ -84,10 +84,10 @@ async def _build(stage: Stage, session: Session) -> dict[str, Any]:
 async def _from_whole_parents(stage: Stage, session: Session, on_progress: OnProgress) -> dict[str, Any]:
     """Have a worker build the stage. What it finds damaged on the way is set aside: that is built anew first."""
     rebuilt = set[Reference]()
-    known = unique(session.plan.uses())
     again = session.pool.has_begun(stage)  # it may have failed before it was asked for
     while True:
         for parent, removed in _without_weights(stage, session).items():
+            known = unique(session.plan.uses())
             if parent in known:
                 session.reporter.noted(
                     f"{known[parent].label} is made again for {stage.label}: {removed['by']} removed its weights"
@@ -96,6 +96,7 @@ async def _from_whole_parents(stage: Stage, session: Session, on_progress: OnPro
         try:
             return await session.pool.build(stage, on_progress)
         except WorkerError as error:
+            known = unique(session.plan.uses())
             parents = known.keys() & set(stage.parents.values()) - rebuilt
             missing = [reference for reference in parents if not session.store.has(*reference)]
             if error.cause != "ArtifactDamaged" or not (missing or again):
