@@ -67,7 +67,7 @@ def alive(process: int) -> bool:
 
 
 def left_of(children: Sequence[int]) -> list[int]:
-    """Those that are still there 20 seconds later: they end by themselves when their parent is gone, a little after it."""
+    """Those that are still there 20 seconds later: they end by themselves a little after their parent."""
     deadline = time.monotonic() + 20
     while any(map(alive, children)) and time.monotonic() < deadline:
         time.sleep(0.1)
