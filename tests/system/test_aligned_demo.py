@@ -32,7 +32,7 @@ from storage.tables.models import load_model, load_tokenizer
 from tasks.engine.build import build
 from tasks.language.files import split_file
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 SEED_PARTS = ("demo", 0)
 
