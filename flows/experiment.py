@@ -20,8 +20,8 @@ from storage.store.experiments import is_finished, record_experiment
 from tasks.engine import prefect_tasks
 from tasks.engine.children import FOLDER
 from tasks.engine.plans import AnyExperiment, Plan
-from tasks.engine.pool import WorkerPool
-from tasks.engine.session import Reporter, Session, session
+from tasks.engine.pool import WorkerPool, pool_size
+from tasks.engine.session import Circumstances, Reporter, Session, session
 from tasks.engine.stages import Reference, Stage
 
 
@@ -69,7 +69,8 @@ async def run_here(prepared: Prepared, reporter: Reporter, pool: WorkerPool) -> 
 async def run_prepared(prepared: Prepared, reporter: Reporter, pool: WorkerPool) -> dict[str, Any]:
     """Shared stages first, then the runs, then the report."""
     plan, store = prepared.plan, prepared.store
-    with session(Session(plan=plan, store=store, pool=pool, reporter=reporter)) as running:
+    circumstances = Circumstances(pool_size(plan.config)[1])
+    with session(Session(plan, store, pool, reporter, circumstances)) as running:
         config = plan.config.model_dump(mode="json")
         finished = is_finished(store, config)  # then this run only looks, and what becomes of it says nothing
         if not finished:

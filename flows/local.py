@@ -23,6 +23,7 @@ from fortifai_core.outside import markup
 from storage.store.experiments import Experiment, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
 from tasks.engine.plans import AnyExperiment
+from tasks.engine.pool import pool_size
 from tasks.engine.session import Circumstances
 
 
@@ -93,7 +94,7 @@ def _everything_found(prepared: Prepared, console: Console, *, command: str) -> 
     """What a run would say that finds every stage, without running one."""
     started = time.monotonic()
     _announce(prepared, console, command=command)
-    plan, circumstances = prepared.plan, Circumstances()
+    plan, circumstances = prepared.plan, Circumstances(pool_size(prepared.plan.config)[1])
     found = [prepared.store.find(s.kind, s.key) for s in plan.stages()]
     for artifact in found:
         if artifact is not None:

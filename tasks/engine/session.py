@@ -30,15 +30,20 @@ class Reporter(Protocol):
 
 @dataclass
 class Circumstances:
-    """Found artifacts that other code, packages or hardware made, counted by what differs."""
+    """Found artifacts that other code, packages or hardware made, counted by what differs.
 
+    Args:
+        threads: those that a worker computes with here, whatever this process, which builds nothing, would use.
+    """
+
+    threads: int
     counts: dict[str, int] = field(default_factory=dict)
     _here: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def note(self, manifest: Manifest) -> None:
         """Compare what made a found artifact with what would make it here and now."""
         if manifest.kind not in self._here:
-            self._here[manifest.kind] = collect(rooms_of(manifest.kind))
+            self._here[manifest.kind] = collect(rooms_of(manifest.kind)) | {"torch_threads": self.threads}
         lines = drift(manifest.provenance, self._here[manifest.kind])
         if lines:
             difference = "; ".join(lines)
@@ -61,12 +66,12 @@ class Session:
     store: ArtifactStore
     pool: WorkerPool
     reporter: Reporter
+    circumstances: Circumstances
     built: list[Stage] = field(default_factory=list)
     found: list[Stage] = field(default_factory=list)
     stage_seconds: float = 0.0
     stopped: dict[tuple[str, int], int] = field(default_factory=dict)
     references: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    circumstances: Circumstances = field(default_factory=Circumstances)
 
     def remember(self, stage: Stage, metrics: dict[str, Any]) -> dict[str, Any]:
         """The reference of a stage's artifact, which is all that stages exchange."""

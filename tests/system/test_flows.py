@@ -239,7 +239,7 @@ def test_a_failure_that_cannot_be_recorded_is_said_all_the_same(
         "    return nll * 1.0\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
     monkeypatch.setenv(ALLOWED, "late_losses")
     loss = "losses=[{type: custom, name: late, function: 'late_losses:late'}]"
     prepared = prepare_experiment(load_experiment_config("smoke", [*OVERRIDES, loss]), store=str(tmp_path / "store"))

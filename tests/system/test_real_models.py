@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from pathlib import Path
@@ -15,17 +16,18 @@ from storage.sources.pretrained import Pretrained, root
 from storage.sources.textfiles import numbered_lines
 
 DATA = os.environ.get("FORTIFAI_DATA", "")
-# of the first 8,192 tokens of raw WikiText-2 validation, empty lines left out: as another program found it
+# Of the first 8,192 tokens of raw WikiText-2 validation, as another program found it. Its windows are not known: of
+# those tried, these alone (empty lines kept, a token of beginning before each window) give both figures within 1%.
 PERPLEXITY = {"smollm2": 19.06, "gemma-270m": 15.38}
 TOKENS, WINDOW = 8192, 1024
 
 
 def perplexity(model: Any, tokenizer: Any) -> float:
-    """Windows of 1,024 tokens, each after the token that the tokenizer puts before every text, if it does."""
+    """Of the text as it is, in windows of 1,024 tokens, each after the model's token of beginning."""
     lines = (line for _, line in numbered_lines(Path(DATA) / "wikitext-2-raw-v1" / "validation.txt.gz"))
-    ids = tokenizer("\n".join(line for line, _ in zip(filter(str.strip, lines), range(400), strict=False)))["input_ids"]
-    before = ids[:1] if ids[0] == tokenizer.bos_token_id else []
-    ids = ids[len(before) :][:TOKENS]
+    text = "\n".join(itertools.islice(lines, 700))
+    before = [tokenizer.bos_token_id]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:TOKENS]
     assert len(ids) == TOKENS
     total, count = 0.0, 0
     for start in range(0, TOKENS, WINDOW):

@@ -283,7 +283,7 @@ def serve(
     environment |= {
         "PREFECT_HOME": str(home or folder / "prefect"),
         "FORTIFAI_STORE": str(store),
-        "PYTHONPATH": os.pathsep.join([str(DEPLOYMENTS.parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(DEPLOYMENTS.parent), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
     }

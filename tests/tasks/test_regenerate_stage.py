@@ -28,7 +28,7 @@ from storage.store.store import Artifact, ArtifactStore
 from storage.tables import parquet
 from tasks.engine import prefect_tasks
 from tasks.engine.build import build
-from tasks.engine.session import Session, session
+from tasks.engine.session import Circumstances, Session, session
 from tasks.engine.stages import Reference, Stage
 from tasks.language.specs import RegenerateSpec, VersionedText
 
@@ -228,7 +228,7 @@ def test_the_ui_shows_speed_acceptance_and_the_time_left_while_a_split_is_rewrit
 
     pool: Any = Here(store, published=published)
     plan: Any = None  # of which a single stage reads nothing
-    with session(Session(plan=plan, store=store, pool=pool, reporter=Silent())):
+    with session(Session(plan, store, pool, Silent(), Circumstances(threads=1))):
         artifacts = asyncio.run(rewrite())
     total = sum(9 * number + 5 for number in range(6))
     under_way = re.compile(

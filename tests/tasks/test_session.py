@@ -1,0 +1,41 @@
+"""What was made under other circumstances is told, once for every difference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch  # noqa: F401  (then a process knows its own threads)
+
+from storage.store.provenance import collect, rooms_of
+from storage.store.store import ArtifactStore
+from tasks.engine.session import Circumstances
+
+
+class Told:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def noted(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.mark.parametrize(("workers", "difference"), [(3, None), (2, "torch_threads: 3 → 2")])
+def test_threads_are_compared_with_those_of_a_worker(tmp_path: Path, workers: int, difference: str | None) -> None:
+    """Not with those of this process, which builds nothing."""
+    store, told = ArtifactStore(tmp_path), Told()
+    circumstances = Circumstances(threads=workers)
+    made = collect(rooms_of("model")) | {"torch_threads": 3}
+    for key in ("a" * 64, "b" * 64):
+        with store.build("model", key) as draft:
+            (draft.path / "weights").write_bytes(b"w")
+            artifact = draft.commit(stage_version=1, content={}, parents={}, metrics={}, provenance=made)
+        circumstances.note(artifact.manifest)
+    reporter: Any = told
+    circumstances.tell(reporter)
+    if difference is None:
+        assert not told.notes
+    else:
+        (note,) = told.notes
+        assert "2 stages" in note and difference in note
