@@ -6,6 +6,7 @@ matplotlib paints, and brings its letters with it; it is imported when something
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from fortifai_core.charts.palette import LIGHT, STYLES
 from fortifai_core.outside import line
 
 SCALE = 2.5  # pixels for each unit of a drawing
-_TITLE, _CAPTION, _LETTERS = 34.0, 20.0, 11.0
+_TITLE, _TITLE_LINE, _TITLE_LETTER = 34.0, 17.0, 6.8  # of one line; of each further one; width of its mean letter
+_CAPTION, _LETTERS = 20.0, 11.0
 _BOX = re.compile(r"M(\S+) (\S+?)h([\d.]+)v([\d.]+)h-")
 _ANCHORS = {"start": "left", "middle": "center", "end": "right"}
 
@@ -25,21 +27,24 @@ def png(drawings: Sequence[tuple[str, str]], path: Path, *, title: str) -> None:
 
     Args:
         drawings: (what stands over it, an SVG of `svg.element` as a file of its own).
-        title: over all of them.
+        title: over all of them, in as many lines as it needs.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     roots = [(caption, ElementTree.fromstring(drawing)) for caption, drawing in drawings]
     width = max(float(root.attrib["width"]) for _, root in roots)
-    height = _TITLE + sum(float(root.attrib["height"]) + (_CAPTION if caption else 0) for caption, root in roots)
+    titles = textwrap.wrap(line(title), max(10, int((width - 24) / _TITLE_LETTER)))
+    head = _TITLE + _TITLE_LINE * (len(titles) - 1)
+    height = head + sum(float(root.attrib["height"]) + (_CAPTION if caption else 0) for caption, root in roots)
     figure = Figure(figsize=(width / 72, height / 72), dpi=72 * SCALE)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-    axes.text(12, 22, line(title), fontsize=13, color=LIGHT["ink"], parse_math=False)
-    top = _TITLE
+    for k, words in enumerate(titles):
+        axes.text(12, 22 + k * _TITLE_LINE, words, fontsize=13, color=LIGHT["ink"], parse_math=False)
+    top = head
     for caption, root in roots:
         if caption:
             words = line(caption)

@@ -26,7 +26,7 @@ CLASSES = {
     "gaussian": ("family.samples=500", "family.replicates=7", "generations=12", "family.segment=5"),
     "gaussian-noise": ("family.samples=500", "family.replicates=7", "generations=4"),
     "gmm": ("seeds=[1]", "generations=3"),
-    "zipf": ("seeds=[1]", "generations=3", "family.vocabulary=300", "family.documents=50"),
+    "zipf": ("seeds=[1]", "generations=3", "family.vocabulary=300", "family.documents=50", "family.length=100"),
     "vae": ("seeds=[1]", "generations=2", "family.epochs=2"),
     "diffusion": ("seeds=[1]", "generations=2", "family.epochs=2"),
 }
