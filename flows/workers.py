@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 
 from flows.prepare import Prepared
 from fortifai_core.families.registry import FamilyExperiment
-from tasks.engine.pool import WorkerPool, pool_size
+from tasks.engine.pool import WorkerPool, pool_size, process_workers
+from tasks.engine.ray_workers import RayWorker
 
 
 @contextlib.asynccontextmanager
@@ -19,7 +21,14 @@ async def workers(prepared: Prepared) -> AsyncIterator[WorkerPool]:
     """
     plan, store = prepared.plan, prepared.store
     count, threads = pool_size(plan.config)
-    pool = WorkerPool(store_url=store.url, runtime=plan.config.runtime, workers=count, threads=threads, logs=store.logs)
+    runtime = plan.config.runtime
+    if runtime.engine == "ray":
+        logs = [store.logs / f"worker-ray-{os.getpid()}-{index}.log" for index in range(count)]
+        pool = WorkerPool([RayWorker(store.url, runtime, threads, log) for log in logs])
+    else:
+        pool = WorkerPool(
+            process_workers(store_url=store.url, runtime=runtime, workers=count, threads=threads, logs=store.logs)
+        )
     pool.anew = set(prepared.refresh)
     try:
         if isinstance(plan.config, FamilyExperiment) and not plan.may_stop:

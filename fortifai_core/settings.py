@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -91,3 +91,18 @@ def _kinds(model: type[BaseModel], field: str) -> frozenset[type]:
 
 def _called(value: object) -> str:
     return "text" if isinstance(value, str) else "true or false" if isinstance(value, bool) else "a number"
+
+
+class Engine(Frozen):
+    """Where stages are built. Nothing here is part of a key."""
+
+    engine: Literal["processes", "ray"] = Field("processes", description="Processes of this machine, or a Ray cluster.")
+    address: str = Field("local", description="Of a running Ray cluster, host:port or `auto`; `local` starts one here.")
+
+    @model_validator(mode="after")
+    def _address_is_of_a_cluster(self) -> Engine:
+        if self.engine == "processes" and self.address != "local":
+            raise Inconsistent("runtime.address", self.address, "only with runtime.engine=ray")
+        if "://" in self.address:
+            raise Inconsistent("runtime.address", self.address, "host:port; run the flow on a machine of the cluster")
+        return self

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from fortifai_core.config import failure_metrics
-from fortifai_core.settings import Frozen, Inconsistent
+from fortifai_core.settings import Engine, Frozen, Inconsistent
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -161,7 +161,7 @@ class Failure(Frozen):
         return self
 
 
-class Runtime(Frozen):
+class Runtime(Engine):
     """How the work is done. Nothing here is part of a key."""
 
     workers: int = Field(0, ge=0, le=256, description="Stages that run side by side; 0: one an arm, up to the cores.")

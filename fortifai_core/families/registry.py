@@ -20,7 +20,7 @@ from fortifai_core.families.images.config import (
 )
 from fortifai_core.families.mixture.family import GmmConfig
 from fortifai_core.families.zipf.family import ZipfConfig
-from fortifai_core.settings import Frozen, Inconsistent, Seed
+from fortifai_core.settings import Engine, Frozen, Inconsistent, Seed
 
 AnyFamily = Annotated[
     GaussianConfig | GmmConfig | VaeConfig | DiffusionConfig | ZipfConfig, Field(discriminator="type")
@@ -84,7 +84,7 @@ class FamilyFailure(Frozen):
     )
 
 
-class FamilyRuntime(Frozen):
+class FamilyRuntime(Engine):
     """How the work is done. Nothing here is part of a key."""
 
     workers: int = Field(0, ge=0, le=256, description="Stages that run side by side; 0: one a run, up to the cores.")

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import InputError, StageFailed
@@ -34,7 +34,77 @@ class WorkerError(StageFailed):
         self.log, self.cause, self.exit_code = log, cause, exit_code
 
 
-class Worker:
+class Worker(Protocol):
+    """Builds one stage at a time: a process of this machine, or a place in a cluster's queue."""
+
+    async def start(self) -> Any:
+        """Get ready, if it is not."""
+
+    async def build(self, stage: Stage, on_progress: OnProgress | None = None, *, anew: bool = False) -> dict[str, Any]:
+        """Build one stage, with `anew` although it is there; returns `{"found": bool, "metrics": {…}}`.
+
+        Raises:
+            WorkerError: the stage failed, or the process died.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """End it, and what it is building."""
+
+
+def worker_command() -> list[str]:
+    """How a worker process is started."""
+    return [sys.executable, "-m", "tasks.engine.worker"]
+
+
+def worker_environment(runtime: AnyRuntime, threads: int) -> dict[str, str]:
+    """What a worker process is told besides the environment of whoever starts it."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        # a family's worker imports what its stages use, which may well be no torch at all
+        "FORTIFAI_WORKER_WARM": "1" if isinstance(runtime, Runtime) else "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def request_of(stage: Stage, *, store_url: str, runtime: AnyRuntime, device: str, anew: bool) -> dict[str, Any]:
+    """What a worker process is asked, as JSON."""
+    return {
+        "stage": stage.to_json(),
+        "store": store_url,
+        "runtime": runtime.model_dump(mode="json"),
+        "device": device,
+        "anew": anew,
+    }
+
+
+def heard(message: dict[str, Any], stage: Stage, log: Path, on_progress: OnProgress | None) -> dict[str, Any] | None:
+    """Take in one message of a worker process: the outcome of its stage, or None where it goes on.
+
+    Raises:
+        WorkerError: the message says that the stage failed, or that the process died.
+    """
+    where = f"{stage.label} ({stage.arm or 'shared'})"
+    match message["event"]:
+        case "progress":
+            if on_progress is not None:
+                on_progress(message["done"], message["total"], message["unit"])
+            return None
+        case "done":
+            return message
+        case "died":
+            code = message["code"]
+            reason = "out of memory?" if code == -9 else "see its log"
+            text = f"{where}: its worker process ended with code {code} ({reason}); log: {log}"
+            raise WorkerError(text, log=log, cause="WorkerDied")
+    text = message["message"] if message["expected"] else f"{message['type']}: {message['message']}; log: {log}"
+    raise WorkerError(f"{where}: {text}", log=log, cause=message["type"], exit_code=message["exit_code"])
+
+
+class ProcessWorker:
     """One child process. Started when first used; killed when the stage it builds is cancelled."""
 
     def __init__(
@@ -50,23 +120,12 @@ class Worker:
         async with self._starting:
             if self.process is None or self.process.returncode is not None:
                 self.log.parent.mkdir(parents=True, exist_ok=True)
-                environment = {
-                    **child_environment(),
-                    "OMP_NUM_THREADS": str(self.threads),
-                    "MKL_NUM_THREADS": str(self.threads),
-                    "TOKENIZERS_PARALLELISM": "false",
-                    # a family's worker imports what its stages use, which may well be no torch at all
-                    "FORTIFAI_WORKER_WARM": "1" if isinstance(self.runtime, Runtime) else "0",
-                    "OPENBLAS_NUM_THREADS": str(self.threads),
-                    "PYTHONUNBUFFERED": "1",
-                }
+                environment = {**child_environment(), **worker_environment(self.runtime, self.threads)}
                 # the log is the child's own file: a child that held the terminal's or a server's pipe open would
                 # make a dead run look alive
                 with self.log.open("ab") as log:
                     self.process = await asyncio.create_subprocess_exec(
-                        sys.executable,
-                        "-m",
-                        "tasks.engine.worker",
+                        *worker_command(),
                         stdin=asyncio.subprocess.PIPE,
                         stdout=asyncio.subprocess.PIPE,
                         stderr=log,
@@ -77,54 +136,25 @@ class Worker:
             return self.process
 
     async def build(self, stage: Stage, on_progress: OnProgress | None = None, *, anew: bool = False) -> dict[str, Any]:
-        """Build one stage, with `anew` although it is there; returns `{"found": bool, "metrics": {…}}`.
-
-        Raises:
-            WorkerError: the stage failed, or the process died.
-        """
+        """Build one stage, as `Worker.build`."""
         process = await self.start()
         assert process.stdin is not None and process.stdout is not None
-        request = {
-            "stage": stage.to_json(),
-            "store": self.store_url,
-            "runtime": self.runtime.model_dump(mode="json"),
-            "device": self.device,
-            "anew": anew,
-        }
-        message: dict[str, Any]
+        request = request_of(stage, store_url=self.store_url, runtime=self.runtime, device=self.device, anew=anew)
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             await process.stdin.drain()
             while line := await process.stdout.readline():
-                message = json.loads(line)
-                if message["event"] == "progress":
-                    if on_progress is not None:
-                        on_progress(message["done"], message["total"], message["unit"])
-                elif message["event"] == "done":
+                message = heard(json.loads(line), stage, self.log, on_progress)
+                if message is not None:
                     return message
-                else:
-                    raise self._failure(stage, message)
         except asyncio.CancelledError:
             await self.stop()
             raise
         except (BrokenPipeError, ConnectionResetError):
-            await process.wait()
-        code = await process.wait()
-        raise WorkerError(
-            f"{stage.label} ({stage.arm or 'shared'}): its worker process ended with code {code} "
-            f"({'out of memory?' if code == -9 else 'see its log'}); log: {self.log}",
-            log=self.log,
-            cause="WorkerDied",
-        )
-
-    def _failure(self, stage: Stage, message: dict[str, Any]) -> WorkerError:
-        text = message["message"] if message["expected"] else f"{message['type']}: {message['message']}"
-        return WorkerError(
-            f"{stage.label} ({stage.arm or 'shared'}): {text}" + ("" if message["expected"] else f"; log: {self.log}"),
-            log=self.log,
-            cause=message["type"],
-            exit_code=message["exit_code"],
-        )
+            pass
+        outcome = heard({"event": "died", "code": await process.wait()}, stage, self.log, on_progress)
+        assert outcome is not None  # it raised
+        return outcome
 
     async def stop(self) -> None:
         """Kill the child and wait for it."""
@@ -188,21 +218,10 @@ class Clock:
 
 
 class WorkerPool:
-    """`workers` child processes; `build` waits for a free one, and measurements let the training go first."""
+    """`build` waits for a free worker, and measurements let the training go first."""
 
-    def __init__(self, *, store_url: str, runtime: AnyRuntime, workers: int, threads: int, logs: Path) -> None:
-        devices = devices_for(runtime, workers)
-        self.workers = [
-            Worker(
-                index,
-                store_url=store_url,
-                runtime=runtime,
-                threads=threads,
-                device=devices[index],
-                log=logs / f"worker-{os.getpid()}-{index}.log",
-            )
-            for index in range(workers)
-        ]
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self.workers = list(workers)
         self.turns = Turns(self.workers)
         self.anew: set[Reference] = set()  # what is to be built although it is there
         self.clock = Clock()
@@ -267,6 +286,24 @@ class WorkerPool:
         await asyncio.gather(*(worker.stop() for worker in self.workers))
 
 
+def process_workers(
+    *, store_url: str, runtime: AnyRuntime, workers: int, threads: int, logs: Path
+) -> list[ProcessWorker]:
+    """Child processes of this one, on the GPUs in turn where there are any."""
+    devices = devices_for(runtime, workers)
+    return [
+        ProcessWorker(
+            index,
+            store_url=store_url,
+            runtime=runtime,
+            threads=threads,
+            device=devices[index],
+            log=logs / f"worker-{os.getpid()}-{index}.log",
+        )
+        for index in range(workers)
+    ]
+
+
 def devices_for(runtime: AnyRuntime, workers: int) -> list[str]:
     """Where each worker computes: GPUs in turn, or the CPU.
 
@@ -284,8 +321,13 @@ def devices_for(runtime: AnyRuntime, workers: int) -> list[str]:
 
 
 def pool_size(config: AnyExperiment) -> tuple[int, int]:
-    """(workers, threads of each): as configured, or one worker a run up to the cores, sharing the cores."""
+    """(workers, threads of each): as configured, or one worker a run up to the cores, sharing the cores.
+
+    Of a cluster nobody knows the cores beforehand: there one worker a run, of one thread, and Ray has them wait.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     runs = len(config.arm_labels) * len(config.seeds)
+    if config.runtime.engine == "ray":
+        return config.runtime.workers or runs, config.runtime.threads or 1
     workers = config.runtime.workers or min(runs, cores)
     return workers, config.runtime.threads or max(1, cores // workers)

@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.load import load_experiment_config
-from fortifai_core.config.stages import Runtime
-from tasks.engine.pool import Worker, WorkerPool
+from tasks.engine.pool import WorkerPool
 from tasks.engine.stages import Stage
 from tasks.language.plan import Digests, plan_experiment
 
 
-class Idle(Worker):
-    """A worker without a process: it notes what it is given and finishes when told."""
+class Idle:
+    """A worker without a process: it notes what it is given and finishes at once."""
 
-    built: list[str]
+    def __init__(self, built: list[str]) -> None:
+        self.built = built
 
-    async def start(self) -> Any:
-        return None
+    async def start(self) -> None:
+        return
 
     async def build(self, stage: Stage, on_progress: Any = None, **_: Any) -> dict[str, Any]:
         self.built.append(stage.role)
         await asyncio.sleep(0)
         return {}
 
+    async def stop(self) -> None:
+        return
 
-def pool(tmp_path: Path, workers: int) -> tuple[WorkerPool, list[str]]:
-    made = WorkerPool(store_url=str(tmp_path), runtime=Runtime(device="cpu"), workers=workers, threads=1, logs=tmp_path)
+
+def pool(workers: int) -> tuple[WorkerPool, list[str]]:
     order: list[str] = []
-    for worker in made.workers:
-        worker.__class__ = Idle
-        worker.built = order  # type: ignore[attr-defined]
-    return made, order
+    return WorkerPool([Idle(order) for _ in range(workers)]), order
 
 
 def stages(*roles: str) -> list[Stage]:
@@ -45,9 +43,9 @@ def stages(*roles: str) -> list[Stage]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_the_next_generation_waits_for_goes_before_benchmarks_and_drift(tmp_path: Path, workers: int) -> None:
+def test_what_the_next_generation_waits_for_goes_before_benchmarks_and_drift(workers: int) -> None:
     async def main() -> list[str]:
-        made, order = pool(tmp_path, workers)
+        made, order = pool(workers)
         await made.build(stages("source")[0])  # the first one of all starts the workers
         order.clear()
         busy = [await made.turns.get(0) for _ in range(workers)]
@@ -62,9 +60,9 @@ def test_what_the_next_generation_waits_for_goes_before_benchmarks_and_drift(tmp
     assert asyncio.run(main()) == ["train", "regenerate", "evaluate", "benchmark", "drift", "benchmark"]
 
 
-def test_a_worker_handed_to_somebody_who_was_cancelled_is_not_lost(tmp_path: Path) -> None:
+def test_a_worker_handed_to_somebody_who_was_cancelled_is_not_lost() -> None:
     async def main() -> None:
-        made, order = pool(tmp_path, 1)
+        made, order = pool(1)
         worker = await made.turns.get(0)
         waits = [asyncio.create_task(made.build(one)) for one in stages("train", "drift")]
         await asyncio.sleep(0.01)
@@ -77,9 +75,9 @@ def test_a_worker_handed_to_somebody_who_was_cancelled_is_not_lost(tmp_path: Pat
     asyncio.run(main())
 
 
-def test_a_cancelled_wait_is_passed_over(tmp_path: Path) -> None:
+def test_a_cancelled_wait_is_passed_over() -> None:
     async def main() -> None:
-        made, order = pool(tmp_path, 1)
+        made, order = pool(1)
         worker = await made.turns.get(0)
         waits = [asyncio.create_task(made.build(one)) for one in stages("train", "evaluate")]
         await asyncio.sleep(0.01)
