@@ -25,7 +25,7 @@ from flows.embedded import quiet_environment
 from flows.hints import command_line
 from flows.outputs import folder_to_make
 from flows.terminal import Terminal, for_stdout
-from fortifai_core.config.custom_loss import allow_code
+from fortifai_core.config.custom_code import allow_code
 from fortifai_core.errors import FortifaiError, InputError, one_line
 from fortifai_core.outside import markup, visible
 from fortifai_core.parsing import check_argument
