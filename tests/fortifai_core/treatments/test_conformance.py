@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,9 @@ def test_a_treatment_conforms(config: Treatment) -> None:
     for one in lineage:
         assert (one.fate == "dropped") == (not one.made)
         assert [copy.copy for copy in one.made] == list(range(len(one.made)))
-        for document in one.made:
-            assert (document.id, document.split, document.version) == (one.given.id, one.given.split, one.given.version)
-            assert document.text == "".join(map(chr, document.tokens)) and document.tokens
+        for copy in one.made:
+            assert copy.name._replace(copy=0) == one.given.name
+            assert copy.text == "".join(map(chr, copy.tokens)) and copy.tokens
     assert conforms(made(config), called="treatments.0") == lineage
 
 
@@ -169,39 +170,30 @@ def test_copies_of_one_treatment_are_documents_of_the_next() -> None:
     first: list[Lineage] = list(apply(twice, documents("ab", "c"), Letters()))
     assert [one.fate for one in first] == ["repeated", "repeated"]
     copies = [copy for one in first for copy in one.made]
-    second = list(
-        apply(lambda given: [one for one in given if not one.copy], Documents(lambda: iter(copies)), Letters())
-    )
-    assert [(one.given.id, one.given.copy, one.fate) for one in second] == [
-        ("d0", 0, "kept"), ("d0", 1, "dropped"), ("d1", 0, "kept"), ("d1", 1, "dropped"),
-    ]  # fmt: skip
+    given = Documents(lambda: iter(copies))
+    second = list(apply(lambda given: [one for one in given if not one.copy], given, Letters()))
+    fates = [(one.given.id, one.given.copy, one.fate) for one in second]
+    assert fates == [("d0", 0, "kept"), ("d0", 1, "dropped"), ("d1", 0, "kept"), ("d1", 1, "dropped")]
 
 
-def test_nothing_is_held_but_one_document_at_a_time() -> None:
-    alive = [0]
+@pytest.mark.parametrize(
+    "config",
+    [Weights(), Verifier(), SurpriseFilter(), TokenEdit(), CustomTreatment(function="long-enough", name="m")],
+    ids=lambda config: config.label,
+)
+def test_a_few_documents_at_a_time_are_held(config: Treatment) -> None:
+    if isinstance(config, CustomTreatment):
+        config = config.model_copy(update={"options": {"tokens": 1}})
+    read: list[weakref.ref[Document]] = []
 
-    class Counted(Document):
-        def __del__(self) -> None:
-            alive[0] -= 1
+    def given() -> Iterator[Document]:
+        for number in range(300):
+            one = Document(f"d{number}", 0, 1, "ab", [1, 2])
+            read.append(weakref.ref(one))
+            yield one
 
-    def read() -> Iterator[Document]:
-        for number in range(500):
-            alive[0] += 1
-            yield Counted(f"d{number}", 0, 1, "ab", [1, 2])
-
-    most = 0
-    for config in (
-        Weights(),
-        Verifier(),
-        SurpriseFilter(),
-        TokenEdit(),
-        CustomTreatment(function="long-enough", name="m"),
-    ):
-        options = {"tokens": 1}
-        chosen = config.model_copy(update={"options": options}) if isinstance(config, CustomTreatment) else config
-        for _ in apply(made(chosen), Documents(read), Letters()):
-            most = max(most, alive[0])
-    assert 0 < most <= 20
+    held = [sum(one() is not None for one in read) for _ in apply(made(config), Documents(given), Letters())]
+    assert len(held) == 300 and len(read) >= 600 and max(held) <= 12
 
 
 # ------------------------------------------------------------------------------------------- one's own
