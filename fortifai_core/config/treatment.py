@@ -141,7 +141,8 @@ class Deduplicate(_Treatment):
 
     @property
     def label(self) -> str:
-        return "deduplicate" if self.near is None else f"deduplicate-{self.near:g}"
+        usual = self.near == type(self).model_fields["near"].default
+        return "deduplicate" + ("-exact" if self.near is None else "" if usual else f"-{self.near:g}")
 
 
 class CustomTreatment(_Treatment):

@@ -51,6 +51,22 @@ class _FiniteTrainer(Trainer):
             check_loss(loss.item(), where=where, batch=self._rows_of(inputs), remedy=REMEDY)
         return loss
 
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of a batch; where its rows have weights, the mean of their tokens' losses times these."""
+        weights = inputs.get("weights")
+        if weights is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        given = {name: value for name, value in inputs.items() if name != "weights"}
+        items = (given["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        total = torch.zeros((), device=weights.device)
+        # rows of one weight go through the model together, so that the loss of a batch is made by its own head
+        for weight in weights.unique():
+            rows = {name: value[weights == weight] for name, value in given.items()}
+            total = total + weight * super().compute_loss(model, rows, num_items_in_batch=items)
+        return total
+
     def _rows_of(self, inputs: Any) -> list[int]:
         """The numbers of a batch's rows; looked for among all, since a batch does not say where it is from."""
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
@@ -137,7 +153,8 @@ def train_model(
 
     Args:
         model: any causal language model whose `forward(input_ids, attention_mask, labels)` returns a loss.
-        rows: a map-style dataset of `{"input_ids": list[int]}`, such as a memory-mapped `datasets.Dataset`.
+        rows: a map-style dataset of `{"input_ids": list[int]}`, such as a memory-mapped `datasets.Dataset`; with a
+            `weight` in all of them each row's tokens count by it in the loss.
         seed: orders the data; two arms with the same seed read the same sequences in the same order.
         workspace: where training checkpoints go. If an intact one is there, training goes on from it and ends
             with the same weights as if it had never stopped.

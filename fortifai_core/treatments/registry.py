@@ -40,6 +40,7 @@ class Material:
         labelled: text of which it is known who wrote it, of both origins.
         judge: a classifier that somebody else made.
         entities: the almanac's ground truth, by documents.
+        shares: how much of D_split^(version) the generation will read; all, where it is not among them.
         told: filled with numbers that the treatment has to say of itself.
     """
 
@@ -50,6 +51,7 @@ class Material:
     labelled: Documents | None = None
     judge: Judge | None = None
     entities: Mapping[str, Entity] = field(default_factory=dict)
+    shares: Mapping[tuple[int, int], float] = field(default_factory=dict)
     told: dict[str, float] = field(default_factory=dict)
 
 
@@ -98,7 +100,11 @@ def treatment_of(config: Treatment, material: Material) -> Treat:
                 called=called,
             )
         case Weights():
-            return partial(weigh, real=config.real)
+            return partial(
+                weigh,
+                real=config.real,
+                read=lambda document: material.shares.get((document.split, document.version), 1.0),
+            )
         case Deduplicate():
             return partial(deduplicate, near=config.near, ngram=config.ngram)
         case CustomTreatment():

@@ -14,7 +14,7 @@ whose derivative is zero where w² + k w − k = 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from fortifai_core.treatments.documents import Document, Documents
@@ -30,15 +30,20 @@ def golden_weight(real: float, synthetic: float) -> float:
     return (math.sqrt(k * k + 4 * k) - k) / 2
 
 
-def weigh(documents: Documents, *, real: float | Literal["golden"]) -> Iterator[Document]:
+def weigh(
+    documents: Documents, *, real: float | Literal["golden"], read: Callable[[Document], float] = lambda _: 1.0
+) -> Iterator[Document]:
     """Give real documents together the weight `real` of the mean loss of a token, and synthetic ones the rest.
 
     The mean weight of a token is 1: a weight in the loss is w N / n for each of n real tokens of N, and
     (1 − w) N / m for each of m synthetic ones. Without text of both origins all weights are 1. Holds two numbers.
+
+    Args:
+        read: how much of a document's text the generation will read, where a mixture takes a part of it.
     """
-    sizes = {True: 0, False: 0}
+    sizes = {True: 0.0, False: 0.0}
     for document in documents:
-        sizes[document.real] += len(document.tokens)
+        sizes[document.real] += read(document) * len(document.tokens)
     if not all(sizes.values()):
         yield from documents
         return

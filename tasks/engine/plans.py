@@ -20,6 +20,7 @@ class GenerationPlan:
 
     Attributes:
         first, last: the generations that these stages bring the run through.
+        treat: make the text that M_last is trained on out of what the regime gives it.
         train: makes M_last; of a quick class also all models before it, their samples and measures.
         regenerate: what M_last rewrites.
         evaluate: measures M_last; None where `train` does.
@@ -34,6 +35,7 @@ class GenerationPlan:
     failure: Stage | None = None
     drift: Stage | None = None
     benchmarks: tuple[Stage, ...] = ()
+    treat: tuple[Stage, ...] = ()
 
     @property
     def measured(self) -> Stage:
@@ -49,7 +51,7 @@ class GenerationPlan:
     @property
     def results(self) -> tuple[Stage, ...]:
         """What a report reads of them."""
-        return (*present(self.train, *self.regenerate, self.evaluate, self.drift), *self.benchmarks)
+        return (*self.treat, *present(self.train, *self.regenerate, self.evaluate, self.drift), *self.benchmarks)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

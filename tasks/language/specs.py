@@ -14,6 +14,7 @@ from fortifai_core.config.failure_metrics import DEFAULT
 from fortifai_core.config.loss import CustomLoss, Loss, TruncatedCrossEntropyLoss
 from fortifai_core.config.model import LoraConfig, ScratchModel
 from fortifai_core.config.stages import Dtype, Regeneration, Regime, Training
+from fortifai_core.config.treatment import Treatment, Weights
 from fortifai_core.settings import Frozen
 from tasks.engine.stages import Reference, Spec
 
@@ -143,6 +144,54 @@ class CorpusSpec(Spec):
     splits: int
     source: Reference
     tokenizer: Reference
+
+
+class TreatSpec(Spec):
+    """What M_i is trained on, treated: some documents dropped, repeated, edited or weighed.
+
+    Attributes:
+        code: digest of the source of a user's own function, or of a classifier that somebody else made.
+        called: how the configuration names the treatment, for errors.
+        window: tokens that a model reads at once.
+        model: the model that the treatment reads the text with, if it does; base: M_-1, where it is an adapter of it.
+        text: what the generation is trained on, in order; shares: how much of each, None: all of it.
+        treated: the text as the treatment before left it.
+        corpus_config, splits, world: for the ground truth of an almanac; that it is this corpus's follows from its key.
+    """
+
+    role, kind, builder = "treat", "treated", "tasks.language.treat:build_treatment"
+    weights = True
+    keyed = ("seed", "generation")
+    treatment: Treatment
+    code: str | None
+    called: str
+    window: int
+    seed: int
+    generation: int
+    model: Reference | None
+    base: Reference | None
+    corpus: Reference
+    tokenizer: Reference
+    text: tuple[VersionedText, ...]
+    shares: tuple[float, ...] | None
+    treated: Reference | None
+    corpus_config: Corpus
+    splits: int
+    world: int
+
+    def content(self) -> dict[str, Any]:
+        """Somebody else's code by what it is, not by its label or its place."""
+        treatment = self.treatment.model_dump(mode="json", exclude={"name", "classifier"})
+        content = super().content() | {"treatment": treatment, "text": text_content(self.text)}
+        content |= {} if self.code is None else {"code": self.code}
+        content |= {} if self.model is None else {"window": self.window}
+        if isinstance(self.treatment, Weights) and self.shares is not None:
+            content["shares"] = list(self.shares)
+        return content
+
+    @property
+    def detail(self) -> str:
+        return self.treatment.label
 
 
 class TrainSpec(Spec):
