@@ -20,7 +20,6 @@ from fortifai_core.treatments.documents import Document, Documents, Dropped
 MINIMA = 128
 # A pair at the threshold shares a band with at least this probability.
 FOUND = 0.99
-_PRIME = (1 << 31) - 1  # products of two residues fit into 64 bits
 
 Signature = NDArray[np.uint64]
 
@@ -66,14 +65,19 @@ def minima(tokens: Sequence[int], *, ngram: int) -> Signature:
     ids = np.asarray(tokens, dtype=np.int64)
     windows = np.lib.stride_tricks.sliding_window_view(ids, min(ngram, len(ids)))
     runs = np.unique(np.array([_hash(window.tobytes()) for window in windows], dtype=np.uint64))
-    draw = np.random.default_rng(0)  # the same permutations for every text, in every run
-    factors = draw.integers(1, _PRIME, size=MINIMA, dtype=np.uint64)
-    shifts = draw.integers(0, _PRIME, size=MINIMA, dtype=np.uint64)
-    least: Signature = np.full(MINIMA, _PRIME, dtype=np.uint64)
+    # the same permutations for every text, in every run
+    salts = np.random.default_rng(0).integers(0, 2**64, size=MINIMA, dtype=np.uint64)
+    least: Signature = np.full(MINIMA, np.iinfo(np.uint64).max, dtype=np.uint64)
     for start in range(0, len(runs), 1024):
-        hashed = (factors[:, None] * runs[None, start : start + 1024] + shifts[:, None]) % np.uint64(_PRIME)
-        least = np.minimum(least, hashed.min(axis=1))
+        least = np.minimum(least, _mixed(salts[:, None] ^ runs[None, start : start + 1024]).min(axis=1))
     return least
+
+
+def _mixed(values: Signature) -> Signature:
+    """A permutation of 64-bit numbers that leaves no trace of their order (the finalizer of splitmix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def similarity(one: Signature, other: Signature) -> float:
@@ -98,4 +102,4 @@ def _bands(rows: int) -> Iterator[tuple[int, int]]:
 
 
 def _hash(run: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(run, digest_size=8).digest(), "big") % _PRIME
+    return int.from_bytes(hashlib.blake2b(run, digest_size=8).digest(), "big")
