@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fortifai_core.config.failure_metrics import DEFAULT, FailureMetric, failure_metric
-from fortifai_core.config.stages import Regime
+from fortifai_core.config.stages import Reading, Regime
 from fortifai_core.errors import InputError
 from fortifai_core.measures.mutation import Mutation
 from fortifai_core.outcomes.paper import PaperArm
@@ -97,10 +97,18 @@ class RunResult:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One loss, with all its seeds. `label` is the loss's label in the configuration, e.g. `tce-0.9`."""
+    """One arm, with all its seeds.
+
+    Attributes:
+        label: its name, or its loss's in the configuration, e.g. `tce-0.9`.
+        reading: what makes up its text; None: as the experiment's regime says.
+        difference: from the first arm, in one line; empty for the first, and where arms differ by their losses alone.
+    """
 
     label: str
     runs: tuple[RunResult, ...]
+    reading: Reading | None = None
+    difference: str = ""
 
     def __post_init__(self) -> None:
         seeds = [run.seed for run in self.runs]

@@ -98,9 +98,9 @@ class Plan:
         return self.config.failure is not None and self.config.failure.stop_arm
 
     def before_of(self, run: RunPlan) -> Stage | None:
-        """What is measured before a run's first training, on the data that it reads."""
-        data = run.data and run.data.reference
-        return next((stage for stage in self.before if data in stage.parents.values()), None)
+        """What is measured before a run's first training: of the model that it starts from, on the data it reads."""
+        read = {run.data and run.data.reference, run.generations[0].train.parents.get("model")}
+        return next((stage for stage in self.before if read <= set(stage.parents.values())), None)
 
     def run(self, arm: str, seed: int) -> RunPlan:
         return next(run for run in self.runs if (run.arm, run.seed) == (arm, seed))

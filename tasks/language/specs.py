@@ -13,7 +13,7 @@ from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
 from fortifai_core.config.failure_metrics import DEFAULT
 from fortifai_core.config.loss import CustomLoss, Loss, TruncatedCrossEntropyLoss
 from fortifai_core.config.model import LoraConfig, ScratchModel
-from fortifai_core.config.stages import Dtype, Regeneration, Regime, Training
+from fortifai_core.config.stages import Dtype, Reading, Regeneration, Regime, Training
 from fortifai_core.config.treatment import Treatment, Weights
 from fortifai_core.settings import Frozen
 from tasks.engine.stages import Reference, Spec
@@ -202,6 +202,7 @@ class TrainSpec(Spec):
         model: M_(i-1).
         base: M_-1, where models are adapters of it: an adapter is kept without the model that it adapts.
         text: what this generation is trained on, in order.
+        shares: how much of each is read; None: all of it.
     """
 
     role, kind, builder = "train", "model", "tasks.language.train:build_generation"
@@ -218,6 +219,7 @@ class TrainSpec(Spec):
     base: Reference | None
     corpus: Reference
     text: tuple[VersionedText, ...]
+    shares: tuple[float, ...] | None = None
 
     def content(self) -> dict[str, Any]:
         loss = self.loss.model_dump(mode="json")
@@ -227,7 +229,8 @@ class TrainSpec(Spec):
         content = super().content()
         if self.training.save_dtype is None:
             del content["training"]["save_dtype"]
-        return {**content, "loss": loss, "text": text_content(self.text)}
+        content |= {"loss": loss, "text": text_content(self.text)}
+        return content if self.shares is None else {**content, "shares": list(self.shares)}
 
 
 class RegenerateSpec(Spec):
@@ -331,7 +334,7 @@ class FailureSpec(Spec):
     keyed = ("threshold", "regime")
     metric: str
     threshold: float
-    regime: Regime
+    regime: Reading
     measured: tuple[Reference, ...]
 
     def content(self) -> dict[str, Any]:
@@ -425,5 +428,5 @@ class ReportSpec(Spec):
     runs: tuple[RunResults, ...]
 
     def content(self) -> dict[str, Any]:
-        shown = ("name", "losses", "regime", "failure")
-        return {name: self.config[name] for name in shown}
+        shown = ("name", "losses", "arms", "regime", "mixture", "treatments", "failure")
+        return {name: self.config[name] for name in shown if name in self.config}

@@ -17,7 +17,7 @@ from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
 from tasks.engine.context import Context
 from tasks.language.files import base_folder, text_files
-from tasks.language.specs import BaseSpec, PretrainedBaseSpec, TrainSpec
+from tasks.language.specs import BaseSpec, PretrainedBaseSpec, TrainSpec, VersionedText
 
 
 def _packed(context: Context[Any], name: str, documents: Iterator[list[int]], *, length: int, end_of_text: int) -> Any:
@@ -110,13 +110,16 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     files = [(text, text_files(context, spec.corpus, text)) for text in spec.text]
     paths = [path for _, of_text in files for path in of_text]
     packing = {"length": training.sequence_length, "end_of_text": tokenizer.eos_token_id}
-    rows = _packed(context, "text.arrow", parquet.iter_column(paths, "tokens"), **packing)
-    share = 1.0
+    shares = [1.0] * len(files)
+    if spec.shares is not None:
+        rows, shares = _mixed(context, files, **packing)
+    else:
+        rows = _packed(context, "text.arrow", parquet.iter_column(paths, "tokens"), **packing)
     if spec.regime == Regime.ACCUMULATE_SUBSAMPLE and len(files) > 1:
         # one split's worth of sequences, drawn evenly over everything accumulated
         draw = np.random.default_rng(derive_seed("subsample", spec.seed, spec.generation))
         chosen = np.sort(draw.permutation(len(rows))[: max(1, len(rows) // len(files))])
-        share = len(chosen) / len(rows)
+        shares = [len(chosen) / len(rows)] * len(files)
         rows = rows.select(chosen)
     validation = None
     if training.checkpoint == "best":
@@ -126,13 +129,35 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     metrics = _train(model, rows, context, training=training, loss=spec.loss, seed=seed, validation=validation)
     _save(model, context, tokenizer=previous.path / "tokenizer", dtype=training.save_dtype)
     read = [
-        (text.version, sum(len(tokens) for tokens in parquet.iter_column(of_text, "tokens"))) for text, of_text in files
+        (text.version, share * sum(len(tokens) for tokens in parquet.iter_column(of_text, "tokens")))
+        for share, (text, of_text) in zip(shares, files, strict=True)
     ]
     return {
         **metrics,
-        "tokens-read": round(share * sum(tokens for _, tokens in read)),
-        "tokens-synthetic": round(share * sum(tokens for version, tokens in read if version > 0)),
+        "tokens-read": round(sum(tokens for _, tokens in read)),
+        "tokens-synthetic": round(sum(tokens for version, tokens in read if version > 0)),
     }
+
+
+def _mixed(
+    context: Context[TrainSpec], files: list[tuple[VersionedText, list[Path]]], **packing: int
+) -> tuple[Any, list[float]]:
+    """Of each text the sequences that make up its share, text after text; and the shares that they are.
+
+    Which sequences a share gets is drawn once for a seed, a generation and a text: those of a smaller share are among
+    those of a larger one, so that arms differ in the share alone.
+    """
+    import numpy as np
+    from datasets import concatenate_datasets
+
+    spec, parts, taken = context.spec, list[Any](), list[float]()
+    for place, (share, (text, paths)) in enumerate(zip(spec.shares or (), files, strict=True)):
+        rows = _packed(context, f"text-{place}.arrow", parquet.iter_column(paths, "tokens"), **packing)
+        draw = np.random.default_rng(derive_seed("mixture", spec.seed, spec.generation, text.split, text.version))
+        chosen = np.sort(draw.permutation(len(rows))[: max(1, round(share * len(rows)))])
+        parts.append(rows.select(chosen))
+        taken.append(len(chosen) / len(rows))
+    return concatenate_datasets(parts), taken
 
 
 def _train(
