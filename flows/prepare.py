@@ -27,6 +27,7 @@ from tasks.engine.pool import pool_size
 from tasks.engine.stages import ROLES, Reference, Stage
 from tasks.families.plan import plan_family
 from tasks.language.plan import Digests, models_of, place_of, plan_experiment
+from tasks.language.treatments import check_treatments, code_digests
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ def plan_for(config: AnyExperiment) -> Plan:
         for field, arm in zip(fields, config.resolved_arms(), strict=True)
         if isinstance(arm.loss, CustomLoss)
     }
-    digests = Digests(source_digests(config.corpus), models, losses, _benchmarks(config))
+    check_treatments(config)
+    treatments = code_digests(config)
+    digests = Digests(source_digests(config.corpus), models, losses, _benchmarks(config), treatments)
     return plan_experiment(config, digests)
 
 

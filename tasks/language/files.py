@@ -33,6 +33,19 @@ def treated_files(context: Context[Any], treated: Reference, place: int) -> list
     return [artifact.file(treated_file(place))] if artifact.has(treated_file(place)) else []
 
 
+def trained_texts(context: Context[Any]) -> list[tuple[VersionedText, list[Path]]]:
+    """What a generation is trained on, text by text, with its files: treated where treatments did so."""
+    spec = context.spec
+    if spec.treated is None:
+        return [(text, text_files(context, spec.corpus, text)) for text in spec.text]
+    return [(text, treated_files(context, spec.treated, place)) for place, text in enumerate(spec.text)]
+
+
+def trained_files(context: Context[Any]) -> list[Path]:
+    """The same files, in order."""
+    return [path for _, paths in trained_texts(context) for path in paths]
+
+
 def never_drawn(tokenizer: Any, model: Any) -> list[int]:
     """Ids that no model is to write: special tokens, and the entries by which some models' vocabularies are padded."""
     entries = range(len(tokenizer), model.config.get_text_config().vocab_size)

@@ -42,9 +42,11 @@ from tasks.language.specs import (
     SourceSpec,
     TokenizerSpec,
     TrainSpec,
+    TreatSpec,
     VersionedText,
     gamma_of,
 )
+from tasks.language.treatments import check_treatments, somebodys_code, treatments_field
 
 SHOWS = ("tasks.language.publish:show", "tasks.language.publish:show_drift")
 
@@ -59,12 +61,14 @@ class Digests:
             several, each one's by `place_of`.
         losses: of the source of every custom loss, by what names it.
         benchmarks: version and data digests of every benchmark asked for (`tasks.language.benchmark_data.describe`).
+        treatments: of somebody else's code that treats text (`tasks.language.treatments.code_digests`).
     """
 
     corpus: Mapping[str, str]
     model: str | Mapping[str, str] = ""
     losses: Mapping[str, str] | None = None
     benchmarks: Mapping[str, Mapping[str, Any]] | None = None
+    treatments: Mapping[str, str] | None = None
 
     def identity(self, model: PretrainedModel) -> str:
         return self.model if isinstance(self.model, str) else self.model[place_of(model)]
@@ -88,12 +92,10 @@ def plan_experiment(config: ExperimentConfig, digests: Digests) -> Plan:
     """Every stage of the experiment, with its key. What arms share they name by one key: it is built once.
 
     Raises:
-        ConfigError: two arms come to the same.
+        ConfigError: two arms come to the same, or a treatment has nothing to treat.
     """
     arms = config.resolved_arms()
-    for arm in arms:
-        if arm.experiment.treatments:
-            raise ConfigError("treatments", arm.experiment.treatments[0].label, "no stage applies treatments yet")
+    check_treatments(config)
     starts = {arm.label: _Start(arm, digests) for arm in arms}
     runs = tuple(_Run(config, starts[arm.label], seed, digests).plan() for seed in config.seeds for arm in arms)
     if config.arms:
@@ -200,7 +202,8 @@ class _Run:
         self.arm, self.config, self.tasks = start.arm, start.config, start.tasks
         self.seed, self.digests, self.named = seed, digests, bool(whole.arms)
         self.corpus_stage, self.base = start.corpora[seed][1], start.base.reference
-        self.corpus = self.corpus_stage.reference
+        self.corpus, self.tokenizer = self.corpus_stage.reference, start.tokenizer.reference
+        self.treated_at = treatments_field(whole, whole.arm_labels.index(self.arm.label))
         self.world = world_of(whole, seed)
         self.lora = self.config.model.lora if isinstance(self.config.model, PretrainedModel) else None
         self.adapted = self.base if self.lora else None
@@ -214,12 +217,14 @@ class _Run:
         dtype = self.config.evaluation.dtype
         for i in range(self.config.generations):
             previous = generations[-1].train.reference if generations else self.base
-            train = self._stage(i, self._train(i, previous))
+            treat = self._treat(i, previous)
+            treated = treat[-1].reference if treat else None
+            train = self._stage(i, self._train(i, previous, treated))
             rewrites = self._rewrites(i, train.reference)
             drift = None
             if self.config.evaluation.drift:
                 first = generations[0].train if generations else train
-                drift = self._stage(i, self._drift(i, train.reference, first.reference, rewrites))
+                drift = self._stage(i, self._drift(i, train.reference, first.reference, rewrites, treated))
             evaluate = self._stage(i, self._evaluate(i, train.reference))
             by_drift = self.judged.role == "drift" and drift is not None
             self.measured.append(drift.reference if by_drift and drift is not None else evaluate.reference)
@@ -228,7 +233,7 @@ class _Run:
                 for task in self.tasks
             )
             failure = self._stage(i, self._failure())
-            generations.append(GenerationPlan(i, i, train, rewrites, evaluate, failure, drift, benchmarks))
+            generations.append(GenerationPlan(i, i, train, rewrites, evaluate, failure, drift, benchmarks, treat))
         return RunPlan(self.arm.label, self.seed, self.corpus_stage, tuple(generations))
 
     def _stage(self, generation: int, spec: Any, **place: int) -> Stage:
@@ -241,7 +246,36 @@ class _Run:
     def _read(self, i: int) -> tuple[VersionedText, ...]:
         return tuple(self._text(version) for version in training_set(self.reading, i))
 
-    def _train(self, i: int, previous: Reference) -> TrainSpec:
+    def _treat(self, i: int, previous: Reference) -> tuple[Stage, ...]:
+        """What is done to the text of M_i, one treatment after the other; nothing where all of it is real."""
+        text = self._read(i)
+        if not any(one.version for one in text):
+            return ()
+        models = {"previous": previous, "base": self.base, None: None}
+        stages: list[Stage] = []
+        for number, treatment in enumerate(self.config.treatments):
+            spec = TreatSpec(
+                treatment=treatment,
+                code=(self.digests.treatments or {}).get(somebodys_code(treatment) or ""),
+                called=f"{self.treated_at}.{number}",
+                window=self.config.training.sequence_length,
+                seed=self.seed,
+                generation=i,
+                model=models[treatment.reads],
+                base=self.adapted if treatment.reads == "previous" else None,
+                corpus=self.corpus,
+                tokenizer=self.tokenizer,
+                text=text,
+                shares=text_shares(self.reading, i),
+                treated=stages[-1].reference if stages else None,
+                corpus_config=self.config.corpus,
+                splits=self.config.splits,
+                world=self.world,
+            )
+            stages.append(self._stage(i, spec))
+        return tuple(stages)
+
+    def _train(self, i: int, previous: Reference, treated: Reference | None) -> TrainSpec:
         loss = self.arm.loss
         sources = self.digests.losses or {}
         return TrainSpec(
@@ -257,6 +291,7 @@ class _Run:
             corpus=self.corpus,
             text=self._read(i),
             shares=text_shares(self.reading, i),
+            treated=treated,
         )
 
     def _drawn_by(self, i: int) -> Regime:
@@ -288,7 +323,9 @@ class _Run:
             stages.append(self.versions[after])
         return tuple(stages)
 
-    def _drift(self, i: int, model: Reference, first: Reference, rewrites: tuple[Stage, ...]) -> DriftSpec:
+    def _drift(
+        self, i: int, model: Reference, first: Reference, rewrites: tuple[Stage, ...], treated: Reference | None
+    ) -> DriftSpec:
         written = tuple(VersionedText(s.split or 0, s.version or 0, s.reference) for s in rewrites)
         return DriftSpec(
             gamma=gamma_of(self.arm.loss),
@@ -299,6 +336,7 @@ class _Run:
             base=self.base,
             corpus=self.corpus,
             text=self._read(i),
+            treated=treated,
             rewritten=written,
             corpus_config=self.config.corpus,
             splits=self.config.splits,
@@ -354,6 +392,7 @@ def _results(generation: GenerationPlan, *, cut: bool) -> GenerationResults:
     rewrites = {} if cut else {s.split or 0: s.reference for s in generation.regenerate}
     return GenerationResults(
         generation=generation.last,
+        treat=tuple(stage.reference for stage in generation.treat),
         train=generation.train.reference,
         regenerate=rewrites,
         evaluate=generation.evaluate.reference,

@@ -79,6 +79,7 @@ def _generation(context: Context[ReportSpec], config: ExperimentConfig, results:
         confidence=confidence,
         benchmarks={name: float(value) for m in benchmarks for name, value in m.metrics.items() if ":" in name},
         seconds={
+            **({"treat": sum(context.manifest(one).seconds for one in results.treat)} if results.treat else {}),
             "train": train.seconds,
             **asked.seconds,
             "regenerate": sum(m.seconds for m in rewritten.values()),

@@ -203,6 +203,7 @@ class TrainSpec(Spec):
         base: M_-1, where models are adapters of it: an adapter is kept without the model that it adapts.
         text: what this generation is trained on, in order.
         shares: how much of each is read; None: all of it.
+        treated: the text as its treatments left it, which is what is read.
     """
 
     role, kind, builder = "train", "model", "tasks.language.train:build_generation"
@@ -220,6 +221,7 @@ class TrainSpec(Spec):
     corpus: Reference
     text: tuple[VersionedText, ...]
     shares: tuple[float, ...] | None = None
+    treated: Reference | None = None
 
     def content(self) -> dict[str, Any]:
         loss = self.loss.model_dump(mode="json")
@@ -275,6 +277,7 @@ class DriftSpec(Spec):
         first: M_0 of the run.
         base: M_-1.
         text, rewritten: what M_i was trained on, and what it wrote.
+        treated: the text as its treatments left it, if any did.
         corpus_config, splits, world: for the ground truth of an almanac; that it is this corpus's follows from its key.
     """
 
@@ -289,6 +292,7 @@ class DriftSpec(Spec):
     base: Reference
     corpus: Reference
     text: tuple[VersionedText, ...]
+    treated: Reference | None = None
     rewritten: tuple[VersionedText, ...]
     corpus_config: Corpus
     splits: int
@@ -405,6 +409,7 @@ class GenerationResults(Frozen):
     evaluate: Reference
     drift: Reference | None
     benchmarks: tuple[Reference, ...]
+    treat: tuple[Reference, ...] = ()
 
 
 class RunResults(Frozen):

@@ -7,29 +7,53 @@ the training code never learns which loss it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from fortifai_core.config.loss import CrossEntropyLoss, Loss
 from fortifai_core.config.model import LoraConfig, ScratchModel
 from fortifai_core.config.stages import Regime, Training
+from fortifai_core.errors import DataError
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
 from tasks.engine.context import Context
-from tasks.language.files import base_folder, text_files
+from tasks.language.files import base_folder, trained_texts
 from tasks.language.specs import BaseSpec, PretrainedBaseSpec, TrainSpec, VersionedText
 
 
 def _packed(context: Context[Any], name: str, documents: Iterator[list[int]], *, length: int, end_of_text: int) -> Any:
     """Training sequences as a memory-mapped dataset, so that a corpus larger than memory can be trained on."""
-    from datasets import Dataset
-
     from fortifai_core.corpus.packing import pack
 
+    return _mapped(context, name, pack(documents, sequence_length=length, end_of_text=end_of_text), length=length)
+
+
+def _mapped(context: Context[Any], name: str, rows: Iterator[list[int]], *, length: int) -> Any:
+    from datasets import Dataset
+
     path = context.workspace / name
-    rows = pack(documents, sequence_length=length, end_of_text=end_of_text)
     parquet.write_packed(path, rows, sequence_length=length)
     return Dataset.from_file(str(path))
+
+
+def _treated(context: Context[Any], name: str, paths: list[Path], *, length: int, end_of_text: int) -> Any:
+    """Training sequences of treated text. Where it is weighed, no sequence holds documents of different weights, and
+    each has its own in a column."""
+    from fortifai_core.corpus.packing import pack
+
+    weights = list[float]()
+
+    def rows() -> Iterator[list[int]]:
+        documents = parquet.iter_rows(paths, columns=["tokens", "weight"])
+        for weight, alike in groupby(documents, key=lambda row: row["weight"]):
+            tokens = (row["tokens"] for row in alike)
+            for row in pack(tokens, sequence_length=length, end_of_text=end_of_text):
+                weights.append(weight)
+                yield row
+
+    made = _mapped(context, name, rows(), length=length)
+    return made.add_column("weight", weights) if set(weights) != {1.0} else made
 
 
 def fetch_base(context: Context[PretrainedBaseSpec]) -> dict[str, Any]:
@@ -107,14 +131,17 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     model = load_model(previous.path, base=base_folder(context, spec.base), trainable=True)
     if spec.lora is not None:
         model = _with_adapter(model, spec.lora, seed=spec.seed)
-    files = [(text, text_files(context, spec.corpus, text)) for text in spec.text]
+    files = trained_texts(context)
     paths = [path for _, of_text in files for path in of_text]
     packing = {"length": training.sequence_length, "end_of_text": tokenizer.eos_token_id}
     shares = [1.0] * len(files)
     if spec.shares is not None:
         rows, shares = _mixed(context, files, **packing)
     else:
-        rows = _packed(context, "text.arrow", parquet.iter_column(paths, "tokens"), **packing)
+        rows = _sequences(context, "text.arrow", paths, **packing)
+    if spec.treated is not None and len(rows) < training.batch_size:
+        remedy = f"is what treatments leave M_{spec.generation}, and training.batch_size is {training.batch_size}: "
+        raise DataError("treatments", f"{len(rows)} sequences", f"{remedy}keep more text, or lower the batch size")
     if spec.regime == Regime.ACCUMULATE_SUBSAMPLE and len(files) > 1:
         # one split's worth of sequences, drawn evenly over everything accumulated
         draw = np.random.default_rng(derive_seed("subsample", spec.seed, spec.generation))
@@ -139,6 +166,13 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     }
 
 
+def _sequences(context: Context[TrainSpec], name: str, paths: list[Path], **packing: int) -> Any:
+    """Training sequences of some files of this generation's text."""
+    if context.spec.treated is not None:
+        return _treated(context, name, paths, **packing)
+    return _packed(context, name, parquet.iter_column(paths, "tokens"), **packing)
+
+
 def _mixed(
     context: Context[TrainSpec], files: list[tuple[VersionedText, list[Path]]], **packing: int
 ) -> tuple[Any, list[float]]:
@@ -152,7 +186,10 @@ def _mixed(
 
     spec, parts, taken = context.spec, list[Any](), list[float]()
     for place, (share, (text, paths)) in enumerate(zip(spec.shares or (), files, strict=True)):
-        rows = _packed(context, f"text-{place}.arrow", parquet.iter_column(paths, "tokens"), **packing)
+        if not paths:  # a treatment left nothing of it
+            taken.append(0.0)
+            continue
+        rows = _sequences(context, f"text-{place}.arrow", paths, **packing)
         draw = np.random.default_rng(derive_seed("mixture", spec.seed, spec.generation, text.split, text.version))
         chosen = np.sort(draw.permutation(len(rows))[: max(1, round(share * len(rows)))])
         parts.append(rows.select(chosen))
