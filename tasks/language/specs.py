@@ -114,10 +114,12 @@ class BaseSpec(Spec):
     """M_-1, made here from the pretraining text."""
 
     role, kind, builder = "base", "model", "tasks.language.train:build_base"
-    keyed = ("model",)
     model: ScratchModel
     pretraining: Reference
     tokenizer: Reference
+
+    def content(self) -> dict[str, Any]:
+        return {"model": self.model.model_dump(mode="json", exclude={"lora"})}  # an adapter of it is made later
 
 
 class PretrainedBaseSpec(Spec):
@@ -154,6 +156,7 @@ class TrainSpec(Spec):
         base: M_-1, where models are adapters of it: an adapter is kept without the model that it adapts.
         text: what this generation is trained on, in order.
         shares: how much of each is read; None: all of it.
+        anchor: M_-1, where the training stays near it.
     """
 
     role, kind, builder = "train", "model", "tasks.language.train:build_generation"
@@ -171,6 +174,7 @@ class TrainSpec(Spec):
     corpus: Reference
     text: tuple[VersionedText, ...]
     shares: tuple[float, ...] | None = None
+    anchor: Reference | None = None
 
     def content(self) -> dict[str, Any]:
         loss = self.loss.model_dump(mode="json")
