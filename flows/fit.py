@@ -59,7 +59,7 @@ def disk_for_models(
         parameters: of M_-1, of which there are `bases` to be made; `trained`: of what each of the `generations` keeps.
     """
     whole = bytes_a_weight(config)
-    width = FLOAT if isinstance(config.model, PretrainedModel) and config.model.lora else whole  # peft's adapters
+    width = FLOAT if config.model.lora else whole  # peft's adapters
     kept = 2 if config.training.save_dtype == "bfloat16" else width
     checkpoints = at_once * CHECKPOINTED * width if generations else 0
     return float(bases * parameters * whole + trained * (generations * kept + checkpoints))
@@ -75,7 +75,7 @@ def memory_needed(config: ExperimentConfig, shape: Shape) -> tuple[float, float]
     model, training = config.model, config.training
     width = bytes_a_weight(config)
     weights = float(shape.parameters * width)
-    adapter = isinstance(model, PretrainedModel) and model.lora is not None
+    adapter = model.lora is not None
     moments = 0 if training.optimizer == "sgd" else 2
     states = 0.0 if adapter else weights * (1 + moments)
     tokens = training.batch_size // training.gradient_accumulation * training.sequence_length

@@ -159,6 +159,7 @@ def config_error(
     schema = _schema(kind)
     # pydantic puts the chosen alternative's `type` into the place, where a file has no such level
     unions = {d.get("properties", {}).get("type", {}).get("const") for d in schema.get("$defs", {}).values()}
+    unions |= {"as-mask", "as-named"}
     location = [str(part)[:60] for part in first["loc"] if part not in unions]
     field = ".".join(location) or "experiment"
     value = first.get("input")

@@ -17,6 +17,7 @@ from rich.table import Table
 from flows.embedded import check_api, configured_api, prefect_api_beside, sigterm_as_interrupt
 from flows.prepare import Prepared, is_there, prepare_experiment
 from flows.reporters import TerminalReporter
+from flows.terminal import show_arms
 from flows.workers import workers
 from fortifai_core.errors import FortifaiError, InputError, StageFailed
 from fortifai_core.outside import markup
@@ -68,6 +69,7 @@ def _announce(prepared: Prepared, console: Console, *, command: str) -> None:
         f"[bold]{markup(config.name)}[/]  {len(config.arm_labels)} arms × {len(config.seeds)} seeds × "
         f"{config.generations} generations · {len(stages)} stages, {there} found · store {markup(prepared.store.name)}"
     )
+    show_arms(config, console)
     if there < len(stages):
         console.print(f"[dim]whenever it stops, go on with: {markup(command)}[/]", highlight=False)
 

@@ -193,7 +193,7 @@ def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None
     for arm in arms:
         check_memory(arm.experiment, pool_size(config)[0])
         shape = shape_of(arm.experiment.model)
-        if shape is None or (isinstance(arm.experiment.model, PretrainedModel) and arm.experiment.model.lora):
+        if shape is None or arm.experiment.model.lora:
             continue
         trained = sum(stage.role == "train" and stage.arm == arm.label for stage in missing)
         counts = {"bases": bases, "generations": trained, "at_once": len(config.seeds)}

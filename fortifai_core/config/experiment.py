@@ -16,7 +16,7 @@ from fortifai_core.config import failure_metrics
 from fortifai_core.config.arms import ArmSettings, difference
 from fortifai_core.config.corpus import AlmanacCorpus, Corpus
 from fortifai_core.config.loss import CrossEntropyLoss, Loss, TruncatedCrossEntropyLoss
-from fortifai_core.config.model import Model, PretrainedModel, ScratchModel
+from fortifai_core.config.model import Model, ScratchModel
 from fortifai_core.config.stages import (
     Evaluation,
     Failure,
@@ -64,6 +64,11 @@ class ExperimentConfig(Frozen):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     failure: Failure = Field(default_factory=Failure)
     runtime: Runtime = Field(default_factory=Runtime)
+
+    @property
+    def named(self) -> bool:
+        """Whether arms are written by name, so that it has to be said what each is."""
+        return bool(self.arms)
 
     @property
     def arm_labels(self) -> list[str]:
@@ -165,9 +170,19 @@ class ExperimentConfig(Frozen):
         if self.training.batch_size % self.training.gradient_accumulation:
             remedy = f"must be a multiple of gradient_accumulation = {self.training.gradient_accumulation}"
             raise Inconsistent("training.batch_size", self.training.batch_size, remedy)
-        if self.training.save_dtype is not None and isinstance(self.model, PretrainedModel) and self.model.lora:
-            remedy = "is for whole models: of an adapter (model.lora) little is kept; leave it out"
-            raise Inconsistent("training.save_dtype", self.training.save_dtype, remedy)
+        if self.model.lora:
+            whole = ("save_dtype", "averaging", "anchor")
+            for name in whole:
+                value = getattr(self.training, name)
+                if value:
+                    remedy = "is for whole models: of an adapter (model.lora) little is kept; leave it out"
+                    raise Inconsistent(f"training.{name}", value, remedy)
+        for name in ("label_smoothing", "distillation"):
+            value = getattr(self.training, name)
+            other = [loss.label for loss in self.losses if not isinstance(loss, CrossEntropyLoss)]
+            if value and other:
+                remedy = f"is for cross entropy: the loss {other[0]} knows the drawn token alone; leave one out"
+                raise Inconsistent(f"training.{name}", value, remedy)
         rewriting = self.regeneration
         if rewriting.engine != rewriting.engine_used:
             # said here, once: its own validators run again in every spec that holds it

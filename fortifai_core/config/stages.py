@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -78,6 +78,8 @@ def reading_of(regime: Regime, mixture: Mixture | None) -> Reading:
 class Training(Frozen):
     """One generation's training. The paper: lr 2e-5, effective batch 64, 10 epochs, blocks of 128 tokens."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"dropout", "label_smoothing", "anchor", "averaging", "distillation"})
+
     epochs: float = Field(10, gt=0, le=10_000)
     learning_rate: float = Field(2e-5, gt=0, lt=1)
     batch_size: int = Field(64, ge=1, description="Sequences in one optimizer step, over all devices.")
@@ -94,6 +96,22 @@ class Training(Frozen):
         None,
         description="Type in which M_i is kept, and read again by whatever follows; by default that of its weights. "
         "Computing is in that of its weights either way.",
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Of what each attention and feed-forward block adds to the residual stream."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread evenly over all tokens.")
+    anchor: float = Field(
+        0.0, ge=0, le=1e6, description="λ of an L2 pull towards M_-1: λ/2 · ‖θ − θ_-1‖² is added to the loss."
+    )
+    averaging: float = Field(
+        0.0, ge=0, lt=1, description="Share of M_(i-1) in the weights that M_i is kept with, from M_1 on."
+    )
+    distillation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="On synthetic text: how much of the target is M_(i-1)'s whole distribution, not the drawn token.",
     )
 
 

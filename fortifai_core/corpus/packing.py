@@ -30,8 +30,8 @@ def collate(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
     """Pad rows of `input_ids` to one length; padding is attended by nobody and carries no label (−100).
 
     Returns:
-        `input_ids`, `attention_mask` and `labels`, each an int64 tensor of shape (batch, longest); of rows that have a
-        `weight` in the loss, `weights` too, float32 (batch,).
+        `input_ids`, `attention_mask` and `labels`, each an int64 tensor of shape (batch, longest); where rows say
+        whether they are `synthetic`, or have a `weight` in the loss, `synthetic` or `weights` too, of shape (batch,).
     """
     import torch
 
@@ -44,7 +44,7 @@ def collate(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
         input_ids[index, :length] = tokens
         labels[index, :length] = tokens
         mask[index, :length] = 1
-    batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
-    if rows and "weight" in rows[0]:
-        batch["weights"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
-    return batch
+    told = {"synthetic": torch.tensor([row["synthetic"] for row in rows])} if "synthetic" in rows[0] else {}
+    if "weight" in rows[0]:
+        told["weights"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels, **told}

@@ -11,7 +11,7 @@ from fortifai_core.config.experiment import Arm, ExperimentConfig
 from fortifai_core.config.failure_metrics import failure_metric
 from fortifai_core.config.loss import CustomLoss
 from fortifai_core.config.model import Model, PretrainedModel, ScratchModel
-from fortifai_core.config.stages import Regime
+from fortifai_core.config.stages import Regime, Training
 from fortifai_core.corpus.schedule import (
     SplitVersion,
     regenerated,
@@ -98,7 +98,7 @@ def plan_experiment(config: ExperimentConfig, digests: Digests) -> Plan:
     check_treatments(config)
     starts = {arm.label: _Start(arm, digests) for arm in arms}
     runs = tuple(_Run(config, starts[arm.label], seed, digests).plan() for seed in config.seeds for arm in arms)
-    if config.arms:
+    if config.named:
         _all_differ(config, runs)
     shared = unique(stage for start in starts.values() for stage in start.stages(config.seeds))
     measured = unique(stage for start in starts.values() for stage in start.asked(config.seeds))
@@ -200,12 +200,12 @@ class _Run:
 
     def __init__(self, whole: ExperimentConfig, start: _Start, seed: int, digests: Digests) -> None:
         self.arm, self.config, self.tasks = start.arm, start.config, start.tasks
-        self.seed, self.digests, self.named = seed, digests, bool(whole.arms)
+        self.seed, self.digests, self.named = seed, digests, whole.named
         self.corpus_stage, self.base = start.corpora[seed][1], start.base.reference
         self.corpus, self.tokenizer = self.corpus_stage.reference, start.tokenizer.reference
         self.treated_at = treatments_field(whole, whole.arm_labels.index(self.arm.label))
         self.world = world_of(whole, seed)
-        self.lora = self.config.model.lora if isinstance(self.config.model, PretrainedModel) else None
+        self.lora = self.config.model.lora
         self.adapted = self.base if self.lora else None
         self.judged = failure_metric(self.config.failure.metric)
         self.reading = self.config.reading
@@ -281,7 +281,7 @@ class _Run:
         return TrainSpec(
             loss=loss,
             loss_source=sources[loss.function] if isinstance(loss, CustomLoss) else None,
-            training=self.config.training,
+            training=self._training(i),
             lora=self.lora,
             regime=self._drawn_by(i),
             seed=self.seed,
@@ -292,7 +292,15 @@ class _Run:
             text=self._read(i),
             shares=text_shares(self.reading, i),
             treated=treated,
+            anchor=self.base if self.config.training.anchor else None,
         )
+
+    def _training(self, i: int) -> Training:
+        """Without what M_i has no use for: M_0 follows no generation, and real text was drawn from none."""
+        read = training_set(self.reading, i)
+        unused = {"averaging"} if i == 0 else set()
+        unused |= {"distillation"} if all(version.real for version in read) else set()
+        return self.config.training.model_copy(update=dict.fromkeys(unused, 0.0))
 
     def _drawn_by(self, i: int) -> Regime:
         """The regime, for a key. Named arms that read the same text in the same way share its model, whatever regime

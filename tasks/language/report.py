@@ -45,7 +45,7 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
                 label=arm.label,
                 runs=tuple(runs_of[arm.label]),
                 reading=arm.experiment.reading,
-                difference=arm.difference if config.arms else "",
+                difference=arm.difference if config.named else "",
             )
             for arm in config.resolved_arms()
         ),

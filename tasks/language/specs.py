@@ -115,10 +115,12 @@ class BaseSpec(Spec):
     """M_-1, made here from the pretraining text."""
 
     role, kind, builder = "base", "model", "tasks.language.train:build_base"
-    keyed = ("model",)
     model: ScratchModel
     pretraining: Reference
     tokenizer: Reference
+
+    def content(self) -> dict[str, Any]:
+        return {"model": self.model.model_dump(mode="json", exclude={"lora"})}  # an adapter of it is made later
 
 
 class PretrainedBaseSpec(Spec):
@@ -204,6 +206,7 @@ class TrainSpec(Spec):
         text: what this generation is trained on, in order.
         shares: how much of each is read; None: all of it.
         treated: the text as its treatments left it, which is what is read.
+        anchor: M_-1, where the training stays near it.
     """
 
     role, kind, builder = "train", "model", "tasks.language.train:build_generation"
@@ -222,6 +225,7 @@ class TrainSpec(Spec):
     text: tuple[VersionedText, ...]
     shares: tuple[float, ...] | None = None
     treated: Reference | None = None
+    anchor: Reference | None = None
 
     def content(self) -> dict[str, Any]:
         loss = self.loss.model_dump(mode="json")

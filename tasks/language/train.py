@@ -123,6 +123,7 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     """M_i: the previous model trained on this generation's text under the arm's loss."""
     import numpy as np
 
+    from fortifai_core.language.objective import average_with, weights_of
     from storage.tables.models import load_model, load_tokenizer
 
     spec, training = context.spec, context.spec.training
@@ -135,7 +136,7 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     paths = [path for _, of_text in files for path in of_text]
     packing = {"length": training.sequence_length, "end_of_text": tokenizer.eos_token_id}
     shares = [1.0] * len(files)
-    if spec.shares is not None:
+    if spec.shares is not None or training.distillation:
         rows, shares = _mixed(context, files, **packing)
     else:
         rows = _sequences(context, "text.arrow", paths, **packing)
@@ -153,7 +154,16 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
         held_out = context.artifact(spec.corpus).file("validation.parquet")
         validation = _packed(context, "validation.arrow", parquet.iter_column(held_out, "tokens"), **packing)
     seed = derive_seed("train", spec.seed, spec.generation)
-    metrics = _train(model, rows, context, training=training, loss=spec.loss, seed=seed, validation=validation)
+    aims: dict[str, Any] = {}
+    if training.distillation:
+        teacher = load_model(previous.path, base=base_folder(context, spec.base))
+        aims["teacher"] = teacher.to(context.device).requires_grad_(False)
+    if spec.anchor is not None:
+        aims["before"] = weights_of(load_model(context.artifact(spec.anchor).path).to(context.device))
+    started = weights_of(model) if training.averaging else {}
+    metrics = _train(model, rows, context, training=training, loss=spec.loss, seed=seed, validation=validation, **aims)
+    if training.averaging:
+        average_with(model, started, training.averaging)
     _save(model, context, tokenizer=previous.path / "tokenizer", dtype=training.save_dtype)
     read = [
         (text.version, share * sum(len(tokens) for tokens in parquet.iter_column(of_text, "tokens")))
@@ -178,6 +188,8 @@ def _mixed(
 ) -> tuple[Any, list[float]]:
     """Of each text the sequences that make up its share, text after text; and the shares that they are.
 
+    No sequence crosses from one text into another, so that each is real or synthetic, as distillation asks.
+
     Which sequences a share gets is drawn once for a seed, a generation and a text: those of a smaller share are among
     those of a larger one, so that arms differ in the share alone.
     """
@@ -185,14 +197,18 @@ def _mixed(
     from datasets import concatenate_datasets
 
     spec, parts, taken = context.spec, list[Any](), list[float]()
-    for place, (share, (text, paths)) in enumerate(zip(spec.shares or (), files, strict=True)):
+    shares = spec.shares or (1.0,) * len(files)
+    for place, (share, (text, paths)) in enumerate(zip(shares, files, strict=True)):
         if not paths:  # a treatment left nothing of it
             taken.append(0.0)
             continue
         rows = _sequences(context, f"text-{place}.arrow", paths, **packing)
         draw = np.random.default_rng(derive_seed("mixture", spec.seed, spec.generation, text.split, text.version))
         chosen = np.sort(draw.permutation(len(rows))[: max(1, round(share * len(rows)))])
-        parts.append(rows.select(chosen))
+        part = rows.select(chosen)
+        if spec.training.distillation:
+            part = part.add_column("synthetic", [text.version > 0] * len(part))
+        parts.append(part)
         taken.append(len(chosen) / len(rows))
     return concatenate_datasets(parts), taken
 
@@ -206,6 +222,7 @@ def _train(
     loss: Loss,
     seed: int,
     validation: Any | None = None,
+    **aims: Any,
 ) -> dict[str, Any]:
     from fortifai_core.language.training import train_model
     from kernels import install_loss_head
@@ -223,6 +240,7 @@ def _train(
         save_steps=context.runtime.save_steps,
         device=context.device,
         on_progress=lambda done, total: context.progress(done, total, "steps"),
+        **aims,
     )
     head.remove()
     return {"steps": result.steps, "tokens-trained": result.tokens, "resumed-from": result.resumed_from}
