@@ -37,9 +37,8 @@ def _mapped(context: Context[Any], name: str, rows: Iterator[list[int]], *, leng
     return Dataset.from_file(str(path))
 
 
-def _treated(context: Context[Any], name: str, paths: list[Path], *, length: int, end_of_text: int) -> Any:
-    """Training sequences of treated text. Where it is weighed, no sequence holds documents of different weights, and
-    each has its own in a column."""
+def _weighed(context: Context[Any], name: str, paths: list[Path], *, length: int, end_of_text: int) -> Any:
+    """Training sequences of weighed text: none holds documents of different weights, each has its own in a column."""
     from fortifai_core.corpus.packing import pack
 
     weights = list[float]()
@@ -52,8 +51,7 @@ def _treated(context: Context[Any], name: str, paths: list[Path], *, length: int
                 weights.append(weight)
                 yield row
 
-    made = _mapped(context, name, rows(), length=length)
-    return made.add_column("weight", weights) if set(weights) != {1.0} else made
+    return _mapped(context, name, rows(), length=length).add_column("weight", weights)
 
 
 def fetch_base(context: Context[PretrainedBaseSpec]) -> dict[str, Any]:
@@ -179,7 +177,9 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
 def _sequences(context: Context[TrainSpec], name: str, paths: list[Path], **packing: int) -> Any:
     """Training sequences of some files of this generation's text."""
     if context.spec.treated is not None:
-        return _treated(context, name, paths, **packing)
+        told = context.manifest(context.spec.treated).metrics
+        if (told["lightest-weight"], told["heaviest-weight"]) != (1.0, 1.0):
+            return _weighed(context, name, paths, **packing)
     return _packed(context, name, parquet.iter_column(paths, "tokens"), **packing)
 
 

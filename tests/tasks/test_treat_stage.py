@@ -11,7 +11,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flows.load import load_experiment_config
-from flows.prepare import plan_for
+from flows.prepare import Prepared, plan_for, prepare_experiment
+from flows.tools.exporting import export_dataset
 from fortifai_core.config.corpus import AlmanacCorpus
 from fortifai_core.config.stages import Runtime
 from fortifai_core.config.treatment import (
@@ -26,6 +27,8 @@ from fortifai_core.config.treatment import (
 from fortifai_core.corpus.almanac.world import generate_almanac
 from fortifai_core.corpus.tokenization import train_tokenizer
 from fortifai_core.errors import ConfigError, DataError
+from storage.catalog.catalog import query
+from storage.store.experiments import record_experiment
 from storage.store.keys import artifact_key
 from storage.store.store import Artifact, ArtifactStore
 from storage.tables import parquet
@@ -193,10 +196,8 @@ def test_a_stage_that_was_stopped_goes_on_to_the_same_result(
     assert not found and {entry["name"]: entry["sha256"] for entry in other.manifest.files} == digests
 
 
-def test_text_that_a_treatment_left_nothing_of_has_no_file(parents: tuple[ArtifactStore, dict[str, Any]]) -> None:
+def test_a_verifier_that_accepts_nothing_ends_the_stage(parents: tuple[ArtifactStore, dict[str, Any]]) -> None:
     store, references = parents
-    artifact = made(store, stage(references, Verifier(of="real", false_reject=0.999999), seed=2)) if False else None
-    assert artifact is None
     with pytest.raises(DataError, match=r"^treatments.0 = '0 of 12 documents'"):
         made(store, stage(references, Verifier(of="real", false_reject=0.9999999), seed=2))
 
@@ -279,3 +280,77 @@ def test_the_almanacs_truth_is_of_an_almanac(tmp_path: Path) -> None:
     corpus = f"corpus={{type: text, files: ['{tmp_path / 'text.txt'}']}}"
     with pytest.raises(ConfigError, match=r"^treatments.0.checker = 'almanac': knows the truth of an almanac"):
         plan_for(load_experiment_config("smoke", [corpus, "treatments=[{type: verifier}]"]))
+
+
+# ------------------------------------------------------------------------------------------- from end to end
+
+ARMS = """arms=[
+    {name: plain},
+    {name: filtered, treatments: [{type: surprise-filter, keep: 0.6}]},
+    {name: weighed, treatments: [{type: surprise-filter, keep: 0.6}, {type: weights, real: 0.7}]},
+]"""
+SMALL = ["losses=[{type: cross-entropy}]", "training.epochs=1", "model.pretraining_epochs=0.2", "corpus.entities=12"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, dict[str, Artifact]]:
+    """An experiment of three arms, and every artifact by run and label."""
+    store = tmp_path_factory.mktemp("treated") / "store"
+    prepared = prepare_experiment(load_experiment_config("smoke", [*SMALL, ARMS]), store=str(store))
+    artifacts = {
+        f"{one.run} · {one.label}": build(one, prepared.store, Runtime(), progress=lambda *_: None)[0]
+        for one in prepared.plan.stages()
+    }
+    record_experiment(prepared.store, config=prepared.plan.config.model_dump(mode="json"), status="finished")
+    return prepared, artifacts
+
+
+def test_arms_share_what_is_not_treated_and_the_first_of_two_treatments(
+    finished: tuple[Prepared, dict[str, Artifact]],
+) -> None:
+    names = set(finished[1])
+    assert "plain · seed 0 · train · g0" in names
+    assert not {f"{arm} · seed 0 · train · g0" for arm in ("filtered", "weighed")} & names
+    treat = {name for name in names if "treat" in name}
+    assert treat == {"filtered · seed 0 · treat · g1 · surprise-0.6", "weighed · seed 0 · treat · g1 · weights-0.7"}
+
+
+def test_a_generation_is_trained_on_what_its_treatment_left(finished: tuple[Prepared, dict[str, Artifact]]) -> None:
+    artifacts = finished[1]
+    treated = artifacts["filtered · seed 0 · treat · g1 · surprise-0.6"].manifest.metrics
+    plain, filtered, weighed = (
+        artifacts[f"{arm} · seed 0 · train · g1"].manifest.metrics for arm in ("plain", "filtered", "weighed")
+    )
+    assert treated["documents"] == 24 and treated["documents-left"] == 15
+    assert filtered["tokens-read"] == weighed["tokens-read"] == treated["tokens-left"] < plain["tokens-read"]
+    assert plain["tokens-read"] == treated["tokens"]
+    weights = [artifacts[f"{arm} · seed 0 · train · g1"].manifest.files for arm in ("filtered", "weighed")]
+    digests = [{e["sha256"] for e in files if e["name"].endswith(".safetensors")} for files in weights]
+    assert digests[0] != digests[1]
+
+
+def test_sql_export_and_report_say_what_became_of_the_text(
+    finished: tuple[Prepared, dict[str, Artifact]], tmp_path: Path
+) -> None:
+    prepared, artifacts = finished
+    fates = "SELECT arm, generation, fate, count(*) FROM treatments WHERE arm = 'filtered' GROUP BY ALL ORDER BY fate"
+    assert query(prepared.store, fates)[1] == [("filtered", 1, "dropped", 9), ("filtered", 1, "kept", 15)]
+    kept = "SELECT value FROM metrics WHERE metric = 'documents-kept' AND arm = 'filtered'"
+    assert query(prepared.store, kept)[1] == [(15 / 24,)]
+    there = tmp_path / "there"
+    export_dataset(prepared.store, "smoke", arm="filtered", seed=0, generation=1, target=there)
+    rows = [row for path in sorted((there / "data").iterdir()) for row in parquet.read_rows(path)]
+    left = parquet.read_rows(artifacts["filtered · seed 0 · treat · g1 · surprise-0.6"].files("text-*.parquet"))
+    assert [row["document"] for row in rows] == [row["document"] for row in left]
+    times = artifacts["shared · report"].file("tables/times.csv").read_text().splitlines()
+    assert any(line.startswith("filtered,treat,") for line in times) and not any(
+        "plain,treat" in line for line in times
+    )
+
+
+def test_less_than_a_batch_is_refused_by_whoever_would_train_on_it(tmp_path: Path) -> None:
+    tight = [*SMALL, "training.batch_size=64", "treatments=[{type: surprise-filter, keep: 0.01}]"]
+    prepared = prepare_experiment(load_experiment_config("smoke", tight), store=str(tmp_path / "store"))
+    with pytest.raises(DataError, match=r"^treatments = '\d+ sequences': .*training.batch_size is 64.*keep more text"):
+        for one in prepared.plan.stages():
+            build(one, prepared.store, Runtime(), progress=lambda *_: None)
