@@ -19,7 +19,7 @@ import numpy as np
 from fortifai_core.seeds import derive_seed
 from fortifai_core.treatments.documents import Document, Documents
 
-Logits = Callable[[Iterable[Document]], Iterator[tuple[Document, Any]]]
+Logits = Callable[[Iterable[Document]], Iterator[tuple[Document, Iterator[Any]]]]
 
 
 def token_edit(
@@ -32,12 +32,12 @@ def token_edit(
     suppress: Sequence[int],
     seed: int,
 ) -> Iterator[Document]:
-    """Draw anew every token of probability `threshold` or more. Holds one document.
+    """Draw anew every token of probability `threshold` or more. Holds one document, and logits of a part of it.
 
     The score of a document is the share of its tokens that were drawn, whether or not they changed.
 
     Args:
-        logits: each document with what its tokens were foretold from, [tokens, vocabulary].
+        logits: each document with what its tokens were foretold from, in parts [tokens, vocabulary].
         suppress: ids that are never drawn.
     """
     import torch
@@ -46,19 +46,22 @@ def token_edit(
     from fortifai_core.language.decoding import draw, warpers
 
     warp = warpers(Regeneration(decoding="sample", temperature=temperature, top_k=top_k))
-    for document, given in logits(documents):
-        tokens = torch.as_tensor(document.tokens, device=given.device)
-        known = torch.log_softmax(given.double(), dim=-1).gather(1, tokens[:, None])[:, 0]
-        sure = torch.nonzero(known >= np.log(threshold))[:, 0]
+    for document, parts in logits(documents):
         # one for each place, so that no token's draw depends on which others are drawn
-        uniforms = np.random.default_rng(derive_seed("token-edit", seed, *document.name)).random(len(tokens))
-        edited = list(document.tokens)
-        if len(sure):
-            scores = given[sure].clone()
-            scores[:, torch.as_tensor(list(suppress), dtype=torch.long, device=given.device)] = -torch.inf
-            no_text: Any = None  # none of the warpers reads it
-            chances = torch.as_tensor(uniforms[sure.cpu().numpy()], device=given.device)
-            for place, token in zip(sure.tolist(), draw(warp(no_text, scores), chances).tolist(), strict=True):
-                edited[place] = token
+        uniforms = np.random.default_rng(derive_seed("token-edit", seed, *document.name)).random(len(document.tokens))
+        edited, drawn = list[int](), 0
+        for given in parts:
+            here = slice(len(edited), len(edited) + len(given))
+            tokens = torch.tensor(document.tokens[here], device=given.device)
+            known = torch.log_softmax(given.double(), dim=-1).gather(1, tokens[:, None])[:, 0]
+            sure = torch.nonzero(known >= np.log(threshold))[:, 0]
+            if len(sure):
+                scores = given[sure].clone()
+                scores[:, torch.tensor(list(suppress), dtype=torch.long, device=given.device)] = -torch.inf
+                no_text: Any = None  # none of the warpers reads it
+                chances = torch.as_tensor(uniforms[here], device=given.device)[sure]
+                tokens[sure] = draw(warp(no_text, scores), chances)
+                drawn += len(sure)
+            edited += tokens.tolist()
         changed = document if edited == document.tokens else document.edited(tokens=edited)
-        yield changed.scored(len(sure) / len(tokens))
+        yield changed.scored(drawn / len(edited))

@@ -6,7 +6,7 @@ too; a window begins with the last token of the one before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -53,22 +53,29 @@ class Reader:
                 sums[n] -= float(np.sum(values))
             yield from ((document, total / len(document.tokens)) for document, total in zip(group, sums, strict=True))
 
-    def logits(self, documents: Sequence[Document]) -> Iterator[tuple[Document, Any]]:
-        """Each document with the logits from which its tokens were foretold: float32 [tokens, vocabulary]."""
-        import torch
+    def logits(self, documents: Iterable[Document]) -> Iterator[tuple[Document, Iterator[Any]]]:
+        """Each document with the logits from which its tokens were foretold: parts, float32 [tokens, vocabulary].
 
+        A part is made when it is asked for, so that no more than a few windows' logits exist at once.
+        """
         from fortifai_core.language.decoding import inference
 
         with inference(self.model) as core:
-            device = next((p.device for p in core.parameters()), torch.device("cpu"))
             for document in documents:
-                parts = []
-                for group in batches(self.windows(document), self.batch):
-                    longest = max(map(len, group))
-                    ids = torch.tensor([[*row, *[self.first] * (longest - len(row))] for row in group], device=device)
-                    logits = core(input_ids=ids).logits.float()
-                    parts += [of_row[: len(row) - 1] for of_row, row in zip(logits, group, strict=True)]
-                yield document, torch.cat(parts)
+                yield document, self._parts(core, document)
+
+    def _parts(self, core: Any, document: Document) -> Iterator[Any]:
+        import torch
+
+        from fortifai_core.language.scoring import LOGITS_AT_ONCE, text_setting
+
+        device = next((p.device for p in core.parameters()), torch.device("cpu"))
+        rows = max(1, min(self.batch, LOGITS_AT_ONCE // (self.window * (text_setting(core, "vocab_size") or 1))))
+        for group in batches(self.windows(document), rows):
+            longest = max(map(len, group))
+            ids = torch.tensor([[*row, *[self.first] * (longest - len(row))] for row in group], device=device)
+            logits = core(input_ids=ids).logits.float()
+            yield torch.cat([of_row[: len(row) - 1] for of_row, row in zip(logits, group, strict=True)])
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -18,7 +18,7 @@ from fortifai_core.errors import DataError
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
 from tasks.engine.context import Context
-from tasks.language.files import base_folder, trained_texts
+from tasks.language.files import base_folder, split_file, trained_texts
 from tasks.language.specs import BaseSpec, PretrainedBaseSpec, TrainSpec, VersionedText
 
 
@@ -144,7 +144,11 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     if spec.regime == Regime.ACCUMULATE_SUBSAMPLE and len(files) > 1:
         # one split's worth of sequences, drawn evenly over everything accumulated
         draw = np.random.default_rng(derive_seed("subsample", spec.seed, spec.generation))
-        chosen = np.sort(draw.permutation(len(rows))[: max(1, len(rows) // len(files))])
+        size = len(rows) // len(files)
+        if spec.treated is not None:  # of what is left, as much as there was in a split
+            real = parquet.iter_column(context.artifact(spec.corpus).file(split_file(0)), "tokens")
+            size = min(len(rows), sum(len(tokens) + 1 for tokens in real) // training.sequence_length)
+        chosen = np.sort(draw.permutation(len(rows))[: max(1, size)])
         shares = [len(chosen) / len(rows)] * len(files)
         rows = rows.select(chosen)
     validation = None
