@@ -21,6 +21,8 @@ def check_classifier(path: str, *, synthetic_label: int, field: str) -> str:
     from transformers import AutoConfig
 
     found = Pretrained.find(path)
+    if found.folder is not None and not found.folder.is_dir():
+        raise ConfigError(f"{field}.classifier", path, "cannot be read: there is no such folder")
     try:
         config = AutoConfig.from_pretrained(found.folder or path, **SAFELY)
     except (OSError, ValueError) as error:
