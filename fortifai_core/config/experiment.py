@@ -92,7 +92,7 @@ class ExperimentConfig(Frozen):
     @property
     def _told(self) -> dict[str, Any]:
         """What arms may differ in, as it is told."""
-        text = self.reading.label if isinstance(self.reading, Mixture) else self.reading.value
+        text = self.regime.value if self.mixture is None else self.mixture.label
         treated = ", ".join(treatment.label for treatment in self.treatments) or None
         sections = {"training": self.training, "rewriting": self.regeneration, "model": self.model}
         return {"loss": self.losses[0].label, "text": text, "treatment": treated, **sections}

@@ -102,13 +102,11 @@ class ArmResult:
     Attributes:
         label: its name, or its loss's in the configuration, e.g. `tce-0.9`.
         reading: what makes up its text; None: as the experiment's regime says.
-        difference: from the first arm, in one line; empty for the first, and where arms differ by their losses alone.
     """
 
     label: str
     runs: tuple[RunResult, ...]
     reading: Reading | None = None
-    difference: str = ""
 
     def __post_init__(self) -> None:
         seeds = [run.seed for run in self.runs]
@@ -139,6 +137,7 @@ class Report:
         environment: versions and hardware, in words.
         notes: facts to be read beside any result: ceilings, what was left out.
         level: of all intervals.
+        differences: of arms by name: label → how each differs from the first, in one line; empty for the first.
     """
 
     experiment: str
@@ -147,6 +146,7 @@ class Report:
     environment: Mapping[str, str]
     notes: Sequence[str] = field(default=(), kw_only=True)
     level: float = field(default=0.95, kw_only=True)
+    differences: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)

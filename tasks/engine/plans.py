@@ -113,6 +113,19 @@ class Plan:
         """Every stage once, parents before children."""
         return list(unique(self.uses()).values())
 
+    def alone(self, arm: str) -> list[Stage]:
+        """The stages that an arm would need if it were run by itself, without its report."""
+        known = {stage.reference: stage for stage in self.stages()}
+        waiting = [stage for run in self.runs if run.arm == arm for g in run.generations for stage in g.stages]
+        waiting += present(*(self.before_of(run) for run in self.runs if run.arm == arm))
+        needed: dict[Reference, Stage] = {}
+        while waiting:
+            stage = waiting.pop()
+            if stage.reference not in needed:
+                needed[stage.reference] = stage
+                waiting += [known[parent] for parent in stage.parents.values()]
+        return list(needed.values())
+
     def uses(self) -> list[Stage]:
         """Every stage as often as it is used: shared ones first, then run by run."""
         of_runs = (stage for run in self.runs for generation in run.generations for stage in generation.stages)

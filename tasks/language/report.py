@@ -45,11 +45,11 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
                 label=arm.label,
                 runs=tuple(runs_of[arm.label]),
                 reading=arm.experiment.reading,
-                difference=arm.difference if config.named else "",
             )
             for arm in config.resolved_arms()
         ),
         notes=_notes(context),
+        differences={arm.label: arm.difference for arm in config.resolved_arms() if config.named},
         quoted=quoted,
         regime=config.regime,
         threshold=config.failure.threshold,

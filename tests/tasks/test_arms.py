@@ -137,3 +137,16 @@ def test_every_training_arm_is_built(tmp_path: Path) -> None:
         ends[run.arm] = losses[evaluate.key]
     assert all(math.isfinite(value) for value in ends.values())
     assert len(set(ends.values())) == len(ends)
+
+
+def test_an_arm_alone_needs_its_own_stages_and_the_shared_ones_once() -> None:
+    plan = planned(
+        [{"name": "first"}, {"name": "old", "regime": "accumulate"}, {"name": "tce", "loss": {"type": "tce"}}]
+    )
+    needed = {stage.reference for stage in plan.alone("old")}
+    own = {stage.reference for g in of(plan, "old").generations for stage in g.stages}
+    assert own < needed
+    assert needed - own == {stage.reference for stage in plan.shared}
+    everything = {stage.reference for arm in ("first", "old", "tce") for stage in plan.alone(arm)}
+    assert everything == {stage.reference for stage in plan.stages() if stage.role != "report"}
+    assert len(plan.alone("first")) + len(plan.alone("old")) + len(plan.alone("tce")) > len(everything)
