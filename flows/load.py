@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from typing import Any
 
 from pydantic import ValidationError
@@ -160,7 +161,9 @@ def config_error(
     # pydantic puts the chosen alternative's `type` into the place, where a file has no such level
     unions = {d.get("properties", {}).get("type", {}).get("const") for d in schema.get("$defs", {}).values()}
     unions |= {"as-mask", "as-named"}
-    location = [str(part)[:60] for part in first["loc"] if part not in unions]
+    # but `mixture`, a type of corpus, is a field of experiments and arms as well
+    named = [part in kind.model_fields and before != "corpus" for before, part in pairwise(("", *first["loc"]))]
+    location = [str(part)[:60] for part, own in zip(first["loc"], named, strict=True) if own or part not in unions]
     field = ".".join(location) or "experiment"
     value = first.get("input")
     if first["type"] == "extra_forbidden":
