@@ -114,10 +114,12 @@ class Weights(_Treatment):
     """Weighs real and synthetic text in the loss (He, Xu and Cheng, arXiv 2502.18049)."""
 
     type: Literal["weights"] = "weights"
-    real: Literal["golden"] | Annotated[float, Field(gt=0, lt=1)] = Field(
-        "golden",
-        description="Weight of the mean loss over real text; the rest is that of synthetic text. `golden`: the "
-        "optimum for their sizes, 0.618 where they are equal.",
+    real: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Weight of the mean loss over real text; the rest is that of synthetic text. By default the "
+        "optimum for their sizes, which is 0.618 (the golden ratio's) where they are equal.",
     )
 
     @property
@@ -126,7 +128,7 @@ class Weights(_Treatment):
 
     @property
     def label(self) -> str:
-        return f"weights-{self.real}" if isinstance(self.real, str) else f"weights-{self.real:g}"
+        return "weights-golden" if self.real is None else f"weights-{self.real:g}"
 
 
 class Deduplicate(_Treatment):

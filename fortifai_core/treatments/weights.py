@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 from fortifai_core.treatments.documents import Document, Documents
 
@@ -31,7 +30,7 @@ def golden_weight(real: float, synthetic: float) -> float:
 
 
 def weigh(
-    documents: Documents, *, real: float | Literal["golden"], read: Callable[[Document], float] = lambda _: 1.0
+    documents: Documents, *, real: float | None, read: Callable[[Document], float] = lambda _: 1.0
 ) -> Iterator[Document]:
     """Give real documents together the weight `real` of the mean loss of a token, and synthetic ones the rest.
 
@@ -39,6 +38,7 @@ def weigh(
     (1 − w) N / m for each of m synthetic ones. Without text of both origins all weights are 1. Holds two numbers.
 
     Args:
+        real: by default the golden weight for their sizes.
         read: how much of a document's text the generation will read, where a mixture takes a part of it.
     """
     sizes = {True: 0.0, False: 0.0}
@@ -47,7 +47,7 @@ def weigh(
     if not all(sizes.values()):
         yield from documents
         return
-    share = golden_weight(sizes[True], sizes[False]) if real == "golden" else real
+    share = golden_weight(sizes[True], sizes[False]) if real is None else real
     total = sizes[True] + sizes[False]
     weights = {True: share * total / sizes[True], False: (1 - share) * total / sizes[False]}
     for document in documents:

@@ -85,7 +85,7 @@ def check_treatments(config: ExperimentConfig) -> None:
             raise ConfigError(f"{field}.of", "real", remedy)
         if isinstance(treatment, Weights) and not any(origins == {True, False} for origins in both):
             remedy = "needs real text beside synthetic, which no generation reads: choose another regime, as fresh-mix"
-            raise ConfigError(f"{field}.real", treatment.real, remedy)
+            raise ConfigError(field, treatment.label, remedy)
         if isinstance(treatment, Verifier) and treatment.checker == "almanac" and not _has_almanac(under.corpus):
             remedy = (
                 f"knows the truth of an almanac alone, and corpus.type is {under.corpus.type}: name your own checker"

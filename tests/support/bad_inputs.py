@@ -215,7 +215,7 @@ def configs() -> Iterator[Case]:
         ),
         "weights without real text": (
             "regime: replace\ntreatments: [{type: weights}]",
-            ("treatments.0.real = 'golden'", "fresh-mix"),
+            ("treatments.0 = 'weights-golden'", "fresh-mix"),
         ),
         "a treatment that is not installed": (
             "arms: [{name: a}, {name: b, treatments: [{type: custom, function: nowhere, name: n}]}]",

@@ -253,7 +253,10 @@ def test_a_label_changes_no_key_and_a_setting_does() -> None:
     ("overrides", "said"),
     [
         (["generations=1", "treatments=[{type: weights}]"], r"^treatments.0 = 'weights-golden': has nothing to treat"),
-        (["regime=replace", "treatments=[{type: weights}]"], r"^treatments.0.real = 'golden': needs real text beside"),
+        (
+            ["regime=replace", "treatments=[{type: weights}]"],
+            r"^treatments.0 = 'weights-golden': needs real text beside",
+        ),
         (["regime=replace", "treatments=[{type: deduplicate, of: real}]"], r"^treatments.0.of = 'real': no generation"),
         (
             ["treatments=[{type: custom, function: nowhere, name: n}]"],
