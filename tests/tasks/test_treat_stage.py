@@ -255,7 +255,7 @@ def test_a_label_changes_no_key_and_a_setting_does() -> None:
         (["generations=1", "treatments=[{type: weights}]"], r"^treatments.0 = 'weights-golden': has nothing to treat"),
         (
             ["regime=replace", "treatments=[{type: weights}]"],
-            r"^treatments.0 = 'weights-golden': needs real text beside",
+            r"^treatments.0 = 'weights-golden': needs real text",
         ),
         (["regime=replace", "treatments=[{type: deduplicate, of: real}]"], r"^treatments.0.of = 'real': no generation"),
         (
