@@ -113,10 +113,8 @@ class Documents:
         return self.of == "all" or document.real == (self.of == "real")
 
 
-class Treat(Protocol):
-    """A treatment, its options given."""
-
-    def __call__(self, documents: Documents, /) -> Iterable[Document | Dropped]: ...
+# A treatment, its options given.
+Treat = Callable[[Documents], Iterable[Document | Dropped]]
 
 
 class Tokenizer(Protocol):
