@@ -30,8 +30,8 @@ COLUMNS = {
     "metrics": "experiment arm seed generation split metric value count key",
     "documents": "experiment arm seed generation split version document position text tokens kept accepted key",
     "tokens": "experiment arm seed generation split version document position index token kept key",
-    "treatments": "experiment arm seed generation split version document copy fate copies tokens changed weight score why "
-    "key",
+    "treatments": "experiment arm seed generation split version document copy fate copies tokens changed weight "
+    "score why key",
     "questions": "experiment question document split context true_answer false_answer key",
     "scores": "experiment arm seed generation question document split logp_true logp_false correct key",
     "lineage": "experiment kind key arm seed generation split version role parent_kind parent_key "
@@ -112,8 +112,8 @@ def fill(store: ArtifactStore) -> str:
     put(store, "drift", "drift-0", {"confidence.parquet": ("confidence", [bin_])}, model="model-0")
     put(store, "benchmark", "benchmark-0", {"items.parquet": ("benchmark-items", [item])}, model="model-0")
     fate = {
-        "document": "d0", "split": 0, "version": 1, "copy": 0, "fate": "dropped", "copies": 0, "tokens": 2, "changed": 0,
-        "score": 0.5, "why": "short",
+        "document": "d0", "split": 0, "version": 1, "copy": 0, "fate": "dropped", "copies": 0, "tokens": 2,
+        "changed": 0, "score": 0.5, "why": "short",
     }  # fmt: skip
     put(store, "treated", "treated-1", {"treatments.parquet": ("treatments", [fate])}, model="model-0")
     run = {"arm": "tce-0.9", "seed": 3}
