@@ -8,8 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -149,21 +148,24 @@ def validate(data: dict[str, Any]) -> ExperimentConfig | FamilyExperiment:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise config_error(error, kind) from error
+        raise config_error(error, kind, data) from error
 
 
 def config_error(
-    error: ValidationError, kind: type[ExperimentConfig] | type[FamilyExperiment] = ExperimentConfig
+    error: ValidationError, kind: type[ExperimentConfig] | type[FamilyExperiment], data: dict[str, Any]
 ) -> ConfigError:
-    """Pydantic's findings as one line: the field, its value, what to do."""
+    """Pydantic's findings about `data` as one line: the field, its value, what to do."""
     first = error.errors()[0]
     schema = _schema(kind)
     # pydantic puts the chosen alternative's `type` into the place, where a file has no such level
     unions = {d.get("properties", {}).get("type", {}).get("const") for d in schema.get("$defs", {}).values()}
     unions |= {"as-mask", "as-named"}
-    # but `mixture`, a type of corpus, is a field of experiments and arms as well
-    named = [part in kind.model_fields and before != "corpus" for before, part in pairwise(("", *first["loc"]))]
-    location = [str(part)[:60] for part, own in zip(first["loc"], named, strict=True) if own or part not in unions]
+    location, here = list[str](), cast(Any, data)
+    for part in first["loc"]:
+        there = part in here if isinstance(here, dict) else isinstance(here, list) and part in range(len(here))
+        if there or part not in unions:
+            location.append(str(part)[:60])
+            here = here[part] if there else None
     field = ".".join(location) or "experiment"
     value = first.get("input")
     if first["type"] == "extra_forbidden":
