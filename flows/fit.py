@@ -51,7 +51,7 @@ def bytes_a_weight(config: ExperimentConfig) -> int:
 
 
 def disk_for_models(
-    config: ExperimentConfig, *, parameters: int, trained: int, bases: int, generations: int, at_once: int
+    config: ExperimentConfig, *, parameters: int, trained: int, bases: float, generations: int, at_once: int
 ) -> float:
     """Bytes on disk of models that are still to be made, and of the checkpoints of those `at_once` in training.
 
@@ -59,7 +59,7 @@ def disk_for_models(
         parameters: of M_-1, of which there are `bases` to be made; `trained`: of what each of the `generations` keeps.
     """
     whole = bytes_a_weight(config)
-    width = FLOAT if isinstance(config.model, PretrainedModel) and config.model.lora else whole  # peft's adapters
+    width = FLOAT if config.model.lora else whole  # peft's adapters
     kept = 2 if config.training.save_dtype == "bfloat16" else width
     checkpoints = at_once * CHECKPOINTED * width if generations else 0
     return float(bases * parameters * whole + trained * (generations * kept + checkpoints))
@@ -75,7 +75,7 @@ def memory_needed(config: ExperimentConfig, shape: Shape) -> tuple[float, float]
     model, training = config.model, config.training
     width = bytes_a_weight(config)
     weights = float(shape.parameters * width)
-    adapter = isinstance(model, PretrainedModel) and model.lora is not None
+    adapter = model.lora is not None
     moments = 0 if training.optimizer == "sgd" else 2
     states = 0.0 if adapter else weights * (1 + moments)
     tokens = training.batch_size // training.gradient_accumulation * training.sequence_length
@@ -85,8 +85,11 @@ def memory_needed(config: ExperimentConfig, shape: Shape) -> tuple[float, float]
     return weights + states + activations, weights + rewriting
 
 
-def check_memory(config: ExperimentConfig) -> None:
+def check_memory(config: ExperimentConfig, workers: int | None = None) -> None:
     """Refuse what needs more memory than the device has, with the figures.
+
+    Args:
+        workers: that share a machine's memory; by default as many as the experiment gets.
 
     Raises:
         ConfigError: naming what is too large, and what makes it smaller.
@@ -95,7 +98,7 @@ def check_memory(config: ExperimentConfig) -> None:
     if shape is None:
         return
     device, there = _device_memory(config.runtime.device)
-    workers = pool_size(config)[0] if device == "machine" else 1
+    workers = (workers or pool_size(config)[0]) if device == "machine" else 1
     training, rewriting = memory_needed(config, shape)
     size = f"{shape.parameters / 1e6:,.0f} million parameters"
     if max(training, rewriting) * workers <= there:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -148,18 +148,24 @@ def validate(data: dict[str, Any]) -> ExperimentConfig | FamilyExperiment:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise config_error(error, kind) from error
+        raise config_error(error, kind, data) from error
 
 
 def config_error(
-    error: ValidationError, kind: type[ExperimentConfig] | type[FamilyExperiment] = ExperimentConfig
+    error: ValidationError, kind: type[ExperimentConfig] | type[FamilyExperiment], data: dict[str, Any]
 ) -> ConfigError:
-    """Pydantic's findings as one line: the field, its value, what to do."""
+    """Pydantic's findings about `data` as one line: the field, its value, what to do."""
     first = error.errors()[0]
     schema = _schema(kind)
     # pydantic puts the chosen alternative's `type` into the place, where a file has no such level
     unions = {d.get("properties", {}).get("type", {}).get("const") for d in schema.get("$defs", {}).values()}
-    location = [str(part)[:60] for part in first["loc"] if part not in unions]
+    unions |= {"as-mask", "as-named"}
+    location, here = list[str](), cast(Any, data)
+    for part in first["loc"]:
+        there = part in here if isinstance(here, dict) else isinstance(here, list) and part in range(len(here))
+        if there or part not in unions:
+            location.append(str(part)[:60])
+            here = here[part] if there else None
     field = ".".join(location) or "experiment"
     value = first.get("input")
     if first["type"] == "extra_forbidden":

@@ -17,9 +17,11 @@ from rich.table import Table
 from flows.embedded import check_api, configured_api, prefect_api_beside, sigterm_as_interrupt
 from flows.prepare import Prepared, is_there, prepare_experiment
 from flows.reporters import TerminalReporter
+from flows.terminal import show_arms
 from flows.workers import workers
 from fortifai_core.errors import FortifaiError, InputError, StageFailed
 from fortifai_core.outside import markup
+from fortifai_core.wording import duration
 from storage.store.experiments import Experiment, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
 from tasks.engine.plans import AnyExperiment
@@ -47,6 +49,8 @@ def run_here(
     (outcome,) = execute([prepared], console, resume=resume)
     print_outcome(prepared.store, load_experiment(prepared.store, prepared.record_id), console)
     console.print(f"\n{spent([outcome])}")
+    if config.named:
+        console.print(shared(prepared))
     return outcome
 
 
@@ -69,6 +73,7 @@ def _announce(prepared: Prepared, console: Console, *, command: str) -> None:
         f"[bold]{markup(config.name)}[/]  {len(config.arm_labels)} arms × {len(config.seeds)} seeds × "
         f"{config.generations} generations · {len(stages)} stages, {there} found · store {markup(prepared.store.name)}"
     )
+    show_arms(config, console)
     if there < len(stages):
         console.print(f"[dim]whenever it stops, go on with: {markup(command)}[/]", highlight=False)
 
@@ -88,6 +93,17 @@ def spent(outcomes: Sequence[dict[str, Any]]) -> str:
     other = wall - computing
     share = f", {other:.0f} s of them ({other / wall:.1%}) not computing: start, orchestration, storage"
     return f"{built} stages computed, {there} found · {wall:.0f} s" + (share if built else "")
+
+
+def shared(prepared: Prepared) -> str:
+    """What sharing stages saved: computing time of all arms together, beside the sum of each run by itself."""
+    plan = prepared.plan
+    found = {stage.reference: prepared.store.find(stage.kind, stage.key) for stage in plan.stages()}
+    seconds = {reference: one.manifest.seconds for reference, one in found.items() if one is not None}
+    alone = sum(seconds.get(stage.reference, 0.0) for arm in plan.config.arm_labels for stage in plan.alone(arm))
+    once = sum(seconds.get(stage.reference, 0.0) for stage in plan.stages() if stage.role != "report")
+    part = f" ({once / alone:.0%})" if alone else ""
+    return f"arms share stages: {duration(once)} of computing{part}; each by itself, {duration(alone)} in all"
 
 
 def _everything_found(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any]:

@@ -23,9 +23,11 @@ from storage.store.experiments import StageRecord, is_finished, record_experimen
 from storage.store.store import ArtifactStore
 from tasks.engine.needs import manifest_of, missing_stages
 from tasks.engine.plans import AnyExperiment, Plan
+from tasks.engine.pool import pool_size
 from tasks.engine.stages import ROLES, Reference, Stage
 from tasks.families.plan import plan_family
-from tasks.language.plan import Digests, plan_experiment
+from tasks.language.plan import Digests, models_of, place_of, plan_experiment
+from tasks.language.treatments import check_treatments, code_digests
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,21 @@ def plan_for(config: AnyExperiment) -> Plan:
         return plan_family(config, data_digests=data_digests(config.family))
     check_corpus(config.corpus)
     check_content(config.corpus, splits=config.splits)
-    model_digest = ""
-    if isinstance(config.model, PretrainedModel):
-        pretrained(config.model).check_files()
-        model_digest = pretrained(config.model).identity
+    models: dict[str, str] = {}
+    for model in models_of(config):
+        if isinstance(model, PretrainedModel):
+            pretrained(model).check_files()
+            models[place_of(model)] = pretrained(model).identity
+    fields = [f"arms.{i}.loss" if config.arms[i].loss else "losses.0" for i in range(len(config.arms))]
+    fields = fields or [f"losses.{i}" for i in range(len(config.losses))]
     losses = {
-        loss.function: _loss_digest(index, loss)
-        for index, loss in enumerate(config.losses)
-        if isinstance(loss, CustomLoss)
+        arm.loss.function: _loss_digest(f"{field}.function", arm.loss)
+        for field, arm in zip(fields, config.resolved_arms(), strict=True)
+        if isinstance(arm.loss, CustomLoss)
     }
-    digests = Digests(source_digests(config.corpus), model_digest, losses, _benchmarks(config))
+    check_treatments(config)
+    treatments = code_digests(config)
+    digests = Digests(source_digests(config.corpus), models, losses, _benchmarks(config), treatments)
     return plan_experiment(config, digests)
 
 
@@ -80,9 +87,8 @@ def _benchmarks(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     return {name: describe(name, fewshot=evaluation.benchmark_fewshot.get(name)) for name in evaluation.benchmarks}
 
 
-def _loss_digest(index: int, loss: CustomLoss) -> str:
+def _loss_digest(field: str, loss: CustomLoss) -> str:
     """The digest of a custom loss's source, which is loaded and tried here: nothing has been computed yet."""
-    field = f"losses.{index}.function"
     source = source_of(loss.function, field)
     check_elementwise(loss.function, load_custom(loss.function, loss.options, field), field)
     return source.digest
@@ -167,12 +173,14 @@ def check_model(plan: Plan, store: ArtifactStore) -> None:
         InputError: naming the field, its value and the remedy.
     """
     config = plan.config
-    if not isinstance(config, ExperimentConfig) or not isinstance(config.model, PretrainedModel):
+    if not isinstance(config, ExperimentConfig):
         return
     made = [stage for stage in plan.shared if stage.role in ("tokenizer", "base")]
     if any(store.find(stage.kind, stage.key) is None for stage in made):
-        longest = max(config.training.sequence_length, config.regeneration.longest_input)
-        pretrained(config.model).check(longest=longest)
+        for arm in (arm.experiment for arm in config.resolved_arms()):
+            if isinstance(arm.model, PretrainedModel):
+                longest = max(arm.training.sequence_length, arm.regeneration.longest_input)
+                pretrained(arm.model).check(longest=longest)
 
 
 def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None:
@@ -180,14 +188,17 @@ def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None
     free = store.free_bytes()
     if isinstance(config, FamilyExperiment):
         return
-    check_memory(config)
-    shape = shape_of(config.model)
-    if shape is None or (isinstance(config.model, PretrainedModel) and config.model.lora is not None):
-        return
-    missing = [stage.role for stage in missing_stages(plan, store)]
-    size = shape.parameters
-    counts = {"bases": missing.count("base"), "generations": missing.count("train"), "at_once": len(plan.runs)}
-    needed = disk_for_models(config, parameters=size, trained=size, **counts)
+    missing, needed, arms = missing_stages(plan, store), 0.0, config.resolved_arms()
+    bases = [stage.role for stage in missing].count("base") / len(arms)
+    for arm in arms:
+        check_memory(arm.experiment, pool_size(config)[0])
+        shape = shape_of(arm.experiment.model)
+        if shape is None or arm.experiment.model.lora:
+            continue
+        trained = sum(stage.role == "train" and stage.arm == arm.label for stage in missing)
+        counts = {"bases": bases, "generations": trained, "at_once": len(config.seeds)}
+        size = shape.parameters
+        needed += disk_for_models(arm.experiment, parameters=size, trained=size, **counts)
     if needed > free:
         raise StoreError(
             "store",

@@ -34,7 +34,7 @@ async def together(*work: Coroutine[Any, Any, Any]) -> None:
 @flow(
     name="run",
     flow_run_name="{arm} · seed {seed}",
-    description="One arm with one seed: train, regenerate, evaluate, check for failure, generation by generation.",
+    description="One arm with one seed: (treat,) train, regenerate, evaluate, check for failure, by generations.",
     persist_result=False,
 )
 async def run_arm(experiment: str, arm: str, seed: int) -> str:
@@ -46,6 +46,8 @@ async def run_arm(experiment: str, arm: str, seed: int) -> str:
         drift: asyncio.Task[None] | None = None
         # no tag of a generation: Prefect keeps a thread and a client for every set of tags that a task ever had
         for step in run.generations:
+            for treatment in step.treat:  # each reads what the one before left
+                await prefect_tasks.treat(treatment)
             await prefect_tasks.train(step.train)
             # the next generation needs the regenerations, not the measurements: these may overlap it
             if not step.judged_late:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
+<<<<<<< HEAD
 from typing import Annotated, Any, Literal, get_args, get_origin
+=======
+from typing import Annotated, Any, ClassVar, get_args, get_origin
+>>>>>>> h-treat
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from fortifai_core.parsing import INTEGERS, is_text
@@ -17,9 +29,24 @@ Seed = Annotated[int, Field(ge=0, le=INTEGERS[-1])]
 
 class Frozen(BaseModel):
     """Base of all configuration: immutable, unknown fields are refused, and a value is taken for what it is alone:
-    `true` and `"1"` are no numbers, `1` and `"yes"` are no booleans, an integer has at most 64 bits."""
+    `true` and `"1"` are no numbers, `1` and `"yes"` are no booleans, an integer has at most 64 bits.
+
+    Class attributes:
+        later: fields that a release added. Where one says what was always done, no dump has it: keys and records of
+            configurations that were written before it stay as they are.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        for name in type(self).later:
+            field = type(self).model_fields[name]
+            if getattr(self, name) == field.get_default(call_default_factory=True):
+                written.pop(name, None)
+        return written
 
     @model_validator(mode="before")
     @classmethod
@@ -93,6 +120,7 @@ def _called(value: object) -> str:
     return "text" if isinstance(value, str) else "true or false" if isinstance(value, bool) else "a number"
 
 
+<<<<<<< HEAD
 class Engine(Frozen):
     """Where stages are built. Nothing here is part of a key."""
 
@@ -106,3 +134,21 @@ class Engine(Frozen):
         if "://" in self.address:
             raise Inconsistent("runtime.address", self.address, "host:port; run the flow on a machine of the cluster")
         return self
+=======
+def moved(error: ValidationError, place: tuple[str | int, ...], title: str) -> ValidationError:
+    """The same findings, of a value that stands at `place` within another; raised in a validator, they name it."""
+    prefix = ".".join(map(str, place))
+    found: list[InitErrorDetails] = []
+    for one in error.errors():
+        cause, kind = one.get("ctx", {}).get("error"), one["type"]
+        told: Any = (
+            "extra_forbidden"
+            if kind == "extra_forbidden"
+            else PydanticCustomError("moved", "{problem}", {"problem": one["msg"]})
+        )
+        found.append(InitErrorDetails(type=told, loc=(*place, *one["loc"]), input=one["input"]))
+        if isinstance(cause, Inconsistent):
+            cause = Inconsistent(f"{prefix}.{cause.field}", cause.value, cause.remedy)
+            found[-1] |= {"type": "value_error", "ctx": {"error": cause}}
+    return ValidationError.from_exception_data(title, found)
+>>>>>>> h-treat

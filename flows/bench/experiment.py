@@ -46,7 +46,8 @@ def bench_experiment(
     from storage.tables.models import load_model, load_tokenizer
 
     config = ExperimentConfig.model_validate(record.config)
-    arm, seed = config.losses[0].label, config.seeds[0]
+    first, seed = config.resolved_arms()[0], config.seeds[0]
+    arm, config = first.label, first.experiment
     rows: list[dict[str, Any]] = []
     for generation in generations:
         stage = model_stage(record, arm=arm, seed=seed, generation=generation)
@@ -54,7 +55,7 @@ def bench_experiment(
         base = artifact_of(store, record, "model", stage.parents["base"]).path if "base" in stage.parents else None
         tokenizer = load_tokenizer(artifact.path / "tokenizer")
         model = load_model(artifact.path, base=base)
-        versions = [version for version in training_set(config.regime, generation) if version.split == 0]
+        versions = [version for version in training_set(config.reading, generation) if version.split == 0]
         if not versions:
             remedy = f"trains on no version of split 0 in the {config.regime} regime"
             raise InputError("--generation", generation, remedy)

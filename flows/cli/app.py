@@ -25,7 +25,7 @@ from flows.embedded import quiet_environment
 from flows.hints import command_line
 from flows.outputs import folder_to_make
 from flows.terminal import Terminal, for_stdout
-from fortifai_core.config.custom_loss import allow_code
+from fortifai_core.config.custom_code import allow_code
 from fortifai_core.errors import FortifaiError, InputError, one_line
 from fortifai_core.outside import markup, visible
 from fortifai_core.parsing import check_argument
@@ -153,6 +153,7 @@ def plan(
     """What would run, what is already there, and why; what it can tell. Computes nothing but an estimate's probe."""
     from flows.load import load_any_config
     from flows.prepare import check_model, check_space, open_store, plan_for
+    from flows.terminal import show_arms
     from flows.tools.explain import explain_plan
     from flows.tools.foresight import foresee
 
@@ -171,11 +172,15 @@ def plan(
     for name in ("run", "stage", "", "why"):
         table.add_column(name)
     for row in rows:
-        state = "[green]found[/]" if row["found"] else "[yellow]to do[/]"
+        state = "[green]found[/]" if row["found"] else "[cyan]shared[/]" if row["shared"] else "[yellow]to do[/]"
         table.add_row(markup(row["run"]), markup(row["stage"]), state, markup(row["why"]))
     out.print(table)
-    missing = sum(not row["found"] for row in rows)
-    out.print(f"\n{len(rows) - missing} of {len(rows)} stages found, {missing} to do. Store: {markup(opened.name)}")
+    show_arms(config, out)
+    once = [row for row in rows if not row["shared"]]
+    missing = sum(not row["found"] for row in once)
+    shared = f" ({len(rows) - len(once)} more uses of those that arms share)" if len(rows) > len(once) else ""
+    store_name = markup(opened.name)
+    out.print(f"\n{len(once) - missing} of {len(once)} stages found, {missing} to do{shared}. Store: {store_name}")
     foresight.show(out)
 
 

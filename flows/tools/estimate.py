@@ -34,7 +34,7 @@ from tasks.engine.stages import Reference, Stage
 from tasks.language.plan import world_of
 from tasks.language.probe import Probed
 from tasks.language.sizes import Sizes, read_sizes
-from tasks.language.specs import BaseSpec, DriftSpec, EvaluateSpec, RegenerateSpec, TrainSpec
+from tasks.language.specs import BaseSpec, DriftSpec, EvaluateSpec, RegenerateSpec, TrainSpec, TreatSpec
 
 # Seconds that the server and the workers take to start, and that the orchestration takes for each stage.
 START, EACH_STAGE = 12.0, 0.2
@@ -253,7 +253,9 @@ class Experiment:
             return Work(stage.role, 0, 0, FIXED.get(stage.role, probed.load))
         sizes = self.sizes(stage.seed)
         if isinstance(spec, TrainSpec):
-            tokens = sum(sum(sizes.documents[t.split]) + len(sizes.documents[t.split]) for t in spec.text)
+            shares = spec.shares or (1,) * len(spec.text)
+            texts = [sizes.documents[text.split] for text in spec.text]
+            tokens = round(sum(n * (sum(of) + len(of)) for n, of in zip(shares, texts, strict=True)))
             if spec.regime == Regime.ACCUMULATE_SUBSAMPLE:
                 tokens //= len(spec.text)
             training = spec.training
@@ -261,11 +263,14 @@ class Experiment:
             steps = math.ceil(math.ceil(rows / training.batch_size) * training.epochs)
             seconds = steps * probed.step + probed.start + probed.load + CHECKPOINTS * probed.checkpoint
             return Work(stage.role, 0, round(tokens * training.epochs), seconds)
+        if isinstance(spec, TreatSpec):
+            tokens = spec.treatment.passes * sum(sum(sizes.documents[t.split]) for t in spec.text)
+            return Work(stage.role, tokens, 0, tokens * probed.score + probed.load + TEXT_MEASURES)
         if isinstance(spec, RegenerateSpec):
-            texts = [
+            documents = [
                 TokenisedDocument(str(n), n, range(size)) for n, size in enumerate(sizes.documents[spec.text.split])
             ]
-            due = sum(block.length for block in plan_blocks(texts, spec.regeneration))
+            due = sum(block.length for block in plan_blocks(documents, spec.regeneration))
             return Work(stage.role, round(due * probed.read), 0, due * probed.rewrite + probed.load)
         if isinstance(spec, EvaluateSpec):
             context, answer = self.question

@@ -15,7 +15,7 @@ from storage.store.manifest import Manifest
 from storage.store.store import ArtifactStore
 from tasks.engine.needs import needs
 from tasks.engine.plans import Plan
-from tasks.engine.stages import Stage
+from tasks.engine.stages import Reference, Stage
 
 _Place = tuple[str, str | None, int | None, int | None, int | None]
 
@@ -25,7 +25,10 @@ def _place(stage: Stage | StageRecord) -> _Place:
 
 
 def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
-    """One row a stage: is it found, and if not, why not (compared with the last run under the same name)."""
+    """One row a stage: is it found, and if not, why not (compared with the last run under the same name).
+
+    A stage that a run shares with one before it has a row for each; `shared` names the first of them.
+    """
     # what runs of several seeds share has one place: there may be an artifact for each seed
     earlier: dict[_Place, list[Manifest]] = {}
     for record in list_experiments(store):
@@ -35,7 +38,7 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
                     manifest = store.peek(stage.kind, stage.key)
                     if manifest is not None:
                         earlier.setdefault(_place(stage), []).append(manifest)
-    rows = []
+    rows, first = [], dict[Reference, str]()
     found = needs(plan, store)
     to_do = {stage.reference for stage in found.to_do}
     for planned in plan.uses():
@@ -49,6 +52,10 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
             else:
                 reader = found.needed_by[planned.reference]
                 why = f"{gone}; {reader.label} needs them" + (f" ({reader.run})" if reader.run != planned.run else "")
+        shared = first.setdefault(planned.reference, planned.run)
+        shared = "" if shared == planned.run else shared
+        if shared and not is_there:
+            why = f"built once, for {shared}"
         rows.append(
             {
                 "run": planned.run,
@@ -56,6 +63,7 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
                 "kind": planned.kind,
                 "key": planned.key,
                 "found": is_there,
+                "shared": shared,
                 "why": why or _why(planned, earlier.get(_place(planned), [])),
             }
         )

@@ -78,9 +78,14 @@ def export_dataset(
     if generation == BASE:
         raise InputError("--generation", generation, "the base model's text is in no split; choose 0 or above")
     regime = Regime(record.config["regime"])
+    treated = "treated" in stage.parents
     parts = [
-        (version.split, version.version, text_of(store, record, stage, version))
-        for version in training_set(regime, generation)
+        (
+            version.split,
+            version.version,
+            treated_text_of(store, record, stage, n) if treated else text_of(store, record, stage, version),
+        )
+        for n, version in enumerate(training_set(regime, generation))
     ]
     with _new_folder(target) as folder:
         (folder / "data").mkdir()
@@ -150,6 +155,14 @@ def whole_model(store: ArtifactStore, record: Experiment, kind: str, key: str) -
         removed = f"has no weights, {artifact.manifest.removed['by']} removed them"
         raise InputError(kind, key[:12], f"{removed}: `fortifai resume {record.label} --weights` makes them again")
     return artifact
+
+
+def treated_text_of(store: ArtifactStore, record: Experiment, stage: StageRecord, place: int) -> list[Path]:
+    """The file of the text that stands in this place of what a train stage read, as its treatments left it."""
+    from tasks.language.files import treated_file
+
+    artifact = artifact_of(store, record, "treated", stage.parents["treated"])
+    return [artifact.file(treated_file(place))] if artifact.has(treated_file(place)) else []
 
 
 def text_of(store: ArtifactStore, record: Experiment, stage: StageRecord, version: SplitVersion) -> list[Path]:

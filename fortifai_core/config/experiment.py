@@ -6,16 +6,30 @@ Only `runtime` never changes a result: it is left out of every artifact's key.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fortifai_core.config import failure_metrics
+from fortifai_core.config.arms import ArmSettings, difference
 from fortifai_core.config.corpus import AlmanacCorpus, Corpus
 from fortifai_core.config.loss import CrossEntropyLoss, Loss, TruncatedCrossEntropyLoss
-from fortifai_core.config.model import Model, PretrainedModel, ScratchModel
-from fortifai_core.config.stages import Evaluation, Failure, Regeneration, Regime, Runtime, Training
-from fortifai_core.settings import Frozen, Inconsistent, Seed
+from fortifai_core.config.model import Model, ScratchModel
+from fortifai_core.config.stages import (
+    Evaluation,
+    Failure,
+    Mixture,
+    Reading,
+    Regeneration,
+    Regime,
+    Runtime,
+    Training,
+    reading_of,
+)
+from fortifai_core.config.treatment import Treatment
+from fortifai_core.settings import Frozen, Inconsistent, Seed, moved
 
 
 def _ce_and_tce() -> list[Loss]:
@@ -23,15 +37,27 @@ def _ce_and_tce() -> list[Loss]:
 
 
 class ExperimentConfig(Frozen):
-    """One experiment: every arm (loss × seed) of one recursive training."""
+    """One experiment: every arm of one recursive training, with every seed.
+
+    The arms are `arms`, or, in the short form, one for each of `losses`.
+    """
+
+    later: ClassVar[frozenset[str]] = frozenset({"arms", "mixture", "treatments"})
 
     name: str = Field("experiment", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Lower case, digits, dashes.")
     corpus: Corpus = Field(default_factory=AlmanacCorpus)
     splits: int = Field(6, ge=2, le=1000, description="Parts into which the real corpus is cut.")
     generations: int = Field(6, ge=1, le=1000, description="How far each arm goes; at most `splits`.")
     regime: Regime = Regime.PAPER
+    mixture: Mixture | None = Field(None, description="Instead of a regime: the share of synthetic text as a number.")
+    treatments: tuple[Treatment, ...] = Field((), description="What is done to rewritten text before training.")
     model: Model = Field(default_factory=ScratchModel)
-    losses: list[Loss] = Field(default_factory=_ce_and_tce, min_length=1)
+    losses: list[Loss] = Field(
+        default_factory=_ce_and_tce, min_length=1, description="One arm for each; where there are `arms`, theirs."
+    )
+    arms: list[ArmSettings] = Field(
+        default_factory=list, description="Arms by name, and what each does otherwise; the first is the baseline."
+    )
     seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
     training: Training = Field(default_factory=Training)
     regeneration: Regeneration = Field(default_factory=Regeneration)
@@ -40,19 +66,77 @@ class ExperimentConfig(Frozen):
     runtime: Runtime = Field(default_factory=Runtime)
 
     @property
+    def named(self) -> bool:
+        """Whether arms are written by name, so that it has to be said what each is."""
+        return bool(self.arms)
+
+    @property
     def arm_labels(self) -> list[str]:
         """The arms' names, in order; the baseline first."""
-        return [arm.label for arm in self.resolved_arms()]
+        return [arm.name for arm in self.arms] or [loss.label for loss in self.losses]
+
+    @property
+    def reading(self) -> Reading:
+        """What makes up a generation's text: the mixture, or the regime."""
+        return reading_of(self.regime, self.mixture)
 
     def resolved_arms(self) -> tuple[Arm, ...]:
         """Every arm with the experiment as it is under it, in order; the baseline first."""
-        return tuple(Arm(loss.label, self.model_copy(update={"losses": [loss]})) for loss in self.losses)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # each was given when the configuration was read
+            under = [self._under(arm) for arm in self.arms]
+        under = under or [self.model_copy(update={"losses": [loss]}) for loss in self.losses]
+        named = zip(self.arm_labels, under, strict=True)
+        return tuple(Arm(label, one, difference(one._told, under[0]._told)) for label, one in named)
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        """What arms may differ in, as it is told."""
+        text = self.regime.value if self.mixture is None else self.mixture.label
+        treated = ", ".join(treatment.label for treatment in self.treatments) or None
+        sections = {"training": self.training, "rewriting": self.regeneration, "model": self.model}
+        return {"loss": self.losses[0].label, "text": text, "treatment": treated, **sections}
+
+    def _under(self, arm: ArmSettings) -> ExperimentConfig:
+        return ExperimentConfig.model_validate(arm.over(self.model_dump()))
 
     @property
     def asks_base(self) -> bool:
         """Whether M_-1 is measured too: a pretrained model may know the text already."""
         asked = self.evaluation.base
         return not isinstance(self.model, ScratchModel) if asked is None else asked
+
+    @model_validator(mode="before")
+    @classmethod
+    def _arms_or_losses(cls, data: Any) -> Any:
+        """An arm without a loss has the experiment's, which is cross entropy unless it names one."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("arms"), (list, tuple)) or not data["arms"]:
+            return data
+        for index, arm in enumerate(data["arms"]):
+            for name in arm if isinstance(arm, Mapping) else ():
+                if name in cls.model_fields and name not in ArmSettings.model_fields:
+                    known = ", ".join(field for field in ArmSettings.model_fields if field != "name")
+                    remedy = f"is the same in all arms: an arm may name {known}"
+                    raise Inconsistent(f"arms.{index}.{name}", arm[name], remedy)
+        return {"losses": [CrossEntropyLoss()], **data}
+
+    @model_validator(mode="after")
+    def _arms_hold(self) -> ExperimentConfig:
+        if self.arms and len(self.losses) > 1:
+            losses = [loss.label for loss in self.losses]
+            raise Inconsistent("losses", losses, "there are arms: leave one loss, that of arms which name none")
+        for index, arm in enumerate(self.arms):
+            first = self.arm_labels.index(arm.name)
+            if first < index:
+                raise Inconsistent(f"arms.{index}.name", arm.name, f"is that of arms.{first} too: name it otherwise")
+            with warnings.catch_warnings():
+                if not arm.regeneration:
+                    warnings.simplefilter("ignore")  # the experiment's own warning
+                try:
+                    self._under(arm)
+                except ValidationError as error:
+                    raise moved(error, ("arms", index), type(self).__name__) from error
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
@@ -67,6 +151,9 @@ class ExperimentConfig(Frozen):
         if judged.first >= self.generations:
             remedy = f"split {judged.first} is not seen before generation {judged.first}: raise generations"
             raise Inconsistent("failure.metric", judged.name, remedy)
+        if self.mixture is not None and self.regime != Regime.PAPER:
+            remedy = f"the regime {self.regime} sets a share of its own: leave it out, or the mixture"
+            raise Inconsistent("mixture.synthetic", self.mixture.synthetic, remedy)
         labels = self.arm_labels
         if len(set(labels)) < len(labels):
             raise Inconsistent("losses", labels, "two arms are the same; remove one")
@@ -83,9 +170,19 @@ class ExperimentConfig(Frozen):
         if self.training.batch_size % self.training.gradient_accumulation:
             remedy = f"must be a multiple of gradient_accumulation = {self.training.gradient_accumulation}"
             raise Inconsistent("training.batch_size", self.training.batch_size, remedy)
-        if self.training.save_dtype is not None and isinstance(self.model, PretrainedModel) and self.model.lora:
-            remedy = "is for whole models: of an adapter (model.lora) little is kept; leave it out"
-            raise Inconsistent("training.save_dtype", self.training.save_dtype, remedy)
+        if self.model.lora:
+            whole = ("save_dtype", "averaging", "anchor")
+            for name in whole:
+                value = getattr(self.training, name)
+                if value:
+                    remedy = "is for whole models: of an adapter (model.lora) little is kept; leave it out"
+                    raise Inconsistent(f"training.{name}", value, remedy)
+        for name in ("label_smoothing", "distillation"):
+            value = getattr(self.training, name)
+            other = [loss.label for loss in self.losses if not isinstance(loss, CrossEntropyLoss)]
+            if value and other:
+                remedy = f"is for cross entropy: the loss {other[0]} knows the drawn token alone; leave one out"
+                raise Inconsistent(f"training.{name}", value, remedy)
         rewriting = self.regeneration
         if rewriting.engine != rewriting.engine_used:
             # said here, once: its own validators run again in every spec that holds it
@@ -99,10 +196,16 @@ class ExperimentConfig(Frozen):
 
 @dataclass(frozen=True)
 class Arm:
-    """A named set of overrides over an experiment, today of its loss. `experiment` has them applied."""
+    """A named set of overrides over an experiment.
+
+    Attributes:
+        experiment: has them applied, and no arms but this one.
+        difference: from the first arm, in one line; empty for the first.
+    """
 
     label: str
     experiment: ExperimentConfig
+    difference: str = ""
 
     @property
     def loss(self) -> Loss:

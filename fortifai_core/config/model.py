@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,8 +10,19 @@ from fortifai_core.config.stages import Dtype
 from fortifai_core.settings import Frozen, Inconsistent
 
 
+class LoraConfig(Frozen):
+    """A LoRA adapter (peft); the same adapter goes on from generation to generation."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] | Literal["all-linear"] = Field("all-linear")
+
+
 class ScratchModel(Frozen):
     """A small Llama made here: a byte-level BPE tokenizer and a base model, both from the pretraining text."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"lora"})
 
     type: Literal["scratch"] = "scratch"
     vocabulary: int = Field(1024, ge=260, le=262_144, description="Entries of the tokenizer.")
@@ -25,6 +36,7 @@ class ScratchModel(Frozen):
     pretraining_learning_rate: float = Field(2e-3, gt=0, lt=1, description="Peak learning rate of that phase.")
     pretraining_batch_size: int = Field(16, ge=1, description="Sequences in one step of that phase.")
     pretraining_sequence_length: int = Field(256, ge=8, description="Tokens in one sequence of that phase.")
+    lora: LoraConfig | None = Field(None, description="Train an adapter of M_-1 instead of all weights.")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ScratchModel:
@@ -32,15 +44,6 @@ class ScratchModel(Frozen):
             remedy = f"must divide hidden_size = {self.hidden_size} into even parts"
             raise Inconsistent("model.heads", self.heads, remedy)
         return self
-
-
-class LoraConfig(Frozen):
-    """A LoRA adapter (peft); the same adapter goes on from generation to generation."""
-
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | Literal["all-linear"] = Field("all-linear")
 
 
 class PretrainedModel(Frozen):

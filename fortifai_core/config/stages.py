@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,8 +24,61 @@ class Regime(StrEnum):
     FRESH_MIX = "fresh-mix"
 
 
+class Mixture(Frozen):
+    """Each generation after M_0 reads so much text, a stated part of it written by the model before, the rest real.
+
+    Model text is split 0, rewritten by every generation in turn (D_0^(i)). Of both parts so many training sequences
+    are drawn as make up their share; those of a smaller share are among those of a larger one.
+    """
+
+    synthetic: float = Field(ge=0, le=1, description="Share of the text that models wrote.")
+    real: Literal["fresh", "original", "none"] = Field(
+        "none", description="The rest: a new split of real text each time, split 0 as it was, or nothing."
+    )
+    splits: float = Field(1.0, gt=0, le=2, description="How much text a generation reads, in splits.")
+
+    @property
+    def label(self) -> str:
+        """In words: `50% synthetic, the rest the original text`."""
+        rest = {"fresh": ", the rest new real text", "original": ", the rest the original text", "none": ""}
+        size = "" if self.splits == 1 else f", {self.splits:g} splits of text"
+        return f"{100 * self.synthetic:g}% synthetic" + (rest[self.real] if self.synthetic < 1 else "") + size
+
+    @model_validator(mode="after")
+    def _can_be_given(self) -> Mixture:
+        if self.real == "none" and self.synthetic < 1:
+            remedy = "without real text everything is synthetic: set it to 1, or mixture.real to fresh or original"
+            raise Inconsistent("mixture.synthetic", self.synthetic, remedy)
+        larger = max(self.synthetic, 1 - self.synthetic) * self.splits
+        if larger > 1:
+            remedy = f"takes {larger:g} splits of one kind of text, and there is one of each: lower it"
+            raise Inconsistent("mixture.splits", self.splits, remedy)
+        return self
+
+
+# What a generation's text is made up by.
+Reading = Regime | Mixture
+
+# The regimes that are mixtures; in the others the share of synthetic text grows.
+SETTINGS = {
+    Regime.REPLACE: Mixture(synthetic=1),
+    Regime.FRESH_MIX: Mixture(synthetic=0.5, real="fresh", splits=2),
+}
+
+
+def reading_of(regime: Regime, mixture: Mixture | None) -> Reading:
+    """What is read: a mixture that is a regime's setting goes by the regime's name."""
+    if mixture is None:
+        return regime
+    if mixture.synthetic == 1:  # there is no rest
+        mixture = mixture.model_copy(update={"real": "none"})
+    return next((one for one, setting in SETTINGS.items() if setting == mixture), mixture)
+
+
 class Training(Frozen):
     """One generation's training. The paper: lr 2e-5, effective batch 64, 10 epochs, blocks of 128 tokens."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"dropout", "label_smoothing", "anchor", "averaging", "distillation"})
 
     epochs: float = Field(10, gt=0, le=10_000)
     learning_rate: float = Field(2e-5, gt=0, lt=1)
@@ -43,6 +96,22 @@ class Training(Frozen):
         None,
         description="Type in which M_i is kept, and read again by whatever follows; by default that of its weights. "
         "Computing is in that of its weights either way.",
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Of what each attention and feed-forward block adds to the residual stream."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread evenly over all tokens.")
+    anchor: float = Field(
+        0.0, ge=0, le=1e6, description="λ of an L2 pull towards M_-1: λ/2 · ‖θ − θ_-1‖² is added to the loss."
+    )
+    averaging: float = Field(
+        0.0, ge=0, lt=1, description="Share of M_(i-1) in the weights that M_i is kept with, from M_1 on."
+    )
+    distillation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="On synthetic text: how much of the target is M_(i-1)'s whole distribution, not the drawn token.",
     )
 
 

@@ -30,7 +30,8 @@ def collate(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
     """Pad rows of `input_ids` to one length; padding is attended by nobody and carries no label (−100).
 
     Returns:
-        `input_ids`, `attention_mask` and `labels`, each an int64 tensor of shape (batch, longest).
+        `input_ids`, `attention_mask` and `labels`, each an int64 tensor of shape (batch, longest); where rows say
+        whether they are `synthetic`, or have a `weight` in the loss, `synthetic` or `weights` too, of shape (batch,).
     """
     import torch
 
@@ -43,4 +44,7 @@ def collate(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
         input_ids[index, :length] = tokens
         labels[index, :length] = tokens
         mask[index, :length] = 1
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+    told = {"synthetic": torch.tensor([row["synthetic"] for row in rows])} if "synthetic" in rows[0] else {}
+    if "weight" in rows[0]:
+        told["weights"] = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels, **told}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from fortifai_core.config.arms import NAME, difference
 from fortifai_core.families.base import Arrays, Family, FamilyConfig, Figure, Mask, NoMask, Results, ThresholdMask
 from fortifai_core.families.gaussian.config import AdaptiveMask, GaussianConfig, NoisyEstimator, PredictedOptimumMask
 from fortifai_core.families.images.config import (
@@ -35,6 +37,38 @@ AnyMask = Annotated[
     | DynamicIntersectionMask,
     Field(discriminator="type"),
 ]
+
+
+FamilyRegime = Literal["replace", "accumulate"]
+
+
+class NamedArm(Frozen):
+    """An arm by name: a mask, and a regime where it is not the experiment's."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"mask", "regime"})
+
+    name: str = Field(pattern=NAME, description="How the arm is called: lower case, digits, dots, dashes.")
+    mask: AnyMask = Field(default_factory=NoMask)
+    regime: FamilyRegime | None = Field(None, description="Instead of the experiment's.")
+
+
+def _form(arm: Any) -> str:
+    """In which form an arm is written."""
+    named = isinstance(arm, NamedArm) or (isinstance(arm, Mapping) and "name" in arm and "type" not in arm)
+    return "as-named" if named else "as-mask"
+
+
+AnyArm = Annotated[Annotated[AnyMask, Tag("as-mask")] | Annotated[NamedArm, Tag("as-named")], Discriminator(_form)]
+
+
+@dataclass(frozen=True)
+class FamilyArm:
+    """An arm as it is run. `difference`: from the first, in one line; empty for the first."""
+
+    label: str
+    mask: Mask
+    regime: FamilyRegime
+    difference: str
 
 
 @dataclass(frozen=True)
@@ -92,7 +126,7 @@ class FamilyRuntime(Engine):
     device: Literal["auto", "cpu", "cuda"] = "cpu"
 
 
-def _plain_and_masked() -> list[AnyMask]:
+def _plain_and_masked() -> list[AnyArm]:
     return [NoMask(), ThresholdMask()]
 
 
@@ -101,12 +135,14 @@ class FamilyExperiment(Frozen):
 
     name: str = Field("family", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Lower case, digits, dashes.")
     family: AnyFamily = Field(description="The model class, with its data and settings.")
-    arms: list[AnyMask] = Field(
-        default_factory=_plain_and_masked, min_length=1, description="The first is the baseline."
+    arms: list[AnyArm] = Field(
+        default_factory=_plain_and_masked,
+        min_length=1,
+        description="A mask each, or by name a mask and a regime; the first is the baseline.",
     )
     seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1, description="One run of every arm for each.")
     generations: int = Field(10, ge=1, le=100_000, description="How far each run goes: M_0 to M_(generations-1).")
-    regime: Literal["replace", "accumulate"] = Field(
+    regime: FamilyRegime = Field(
         "replace", description="M_i is trained on the samples of M_(i-1) alone, or on real data and all samples so far."
     )
     failure: FamilyFailure | None = Field(None, description="A time-to-failure check in every generation; or none.")
@@ -120,22 +156,47 @@ class FamilyExperiment(Frozen):
         if len(set(self.seeds)) < len(self.seeds):
             raise Inconsistent("seeds", self.seeds, "seeds must be different")
         allowed = MODEL_CLASSES[self.family.type].masks
-        for index, mask in enumerate(self.arms):
-            if not isinstance(mask, allowed):
+        arms, seen = self.resolved_arms(), dict[tuple[Mask, str], str]()
+        for index, (written, arm) in enumerate(zip(self.arms, arms, strict=True)):
+            named = isinstance(written, NamedArm)
+            if not isinstance(arm.mask, allowed):
                 names = ", ".join(str(one.model_fields["type"].default) for one in allowed)
-                raise Inconsistent(f"arms.{index}.type", mask.type, f"a {self.family.type} has the arms {names}")
-        if self.family.draws_real_data and self.regime != "replace":
-            remedy = f"a {self.family.type} is trained on the samples of the one before; set replace"
-            raise Inconsistent("regime", self.regime, remedy)
+                field = f"arms.{index}.mask.type" if named else f"arms.{index}.type"
+                raise Inconsistent(field, arm.mask.type, f"a {self.family.type} has the arms {names}")
+            if self.family.draws_real_data and arm.regime != "replace":
+                remedy = f"a {self.family.type} is trained on the samples of the one before; set replace"
+                own = isinstance(written, NamedArm) and written.regime is not None
+                raise Inconsistent(f"arms.{index}.regime" if own else "regime", arm.regime, remedy)
+            first = seen.setdefault((arm.mask, arm.regime), arm.label)
+            if named and first != arm.label:
+                raise Inconsistent(f"arms.{index}", arm.label, f"comes to the same as {first}: change or remove one")
         known = self.family.measures
         if self.failure is not None and self.failure.metric not in known:
             raise Inconsistent("failure.metric", self.failure.metric, f"choose one of {', '.join(known)}")
         return self
 
     @property
+    def named(self) -> bool:
+        """Whether arms are written by name, so that it has to be said what each is."""
+        return any(isinstance(arm, NamedArm) for arm in self.arms)
+
+    @property
     def arm_labels(self) -> list[str]:
         """The arms' names, in order; the baseline first."""
-        return [self.label_of(mask) for mask in self.arms]
+        return [arm.name if isinstance(arm, NamedArm) else self.label_of(arm) for arm in self.arms]
+
+    def resolved_arms(self) -> tuple[FamilyArm, ...]:
+        """Every arm with its mask and regime, in order; the baseline first."""
+        masks = [arm.mask if isinstance(arm, NamedArm) else arm for arm in self.arms]
+        own = [arm.regime if isinstance(arm, NamedArm) else None for arm in self.arms]
+        told = [
+            {"mask": self.label_of(mask), "regime": regime or self.regime}
+            for mask, regime in zip(masks, own, strict=True)
+        ]
+        return tuple(
+            FamilyArm(label, mask, regime or self.regime, difference(words, told[0]))
+            for label, mask, regime, words in zip(self.arm_labels, masks, own, told, strict=True)
+        )
 
     def label_of(self, mask: Mask) -> str:
         """How an arm is called in this family."""
@@ -175,5 +236,5 @@ def check_family(experiment: FamilyExperiment) -> None:
     if isinstance(experiment.family, GaussianConfig):
         from fortifai_core.families.gaussian.chain import mask_gamma
 
-        for mask in experiment.arms:
-            mask_gamma(experiment.family, mask)
+        for arm in experiment.resolved_arms():
+            mask_gamma(experiment.family, arm.mask)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from fortifai_core.config.stages import Training
 from fortifai_core.corpus.packing import collate
 from fortifai_core.language.finite import check_loss, check_weights
+from fortifai_core.language.objective import Objective, residual_dropout
 
 DIGESTS = "digests.json"
 SAVES_PER_STAGE = 10
@@ -42,7 +43,32 @@ class TrainingResult:
 
 
 class _FiniteTrainer(Trainer):
-    """A Trainer that stops at a loss that is not finite, before the optimizer can spoil the weights."""
+    """A Trainer that stops at a loss that is not finite, before the optimizer can spoil the weights.
+
+    In training it follows an `objective`, and rows count by their weights; validation is by the model's own loss.
+    """
+
+    objective = Objective()
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        synthetic, weights = inputs.pop("synthetic", None), inputs.pop("weights", None)
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if weights is None:
+            loss = self._mean_loss(model, inputs, synthetic, num_items_in_batch)
+        else:
+            items = (inputs["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = torch.zeros((), device=weights.device)
+            for weight in weights.unique():  # rows of one weight together: their loss is the model's own
+                here = weights == weight
+                alike = {name: value[here] for name, value in inputs.items()}
+                written = None if synthetic is None else synthetic[here]
+                loss = loss + weight * self._mean_loss(model, alike, written, items)
+        # a mean over the accumulated batch is divided already; what is added to each part is not
+        scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return loss + self.objective.penalty(model) / (self.current_gradient_accumulation_steps if scaled else 1)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch=num_items_in_batch)
@@ -50,6 +76,11 @@ class _FiniteTrainer(Trainer):
             where = f"step {self.state.global_step + 1}"
             check_loss(loss.item(), where=where, batch=self._rows_of(inputs), remedy=REMEDY)
         return loss
+
+    def _mean_loss(self, model: nn.Module, inputs: Any, synthetic: torch.Tensor | None, items: Any) -> Any:
+        if self.objective.soft:
+            return self.objective.loss(model, inputs, synthetic, items)
+        return super().compute_loss(model, inputs, num_items_in_batch=items)
 
     def _rows_of(self, inputs: Any) -> list[int]:
         """The numbers of a batch's rows; looked for among all, since a batch does not say where it is from."""
@@ -132,17 +163,22 @@ def train_model(
     save_steps: int = 0,
     device: str = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
+    teacher: nn.Module | None = None,
+    before: Mapping[str, torch.Tensor] | None = None,
 ) -> TrainingResult:
     """Train `model` in place on packed `rows`.
 
     Args:
         model: any causal language model whose `forward(input_ids, attention_mask, labels)` returns a loss.
-        rows: a map-style dataset of `{"input_ids": list[int]}`, such as a memory-mapped `datasets.Dataset`.
+        rows: a map-style dataset of `{"input_ids": list[int]}`, such as a memory-mapped `datasets.Dataset`; with a
+            `weight` in all of them each row's tokens count by it in the loss.
         seed: orders the data; two arms with the same seed read the same sequences in the same order.
         workspace: where training checkpoints go. If an intact one is there, training goes on from it and ends
             with the same weights as if it had never stopped.
         validation: packed rows of held-out text; required for `config.checkpoint == "best"`.
         save_steps: optimizer steps between checkpoints; 0 makes about ten.
+        teacher: M_(i-1), for `config.distillation`; rows then say whether they are `synthetic`.
+        before: the weights of M_-1 by name, for `config.anchor`.
 
     Raises:
         NonFiniteLoss: before the optimizer step that would have used the loss; or of the weights after the last one.
@@ -198,8 +234,16 @@ def train_model(
         callbacks=[_SealCheckpoints()] + ([_Progress(on_progress)] if on_progress else []),
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.objective = Objective(
+        smoothing=config.label_smoothing,
+        teacher=teacher if config.distillation else None,
+        weight=config.distillation,
+        anchor=config.anchor,
+        before=before or {},
+    )
     checkpoint = newest_checkpoint(workspace)
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with residual_dropout(model, config.dropout):
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     check_weights(model, where=f"step {trainer.state.global_step}", remedy=REMEDY)
     tokens = sum(len(row["input_ids"]) for row in rows)
     return TrainingResult(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai_core.config.stages import Regime
+from fortifai_core.config.stages import Reading, Regime
 from fortifai_core.errors import InputError
 from fortifai_core.interval import Interval, Measured
 from fortifai_core.outcomes.time_to_failure import Unit, crossings, effort
@@ -46,7 +46,7 @@ class FailureInterval:
     censored: float
     never_learned: float
     last_generation: int
-    regime: Regime
+    regime: Reading
 
     def describe(self, unit: Unit = "generations") -> str:
         """`1.41 to 2.20`, `2.10 to > 5` or `never learned to 0.80`."""
@@ -136,7 +136,7 @@ def bootstrap_time_to_failure(
     *,
     clusters: Any,
     threshold: float = 0.75,
-    regime: Regime = Regime.PAPER,
+    regime: Reading = Regime.PAPER,
     draws: int = 2000,
     seed: int = 0,
     level: float = 0.95,

@@ -25,7 +25,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai_core.config.stages import Regime
+from fortifai_core.config.stages import Reading, Regime
 from fortifai_core.corpus.schedule import training_splits
 from fortifai_core.errors import ConfigError, InputError
 
@@ -128,7 +128,7 @@ def time_to_failure(
     retention: Sequence[float],
     *,
     threshold: float = 0.75,
-    regime: Regime = Regime.PAPER,
+    regime: Reading = Regime.PAPER,
     tokens: Sequence[tuple[float, float]] | None = None,
 ) -> TimeToFailure:
     """Where retention first falls below the threshold, interpolated linearly between generations.
@@ -193,7 +193,7 @@ def time_to_crossing(
     threshold: float,
     falls: bool,
     relative: bool = False,
-    regime: Regime | None = None,
+    regime: Reading | None = None,
     tokens: Sequence[tuple[float, float]] | None = None,
 ) -> TimeToFailure:
     """`time_to_failure` of any measure of any model class: where it is first beyond the threshold (`crossings`).
@@ -230,7 +230,7 @@ def effort(
     generation: float,
     *,
     last_generation: int,
-    regime: Regime | None = Regime.PAPER,
+    regime: Reading | None = Regime.PAPER,
     tokens: Sequence[tuple[float, float]] | None = None,
 ) -> Effort:
     """What had been spent `generation` generations in (1.5: half way from M_1 to M_2), for 0 ≤ it ≤ last."""

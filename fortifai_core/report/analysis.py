@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fortifai_core.config.stages import Reading
 from fortifai_core.interval import Measured
 from fortifai_core.outcomes.bootstrap import (
     FailureInterval,
@@ -137,7 +138,7 @@ def _summary(
     relative = None
     if split0 and half_way is not None:
         curve = [interval.estimate for interval in split0]
-        relative = time_to_failure(curve, threshold=half_way, regime=data.regime, tokens=_tokens(arm))
+        relative = time_to_failure(curve, threshold=half_way, regime=_reading(data, arm), tokens=_tokens(arm))
     return ArmSummary(
         arm=arm,
         split0=split0,
@@ -157,6 +158,11 @@ def _summary(
         before=_before(arm, options),
         perplexity_before=_mean([run.before.perplexity if run.before else None for run in arm.runs]),
     )
+
+
+def _reading(data: ReportData, arm: ArmResult) -> Reading:
+    """What makes up an arm's text."""
+    return data.regime if arm.reading is None else arm.reading
 
 
 def _before(arm: ArmResult, options: Options) -> Mapping[int | None, Measured]:
@@ -184,7 +190,7 @@ def _retention(
     failure_interval = None
     if data.by_retention and _resamplable(documents):
         failure_interval = bootstrap_time_to_failure(
-            curves[0], clusters=documents, threshold=data.threshold, regime=data.regime, **options
+            curves[0], clusters=documents, threshold=data.threshold, regime=_reading(data, arm), **options
         )
     ends = [c[-1] for c in curves[0]], [c[0] for c in curves[0]]
     return (
@@ -208,7 +214,7 @@ def _failures(data: ReportData, arm: ArmResult, horizon: int) -> tuple[TimeToFai
 
     def crossed(curve: Mapping[int, float]) -> TimeToFailure:
         return time_to_crossing(
-            curve, threshold=data.threshold, falls=judged.falls, regime=data.regime, tokens=_tokens(arm)
+            curve, threshold=data.threshold, falls=judged.falls, regime=_reading(data, arm), tokens=_tokens(arm)
         )
 
     by_seed = {seed: crossed(curve) for seed, curve in complete.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fortifai_core.config.failure_metrics import DEFAULT, FailureMetric, failure_metric
-from fortifai_core.config.stages import Regime
+from fortifai_core.config.stages import Reading, Regime
 from fortifai_core.errors import InputError
 from fortifai_core.measures.mutation import Mutation
 from fortifai_core.outcomes.paper import PaperArm
@@ -97,10 +97,16 @@ class RunResult:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One loss, with all its seeds. `label` is the loss's label in the configuration, e.g. `tce-0.9`."""
+    """One arm, with all its seeds.
+
+    Attributes:
+        label: its name, or its loss's in the configuration, e.g. `tce-0.9`.
+        reading: what makes up its text; None: as the experiment's regime says.
+    """
 
     label: str
     runs: tuple[RunResult, ...]
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         seeds = [run.seed for run in self.runs]
@@ -131,6 +137,7 @@ class Report:
         environment: versions and hardware, in words.
         notes: facts to be read beside any result: ceilings, what was left out.
         level: of all intervals.
+        differences: of arms by name: label → how each differs from the first, in one line; empty for the first.
     """
 
     experiment: str
@@ -139,6 +146,7 @@ class Report:
     environment: Mapping[str, str]
     notes: Sequence[str] = field(default=(), kw_only=True)
     level: float = field(default=0.95, kw_only=True)
+    differences: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)

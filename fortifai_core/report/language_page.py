@@ -20,6 +20,8 @@ from fortifai_core.report.tables import report_tables
 from fortifai_core.report.token_confidence import confidence_svg
 from fortifai_core.wording import arm_title, file_stem, plus_minus, points, share
 
+WIDEST = 4  # arms that a table in the terminal has a column for each
+
 # Names of files, where they differ from the names in the page.
 _FILES = {"kl": "unigram-kl", "runs": "survival-of-runs"}
 
@@ -76,6 +78,8 @@ def failure_rule(data: ReportData) -> str:
 def _terminal(analysis: Analysis) -> TerminalTable:
     """One row a generation, then time to failure and the difference to the baseline; one column an arm."""
     data, arms = analysis.data, analysis.arms
+    if len(arms) > WIDEST:
+        return _one_row_an_arm(analysis)
     rows = []
     if any(arm.before for arm in arms):
         rows.append(["M-1", *(plus_minus(arm.before[0]) if 0 in arm.before else "–" for arm in arms)])
@@ -92,6 +96,23 @@ def _terminal(analysis: Analysis) -> TerminalTable:
     return TerminalTable(
         title=f"{data.experiment}: retention of split 0, %",
         headers=["generation", *(arm.arm.title for arm in arms)],
+        rows=rows,
+        caption=f"± and [ ]: {share(data.level)} intervals over {analysis.scope}.",
+    )
+
+
+def _one_row_an_arm(analysis: Analysis) -> TerminalTable:
+    """Of many arms: the first and the last generation, time to failure, the difference to the baseline."""
+    data, last = analysis.data, max(arm.arm.generations for arm in analysis.arms) - 1
+    rows = []
+    for arm in analysis.arms:
+        at = {g: plus_minus(arm.split0[g]) if g < len(arm.split0) else "–" for g in (0, last)}
+        gap = "" if arm is analysis.arms[0] else _last_gap(arm.differences)
+        rows.append([arm.arm.title, at[0], at[last], _failure(arm), gap])
+    failing = f"time to failure ({failure_rule(data)})"
+    return TerminalTable(
+        title=f"{data.experiment}: retention of split 0, %",
+        headers=["arm", "M0", f"M{last}", failing, f"difference to {analysis.baseline}"],
         rows=rows,
         caption=f"± and [ ]: {share(data.level)} intervals over {analysis.scope}.",
     )

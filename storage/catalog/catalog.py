@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import duckdb
 
 # Part of the fingerprint: raise it when a table or view changes.
-CATALOG_SCHEMA = 5
+CATALOG_SCHEMA = 6
 VIEWS = (
     "experiments",
     "runs",
@@ -37,6 +37,7 @@ VIEWS = (
     "metrics",
     "documents",
     "tokens",
+    "treatments",
     "questions",
     "scores",
     "confidence",

@@ -12,6 +12,7 @@ from storage.tables.parquet import (
     QUESTIONS,
     SCORES,
     SPLIT_TEXT,
+    TREATMENTS,
     Columns,
 )
 
@@ -31,9 +32,10 @@ READS: dict[str, tuple[tuple[tuple[str, str], ...], Columns]] = {
     "questions": ((("corpus", "questions.parquet"),), QUESTIONS),
     "scores": ((("evaluation", "scores.parquet"),), SCORES),
     "stage_metrics": (
-        tuple((kind, "metrics.parquet") for kind in ("evaluation", "split", "drift", "benchmark")),
+        tuple((kind, "metrics.parquet") for kind in ("evaluation", "split", "drift", "benchmark", "treated")),
         METRICS,
     ),
+    "treatments": ((("treated", "treatments.parquet"),), TREATMENTS),
     "family_metrics": ((("family-segment", "metrics.parquet"),), FAMILY_METRICS),
     "confidence": ((("drift", "confidence.parquet"),), CONFIDENCE),
     "benchmark_items": ((("benchmark", "items.parquet"),), BENCHMARK_ITEMS),
@@ -49,6 +51,9 @@ _PARQUET_VIEWS = {
     "stage_metrics": f"{_RUN}, r.split, r.metric, r.value, r.count, f.key",
     # A stage of such a class holds many generations, so a row says which it is of.
     "family_metrics": "s.experiment, s.arm, s.seed, r.generation, NULL AS split, r.metric, r.value, r.count, f.key",
+    # What became of every document that a generation's training text was made of; treatments in a row differ by key.
+    "treatments": f"""{_RUN}, r.split, r.version, r.document, r.copy, r.fate, r.copies, r.tokens, r.changed, r.weight,
+            r.score, r.why, f.key""",
     "scores": f"{_RUN}, r.question, r.document, r.split, r.logp_true, r.logp_false, r.correct, f.key",
     "questions": "s.experiment, r.question, r.document, r.split, r.context, r.true_answer, r.false_answer, f.key",
     "confidence": f"{_RUN}, r.model, r.text, r.low, r.high, r.count, f.key",

@@ -34,6 +34,16 @@ DOCUMENTS = _columns("document string, text string, source string?")
 SPLIT_TEXT = _columns(
     "document string, position int64, text string, tokens list<int32>, kept int32, same list<bool>?, accepted int32?"
 )
+# What a generation is trained on after a treatment: one row a document, or a copy of it; `weight` in the training loss.
+TREATED_TEXT = _columns("document string, copy int32, position int64, text string, tokens list<int32>, weight float64")
+# What became of every document that a treatment was given: `copy` tells those apart that an earlier treatment
+# repeated. `fate`: kept, edited, repeated or dropped; `copies`, `changed` tokens and `weight` of what is left of it.
+TREATMENTS = _columns(
+    "document string, split int32, version int32, copy int32, fate string, copies int32, tokens int32, changed int32, "
+    "weight float64?, score float64?, why string"
+)
+# Both in one, while a treatment is under way: one row a copy of a document, or for one that was dropped.
+TREATING = TREATMENTS | _columns("made int32, text string, tokens list<int32>, size int32")
 # KR-test items; `split` is null as long as the corpus is not cut.
 QUESTIONS = _columns(
     "question string, document string, split int32?, context string, true_answer string, false_answer string"
@@ -56,6 +66,9 @@ EXPORTED_TEXT = _columns("document string, split int32, version int32, text stri
 SCHEMAS: dict[str, Columns] = {
     "documents": DOCUMENTS,
     "split-text": SPLIT_TEXT,
+    "treated-text": TREATED_TEXT,
+    "treatments": TREATMENTS,
+    "treating": TREATING,
     "questions": QUESTIONS,
     "scores": SCORES,
     "metrics": METRICS,

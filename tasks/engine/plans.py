@@ -20,6 +20,7 @@ class GenerationPlan:
 
     Attributes:
         first, last: the generations that these stages bring the run through.
+        treat: make the text that M_last is trained on out of what the regime gives it.
         train: makes M_last; of a quick class also all models before it, their samples and measures.
         regenerate: what M_last rewrites.
         evaluate: measures M_last; None where `train` does.
@@ -34,6 +35,7 @@ class GenerationPlan:
     failure: Stage | None = None
     drift: Stage | None = None
     benchmarks: tuple[Stage, ...] = ()
+    treat: tuple[Stage, ...] = ()
 
     @property
     def measured(self) -> Stage:
@@ -49,7 +51,7 @@ class GenerationPlan:
     @property
     def results(self) -> tuple[Stage, ...]:
         """What a report reads of them."""
-        return (*present(self.train, *self.regenerate, self.evaluate, self.drift), *self.benchmarks)
+        return (*self.treat, *present(self.train, *self.regenerate, self.evaluate, self.drift), *self.benchmarks)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -96,9 +98,9 @@ class Plan:
         return self.config.failure is not None and self.config.failure.stop_arm
 
     def before_of(self, run: RunPlan) -> Stage | None:
-        """What is measured before a run's first training, on the data that it reads."""
-        data = run.data and run.data.reference
-        return next((stage for stage in self.before if data in stage.parents.values()), None)
+        """What is measured before a run's first training: of the model that it starts from, on the data it reads."""
+        read = {run.data and run.data.reference, run.generations[0].train.parents.get("model")}
+        return next((stage for stage in self.before if read <= set(stage.parents.values())), None)
 
     def run(self, arm: str, seed: int) -> RunPlan:
         return next(run for run in self.runs if (run.arm, run.seed) == (arm, seed))
@@ -110,6 +112,19 @@ class Plan:
     def stages(self) -> list[Stage]:
         """Every stage once, parents before children."""
         return list(unique(self.uses()).values())
+
+    def alone(self, arm: str) -> list[Stage]:
+        """The stages that an arm would need if it were run by itself, without its report."""
+        known = {stage.reference: stage for stage in self.stages()}
+        waiting = [stage for run in self.runs if run.arm == arm for g in run.generations for stage in g.stages]
+        waiting += present(*(self.before_of(run) for run in self.runs if run.arm == arm))
+        needed: dict[Reference, Stage] = {}
+        while waiting:
+            stage = waiting.pop()
+            if stage.reference not in needed:
+                needed[stage.reference] = stage
+                waiting += [known[parent] for parent in stage.parents.values()]
+        return list(needed.values())
 
     def uses(self) -> list[Stage]:
         """Every stage as often as it is used: shared ones first, then run by run."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fortifai_core.families.base import Mask
-from fortifai_core.families.registry import FamilyExperiment
+from fortifai_core.families.registry import FamilyArm, FamilyExperiment
 from tasks.engine.plans import GenerationPlan, Plan, RunPlan, Stopped, present, unique
 from tasks.engine.stages import Reference, Stage
 from tasks.families.specs import DataSpec, FailureSpec, ReportSpec, RunResults, SegmentResults, SegmentSpec
@@ -18,7 +17,7 @@ def plan_family(config: FamilyExperiment, *, data_digests: Mapping[str, str]) ->
         data_digests: content digests of the files that the real data come from (`storage.sources.family_data`).
     """
     data = {seed: _data(config, seed, data_digests) for seed in config.seeds}
-    runs = tuple(_run(config, mask, seed, data[seed]) for seed in config.seeds for mask in config.arms)
+    runs = tuple(_run(config, arm, seed, data[seed]) for seed in config.seeds for arm in config.resolved_arms())
     return Plan(config, tuple(unique(present(*data.values())).values()), runs, _report, "tasks.families.publish:show")
 
 
@@ -38,30 +37,30 @@ def _spans(config: FamilyExperiment) -> list[tuple[int, int]]:
     return [(first, min(first + segment, end) - 1) for first in range(0, end, segment)]
 
 
-def _run(config: FamilyExperiment, mask: Mask, seed: int, data: Stage | None) -> RunPlan:
-    arm, segments = config.label_of(mask), list[Stage]()
+def _run(config: FamilyExperiment, arm: FamilyArm, seed: int, data: Stage | None) -> RunPlan:
+    segments = list[Stage]()
     generations = []
     for first, last in _spans(config):
         before = tuple(stage.reference for stage in segments)
         spec = SegmentSpec(
             family=config.family,
-            mask=mask,
-            regime=config.regime,
+            mask=arm.mask,
+            regime=arm.regime,
             seed=seed,
             first=first,
             last=last,
             data=_reference(data),
-            earlier=before if config.regime == "accumulate" else before[-1:],
+            earlier=before if arm.regime == "accumulate" else before[-1:],
             start=before[0] if before else None,
         )
-        segments.append(Stage(spec, arm=arm, seed=seed, generation=last))
+        segments.append(Stage(spec, arm=arm.label, seed=seed, generation=last))
         failure = None
         if config.failure is not None:
             measured = tuple(stage.reference for stage in segments)
             check = FailureSpec(rule=config.failure, measured=measured)
-            failure = Stage(check, arm=arm, seed=seed, generation=last)
+            failure = Stage(check, arm=arm.label, seed=seed, generation=last)
         generations.append(GenerationPlan(first, last, segments[-1], failure=failure))
-    return RunPlan(arm, seed, data, tuple(generations))
+    return RunPlan(arm.label, seed, data, tuple(generations))
 
 
 def _report(plan: Plan, stopped: Stopped) -> Stage:

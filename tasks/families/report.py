@@ -37,6 +37,7 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
         figures=tuple(draw(results, context.directory / "figures")),
         failure=config.failure,
         seconds=_seconds(context),
+        differences={arm.label: arm.difference for arm in config.resolved_arms() if config.named},
     )
     write_report(context, report)
     return {}

@@ -16,7 +16,7 @@ from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
 from tasks.engine.context import Context
-from tasks.language.files import metric_row, text_files
+from tasks.language.files import metric_row, text_files, trained_files
 from tasks.language.specs import DriftSpec, VersionedText
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[list[dict[str, Any]], 
         return model_drift.sample_windows(sequences, length=length, tokens=max(size, length), seed=seed)
 
     rewritten = (tokens for text in spec.rewritten for tokens in _tokens(context, text))
-    trained_on = (tokens for text in spec.text for tokens in _tokens(context, text))
+    trained_on = parquet.iter_column(trained_files(context), "tokens")
     # as in training, where documents stand in one stream
     packed = pack(trained_on, sequence_length=length, end_of_text=tokenizer.eos_token_id)
     texts = {

@@ -22,6 +22,36 @@ def text_files(context: Context[Any], corpus: Reference, text: VersionedText) ->
     return context.artifact(text.artifact).files("part-*.parquet")
 
 
+def treated_file(place: int) -> str:
+    """The file, in an artifact of treated text, of the text that stands in this place of what a generation reads."""
+    return f"text-{place:05d}.parquet"
+
+
+def treated_files(context: Context[Any], treated: Reference, place: int) -> list[Path]:
+    """The file of one text after its treatment; none where the treatment left nothing of it."""
+    artifact = context.artifact(treated)
+    return [artifact.file(treated_file(place))] if artifact.has(treated_file(place)) else []
+
+
+def trained_texts(context: Context[Any]) -> list[tuple[VersionedText, list[Path]]]:
+    """What a generation is trained on, text by text, with its files: treated where treatments did so."""
+    spec = context.spec
+    if spec.treated is None:
+        return [(text, text_files(context, spec.corpus, text)) for text in spec.text]
+    return [(text, treated_files(context, spec.treated, place)) for place, text in enumerate(spec.text)]
+
+
+def trained_files(context: Context[Any]) -> list[Path]:
+    """The same files, in order."""
+    return [path for _, paths in trained_texts(context) for path in paths]
+
+
+def never_drawn(tokenizer: Any, model: Any) -> list[int]:
+    """Ids that no model is to write: special tokens, and the entries by which some models' vocabularies are padded."""
+    entries = range(len(tokenizer), model.config.get_text_config().vocab_size)
+    return sorted({*tokenizer.all_special_ids, *entries})
+
+
 def base_folder(context: Context[Any], base: Reference | None) -> Path | None:
     """Where M_-1 is, for a model that is only an adapter of it; None for any other."""
     return None if base is None else context.artifact(base).path

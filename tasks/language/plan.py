@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,18 @@ from fortifai_core.config.corpus import AlmanacCorpus, MixtureCorpus
 from fortifai_core.config.experiment import Arm, ExperimentConfig
 from fortifai_core.config.failure_metrics import failure_metric
 from fortifai_core.config.loss import CustomLoss
-from fortifai_core.config.model import PretrainedModel, ScratchModel
-from fortifai_core.corpus.schedule import SplitVersion, regenerated, splits_seen, training_set
-from tasks.engine.plans import GenerationPlan, Plan, RunPlan, Stopped, unique
+from fortifai_core.config.model import Model, PretrainedModel, ScratchModel
+from fortifai_core.config.stages import Regime, Training
+from fortifai_core.corpus.schedule import (
+    SplitVersion,
+    regenerated,
+    splits_seen,
+    subsample_splits,
+    text_shares,
+    training_set,
+)
+from fortifai_core.errors import ConfigError
+from tasks.engine.plans import GenerationPlan, Plan, RunPlan, Stopped, present, unique
 from tasks.engine.stages import Reference, Stage
 from tasks.language.specs import (
     BaseSpec,
@@ -33,9 +42,11 @@ from tasks.language.specs import (
     SourceSpec,
     TokenizerSpec,
     TrainSpec,
+    TreatSpec,
     VersionedText,
     gamma_of,
 )
+from tasks.language.treatments import check_treatments, somebodys_code, treatments_field
 
 SHOWS = ("tasks.language.publish:show", "tasks.language.publish:show_drift")
 
@@ -46,32 +57,64 @@ class Digests:
 
     Attributes:
         corpus: of the files that the corpus reads (`storage.sources.sources.source_digests`).
-        model: identity of a pretrained model: hub id and revision, or the digest of a local folder.
+        model: identity of a pretrained model: hub id and revision, or the digest of a local folder. Where arms have
+            several, each one's by `place_of`.
         losses: of the source of every custom loss, by what names it.
         benchmarks: version and data digests of every benchmark asked for (`tasks.language.benchmark_data.describe`).
+        treatments: of somebody else's code that treats text (`tasks.language.treatments.code_digests`).
     """
 
     corpus: Mapping[str, str]
-    model: str = ""
+    model: str | Mapping[str, str] = ""
     losses: Mapping[str, str] | None = None
     benchmarks: Mapping[str, Mapping[str, Any]] | None = None
+    treatments: Mapping[str, str] | None = None
+
+    def identity(self, model: PretrainedModel) -> str:
+        return self.model if isinstance(self.model, str) else self.model[place_of(model)]
+
+
+def place_of(model: PretrainedModel) -> str:
+    """Where a pretrained model is from."""
+    return f"{model.path} {model.revision or ''} {model.gguf_file or ''}"
+
+
+def models_of(config: ExperimentConfig) -> list[Model]:
+    """Every model that an arm starts from, each once."""
+    found: list[Model] = []
+    for arm in config.resolved_arms():
+        if arm.experiment.model not in found:
+            found.append(arm.experiment.model)
+    return found
 
 
 def plan_experiment(config: ExperimentConfig, digests: Digests) -> Plan:
-    """Every stage of the experiment, with its key."""
-    tokenizer, base, before = _base_model(config, digests)
-    tasks = [_task(config, name, (digests.benchmarks or {})[name]) for name in config.evaluation.benchmarks]
-    checks = [Stage(_check(config, task, tokenizer.reference, base.reference)) for task in tasks]
-    corpora = {seed: _corpus(config, digests, seed, tokenizer.reference) for seed in config.seeds}
-    asked = {seed: _ask_base(config, base.reference, pair[1].reference) for seed, pair in corpora.items()}
-    runs = tuple(
-        _Run(config, arm, seed, base.reference, corpora[seed][1], digests, tasks).plan()
-        for seed in config.seeds
-        for arm in config.resolved_arms()
-    )
-    shared = unique([*before, *checks, *(stage for pair in corpora.values() for stage in pair)])
-    measured = unique(stage for stage in asked.values() if stage is not None)
+    """Every stage of the experiment, with its key. What arms share they name by one key: it is built once.
+
+    Raises:
+        ConfigError: two arms come to the same, or a treatment has nothing to treat.
+    """
+    arms = config.resolved_arms()
+    check_treatments(config)
+    starts = {arm.label: _Start(arm, digests) for arm in arms}
+    runs = tuple(_Run(config, starts[arm.label], seed, digests).plan() for seed in config.seeds for arm in arms)
+    if config.named:
+        _all_differ(config, runs)
+    shared = unique(stage for start in starts.values() for stage in start.stages(config.seeds))
+    measured = unique(stage for start in starts.values() for stage in start.asked(config.seeds))
     return Plan(config, tuple(shared.values()), runs, _report, *SHOWS, before=tuple(measured.values()))
+
+
+def _all_differ(config: ExperimentConfig, runs: Sequence[RunPlan]) -> None:
+    """Refuse two arms whose stages all have the same keys, however differently they are written."""
+    seen: dict[tuple[Reference, ...], str] = {}
+    for run in runs[: len(config.arms)]:
+        made = tuple(stage.reference for generation in run.generations for stage in generation.stages)
+        first = seen.setdefault(made, run.arm)
+        if first != run.arm:
+            index = config.arm_labels.index(run.arm)
+            remedy = f"comes to the same as {first}, setting for setting that is read: change one, or remove it"
+            raise ConfigError(f"arms.{index}", run.arm, remedy)
 
 
 def world_of(config: ExperimentConfig, seed: int) -> int:
@@ -85,7 +128,7 @@ def _base_model(config: ExperimentConfig, digests: Digests) -> tuple[Stage, Stag
     model = config.model
     if isinstance(model, PretrainedModel):
         place = {"path": model.path, "revision": model.revision, "gguf_file": model.gguf_file}
-        chosen: dict[str, Any] = {"identity": digests.model, **place}
+        chosen: dict[str, Any] = {"identity": digests.identity(model), **place}
         tokenizer = Stage(PretrainedTokenizerSpec(**chosen))
         base = Stage(PretrainedBaseSpec(**chosen, dtype=model.dtype, tokenizer=tokenizer.reference))
         return tokenizer, base, [tokenizer, base]
@@ -130,26 +173,42 @@ def _check(config: ExperimentConfig, task: BenchmarkTask, tokenizer: Reference, 
     return BenchmarkCheckSpec(task=task, window=None, tokenizer=tokenizer, base=base)
 
 
+class _Start:
+    """What an arm's runs start from: tokenizer and M_-1, checks of the benchmarks, and each seed's corpus."""
+
+    def __init__(self, arm: Arm, digests: Digests) -> None:
+        self.arm, self.config = arm, arm.experiment
+        config = self.config
+        self.tokenizer, self.base, self.made = _base_model(config, digests)
+        described = digests.benchmarks or {}
+        self.tasks = [_task(config, name, described[name]) for name in config.evaluation.benchmarks]
+        references = self.tokenizer.reference, self.base.reference
+        self.checks = [Stage(_check(config, task, *references)) for task in self.tasks]
+        self.corpora = {seed: _corpus(config, digests, seed, self.tokenizer.reference) for seed in config.seeds}
+
+    def stages(self, seeds: Sequence[int]) -> list[Stage]:
+        return [*self.made, *self.checks, *(stage for seed in seeds for stage in self.corpora[seed])]
+
+    def asked(self, seeds: Sequence[int]) -> list[Stage]:
+        """M_-1 on every split of each seed's corpus, where it is asked."""
+        corpora = [self.corpora[seed][1].reference for seed in seeds]
+        return list(present(*(_ask_base(self.config, self.base.reference, corpus) for corpus in corpora)))
+
+
 class _Run:
     """One arm with one seed, generation by generation: each reads what those before it made."""
 
-    def __init__(
-        self,
-        whole: ExperimentConfig,
-        arm: Arm,
-        seed: int,
-        base: Reference,
-        corpus: Stage,
-        digests: Digests,
-        tasks: list[BenchmarkTask],
-    ) -> None:
-        self.config = config = arm.experiment
-        self.arm, self.seed, self.digests, self.tasks = arm, seed, digests, tasks
-        self.corpus_stage, self.corpus, self.base = corpus, corpus.reference, base
+    def __init__(self, whole: ExperimentConfig, start: _Start, seed: int, digests: Digests) -> None:
+        self.arm, self.config, self.tasks = start.arm, start.config, start.tasks
+        self.seed, self.digests, self.named = seed, digests, whole.named
+        self.corpus_stage, self.base = start.corpora[seed][1], start.base.reference
+        self.corpus, self.tokenizer = self.corpus_stage.reference, start.tokenizer.reference
+        self.treated_at = treatments_field(whole, whole.arm_labels.index(self.arm.label))
         self.world = world_of(whole, seed)
-        self.lora = config.model.lora if isinstance(config.model, PretrainedModel) else None
-        self.adapted = base if self.lora else None
-        self.judged = failure_metric(config.failure.metric)
+        self.lora = self.config.model.lora
+        self.adapted = self.base if self.lora else None
+        self.judged = failure_metric(self.config.failure.metric)
+        self.reading = self.config.reading
         self.versions: dict[SplitVersion, Stage] = {}
         self.measured: list[Reference] = []
 
@@ -158,12 +217,14 @@ class _Run:
         dtype = self.config.evaluation.dtype
         for i in range(self.config.generations):
             previous = generations[-1].train.reference if generations else self.base
-            train = self._stage(i, self._train(i, previous))
+            treat = self._treat(i, previous)
+            treated = treat[-1].reference if treat else None
+            train = self._stage(i, self._train(i, previous, treated))
             rewrites = self._rewrites(i, train.reference)
             drift = None
             if self.config.evaluation.drift:
                 first = generations[0].train if generations else train
-                drift = self._stage(i, self._drift(i, train.reference, first.reference, rewrites))
+                drift = self._stage(i, self._drift(i, train.reference, first.reference, rewrites, treated))
             evaluate = self._stage(i, self._evaluate(i, train.reference))
             by_drift = self.judged.role == "drift" and drift is not None
             self.measured.append(drift.reference if by_drift and drift is not None else evaluate.reference)
@@ -172,7 +233,7 @@ class _Run:
                 for task in self.tasks
             )
             failure = self._stage(i, self._failure())
-            generations.append(GenerationPlan(i, i, train, rewrites, evaluate, failure, drift, benchmarks))
+            generations.append(GenerationPlan(i, i, train, rewrites, evaluate, failure, drift, benchmarks, treat))
         return RunPlan(self.arm.label, self.seed, self.corpus_stage, tuple(generations))
 
     def _stage(self, generation: int, spec: Any, **place: int) -> Stage:
@@ -183,31 +244,79 @@ class _Run:
         return VersionedText(version.split, version.version, artifact)
 
     def _read(self, i: int) -> tuple[VersionedText, ...]:
-        return tuple(self._text(version) for version in training_set(self.config.regime, i))
+        return tuple(self._text(version) for version in training_set(self.reading, i))
 
-    def _train(self, i: int, previous: Reference) -> TrainSpec:
+    def _treat(self, i: int, previous: Reference) -> tuple[Stage, ...]:
+        """What is done to the text of M_i, one treatment after the other; nothing where all of it is real."""
+        text = self._read(i)
+        if not any(one.version for one in text):
+            return ()
+        models = {"previous": previous, "base": self.base, None: None}
+        stages: list[Stage] = []
+        for number, treatment in enumerate(self.config.treatments):
+            spec = TreatSpec(
+                treatment=treatment,
+                code=(self.digests.treatments or {}).get(somebodys_code(treatment) or ""),
+                called=f"{self.treated_at}.{number}",
+                window=self.config.training.sequence_length,
+                seed=self.seed,
+                generation=i,
+                model=models[treatment.reads],
+                base=self.adapted if treatment.reads == "previous" else None,
+                corpus=self.corpus,
+                tokenizer=self.tokenizer,
+                text=text,
+                shares=text_shares(self.reading, i),
+                treated=stages[-1].reference if stages else None,
+                corpus_config=self.config.corpus,
+                splits=self.config.splits,
+                world=self.world,
+            )
+            stages.append(self._stage(i, spec))
+        return tuple(stages)
+
+    def _train(self, i: int, previous: Reference, treated: Reference | None) -> TrainSpec:
         loss = self.arm.loss
         sources = self.digests.losses or {}
         return TrainSpec(
             loss=loss,
             loss_source=sources[loss.function] if isinstance(loss, CustomLoss) else None,
-            training=self.config.training,
+            training=self._training(i),
             lora=self.lora,
-            regime=self.config.regime,
+            regime=self._drawn_by(i),
             seed=self.seed,
             generation=i,
             model=previous,
             base=self.adapted,
             corpus=self.corpus,
             text=self._read(i),
+            shares=text_shares(self.reading, i),
+            treated=treated,
+            anchor=self.base if self.config.training.anchor else None,
         )
 
+    def _training(self, i: int) -> Training:
+        """Without what M_i has no use for: M_0 follows no generation, and real text was drawn from none."""
+        read = training_set(self.reading, i)
+        unused = {"averaging"} if i == 0 else set()
+        unused |= {"distillation"} if all(version.real for version in read) else set()
+        return self.config.training.model_copy(update=dict.fromkeys(unused, 0.0))
+
+    def _drawn_by(self, i: int) -> Regime:
+        """The regime, for a key. Named arms that read the same text in the same way share its model, whatever regime
+        each is under; the short form's keys hold the regime as they always have."""
+        if not self.named or (subsample_splits(self.reading) is not None and i > 0):
+            return self.config.regime
+        return Regime.PAPER
+
     def _rewrites(self, i: int, model: Reference) -> tuple[Stage, ...]:
-        """What M_i rewrites; after the last generation only where the drift of it is asked for."""
-        if i == self.config.generations - 1 and not self.config.evaluation.drift:
+        """What M_i rewrites; what no later generation reads only where the drift of it is asked for."""
+        later = range(i + 1, self.config.generations)
+        read = any(not version.real for j in later for version in training_set(self.reading, j))
+        if not read and not self.config.evaluation.drift:
             return ()
         stages = []
-        for version in regenerated(self.config.regime, i):
+        for version in regenerated(self.reading, i):
             spec = RegenerateSpec(
                 regeneration=self.config.regeneration,
                 seed=self.seed,
@@ -222,7 +331,9 @@ class _Run:
             stages.append(self.versions[after])
         return tuple(stages)
 
-    def _drift(self, i: int, model: Reference, first: Reference, rewrites: tuple[Stage, ...]) -> DriftSpec:
+    def _drift(
+        self, i: int, model: Reference, first: Reference, rewrites: tuple[Stage, ...], treated: Reference | None
+    ) -> DriftSpec:
         written = tuple(VersionedText(s.split or 0, s.version or 0, s.reference) for s in rewrites)
         return DriftSpec(
             gamma=gamma_of(self.arm.loss),
@@ -233,6 +344,7 @@ class _Run:
             base=self.base,
             corpus=self.corpus,
             text=self._read(i),
+            treated=treated,
             rewritten=written,
             corpus_config=self.config.corpus,
             splits=self.config.splits,
@@ -243,7 +355,7 @@ class _Run:
         return EvaluateSpec(
             kr_score=self.config.evaluation.kr_score,
             perplexity=self.config.evaluation.perplexity,
-            splits=tuple(splits_seen(self.config.regime, i)),
+            splits=tuple(splits_seen(self.reading, i)),
             dtype=self.config.evaluation.dtype,
             model=model,
             base=self.adapted,
@@ -254,7 +366,7 @@ class _Run:
         return FailureSpec(
             metric=self.config.failure.metric,
             threshold=self.config.failure.threshold,
-            regime=self.config.regime,
+            regime=self.reading,
             measured=tuple(self.measured),
         )
 
@@ -288,6 +400,7 @@ def _results(generation: GenerationPlan, *, cut: bool) -> GenerationResults:
     rewrites = {} if cut else {s.split or 0: s.reference for s in generation.regenerate}
     return GenerationResults(
         generation=generation.last,
+        treat=tuple(stage.reference for stage in generation.treat),
         train=generation.train.reference,
         regenerate=rewrites,
         evaluate=generation.evaluate.reference,

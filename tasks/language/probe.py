@@ -126,7 +126,7 @@ def probe(
         started = Moment.now()
         load_model(Path(folder)).to(device)
         load = started.since(device=device)
-    if isinstance(settings, PretrainedModel) and settings.lora is not None:
+    if settings.lora is not None:
         model = _with_adapter(model, settings.lora, seed=0)
     model.to(device)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

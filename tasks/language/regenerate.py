@@ -11,7 +11,7 @@ from fortifai_core.language.rewriting.blocks import Rewriting, Statistics, Token
 from storage.store.digests import seal
 from storage.tables import parquet
 from tasks.engine.context import Context
-from tasks.language.files import base_folder, split_file, text_files
+from tasks.language.files import base_folder, never_drawn, split_file, text_files
 from tasks.language.specs import RegenerateSpec
 
 # Positions of keys and values that a row of `runtime.inference_batch` stands for: with the default of 256 rows, the
@@ -91,12 +91,10 @@ def build_split(context: Context[RegenerateSpec]) -> dict[str, Any]:
     tokenizer = load_tokenizer(artifact.path / "tokenizer")
     model = load_model(artifact.path, base=base_folder(context, spec.base), dtype=config.dtype).to(context.device)
     paths = text_files(context, spec.corpus, spec.text)
-    # never generated: special tokens, and the entries by which some models' vocabularies are padded
-    entries = range(len(tokenizer), model.config.get_text_config().vocab_size)
     rewriting = Rewriting(
         config,
         seed_parts=("regenerate", spec.seed, spec.generation, split, version),
-        suppress=sorted({*tokenizer.all_special_ids, *entries}),
+        suppress=never_drawn(tokenizer, model),
         pad_id=tokenizer.pad_token_id,
         batch_blocks=context.runtime.inference_batch,
         budget=context.runtime.inference_batch * POSITIONS,

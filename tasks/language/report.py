@@ -27,11 +27,11 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
     config = ExperimentConfig.model_validate(context.spec.config)
     with resources.as_file(resources.files("storage") / "paper" / "results.csv") as path:
         quoted = paper_time_to_failure(read_results(path))
-    arms = {label: list[RunResult]() for label in config.arm_labels}
+    runs_of = {label: list[RunResult]() for label in config.arm_labels}
     for run in context.spec.runs:
         generations = tuple(_generation(context, config, g) for g in run.generations)
         before = None if run.before is None else _asked(context.artifact(run.before), -1)
-        arms[run.arm].append(RunResult(seed=run.seed, generations=generations, before=before))
+        runs_of[run.arm].append(RunResult(seed=run.seed, generations=generations, before=before))
     first = context.spec.runs[0].generations[0].train
     data = ReportData(
         experiment=config.name,
@@ -40,8 +40,16 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
         environment=environment(
             context, first, ("torch", "transformers", "prefect"), **{"threads of a worker": "torch_threads"}
         ),
-        arms=tuple(ArmResult(label=label, runs=tuple(runs)) for label, runs in arms.items()),
+        arms=tuple(
+            ArmResult(
+                label=arm.label,
+                runs=tuple(runs_of[arm.label]),
+                reading=arm.experiment.reading,
+            )
+            for arm in config.resolved_arms()
+        ),
         notes=_notes(context),
+        differences={arm.label: arm.difference for arm in config.resolved_arms() if config.named},
         quoted=quoted,
         regime=config.regime,
         threshold=config.failure.threshold,
@@ -71,6 +79,7 @@ def _generation(context: Context[ReportSpec], config: ExperimentConfig, results:
         confidence=confidence,
         benchmarks={name: float(value) for m in benchmarks for name, value in m.metrics.items() if ":" in name},
         seconds={
+            **({"treat": sum(context.manifest(one).seconds for one in results.treat)} if results.treat else {}),
             "train": train.seconds,
             **asked.seconds,
             "regenerate": sum(m.seconds for m in rewritten.values()),
@@ -109,7 +118,8 @@ def _live_fraction(config: ExperimentConfig, confidence: dict[tuple[str, str], l
     """For an arm that masks nothing: at the gamma of the first TCE arm, if that is an edge of the histograms."""
     from fortifai_core.measures.model_drift import live_fraction_of
 
-    gammas = [loss.gamma for loss in config.losses if isinstance(loss, TruncatedCrossEntropyLoss)]
+    losses = [arm.loss for arm in config.resolved_arms()]
+    gammas = [loss.gamma for loss in losses if isinstance(loss, TruncatedCrossEntropyLoss)]
     if not gammas or ("generation", "seen") not in confidence:
         return None
     return live_fraction_of(confidence["generation", "seen"], gamma=gammas[0])

@@ -13,7 +13,8 @@ from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
 from fortifai_core.config.failure_metrics import DEFAULT
 from fortifai_core.config.loss import CustomLoss, Loss, TruncatedCrossEntropyLoss
 from fortifai_core.config.model import LoraConfig, ScratchModel
-from fortifai_core.config.stages import Dtype, Regeneration, Regime, Training
+from fortifai_core.config.stages import Dtype, Reading, Regeneration, Regime, Training
+from fortifai_core.config.treatment import Treatment, Weights
 from fortifai_core.settings import Frozen
 from tasks.engine.stages import Reference, Spec
 
@@ -114,10 +115,12 @@ class BaseSpec(Spec):
     """M_-1, made here from the pretraining text."""
 
     role, kind, builder = "base", "model", "tasks.language.train:build_base"
-    keyed = ("model",)
     model: ScratchModel
     pretraining: Reference
     tokenizer: Reference
+
+    def content(self) -> dict[str, Any]:
+        return {"model": self.model.model_dump(mode="json", exclude={"lora"})}  # an adapter of it is made later
 
 
 class PretrainedBaseSpec(Spec):
@@ -145,6 +148,54 @@ class CorpusSpec(Spec):
     tokenizer: Reference
 
 
+class TreatSpec(Spec):
+    """What M_i is trained on, treated: some documents dropped, repeated, edited or weighed.
+
+    Attributes:
+        code: digest of the source of a user's own function, or of a classifier that somebody else made.
+        called: how the configuration names the treatment, for errors.
+        window: tokens that a model reads at once.
+        model: the model that the treatment reads the text with, if it does; base: M_-1, where it is an adapter of it.
+        text: what the generation is trained on, in order; shares: how much of each, None: all of it.
+        treated: the text as the treatment before left it.
+        corpus_config, splits, world: for the ground truth of an almanac; that it is this corpus's follows from its key.
+    """
+
+    role, kind, builder = "treat", "treated", "tasks.language.treat:build_treatment"
+    weights = True
+    keyed = ("seed", "generation")
+    treatment: Treatment
+    code: str | None
+    called: str
+    window: int
+    seed: int
+    generation: int
+    model: Reference | None
+    base: Reference | None
+    corpus: Reference
+    tokenizer: Reference
+    text: tuple[VersionedText, ...]
+    shares: tuple[float, ...] | None
+    treated: Reference | None
+    corpus_config: Corpus
+    splits: int
+    world: int
+
+    def content(self) -> dict[str, Any]:
+        """Somebody else's code by what it is, not by its label or its place."""
+        treatment = self.treatment.model_dump(mode="json", exclude={"name", "classifier"})
+        content = super().content() | {"treatment": treatment, "text": text_content(self.text)}
+        content |= {} if self.code is None else {"code": self.code}
+        content |= {} if self.model is None else {"window": self.window}
+        if isinstance(self.treatment, Weights) and self.shares is not None:
+            content["shares"] = list(self.shares)
+        return content
+
+    @property
+    def detail(self) -> str:
+        return self.treatment.label
+
+
 class TrainSpec(Spec):
     """M_i from M_(i-1), under the arm's loss.
 
@@ -153,6 +204,9 @@ class TrainSpec(Spec):
         model: M_(i-1).
         base: M_-1, where models are adapters of it: an adapter is kept without the model that it adapts.
         text: what this generation is trained on, in order.
+        shares: how much of each is read; None: all of it.
+        treated: the text as its treatments left it, which is what is read.
+        anchor: M_-1, where the training stays near it.
     """
 
     role, kind, builder = "train", "model", "tasks.language.train:build_generation"
@@ -169,6 +223,9 @@ class TrainSpec(Spec):
     base: Reference | None
     corpus: Reference
     text: tuple[VersionedText, ...]
+    shares: tuple[float, ...] | None = None
+    treated: Reference | None = None
+    anchor: Reference | None = None
 
     def content(self) -> dict[str, Any]:
         loss = self.loss.model_dump(mode="json")
@@ -178,7 +235,8 @@ class TrainSpec(Spec):
         content = super().content()
         if self.training.save_dtype is None:
             del content["training"]["save_dtype"]
-        return {**content, "loss": loss, "text": text_content(self.text)}
+        content |= {"loss": loss, "text": text_content(self.text)}
+        return content if self.shares is None else {**content, "shares": list(self.shares)}
 
 
 class RegenerateSpec(Spec):
@@ -223,6 +281,7 @@ class DriftSpec(Spec):
         first: M_0 of the run.
         base: M_-1.
         text, rewritten: what M_i was trained on, and what it wrote.
+        treated: the text as its treatments left it, if any did.
         corpus_config, splits, world: for the ground truth of an almanac; that it is this corpus's follows from its key.
     """
 
@@ -237,6 +296,7 @@ class DriftSpec(Spec):
     base: Reference
     corpus: Reference
     text: tuple[VersionedText, ...]
+    treated: Reference | None = None
     rewritten: tuple[VersionedText, ...]
     corpus_config: Corpus
     splits: int
@@ -282,7 +342,7 @@ class FailureSpec(Spec):
     keyed = ("threshold", "regime")
     metric: str
     threshold: float
-    regime: Regime
+    regime: Reading
     measured: tuple[Reference, ...]
 
     def content(self) -> dict[str, Any]:
@@ -353,6 +413,7 @@ class GenerationResults(Frozen):
     evaluate: Reference
     drift: Reference | None
     benchmarks: tuple[Reference, ...]
+    treat: tuple[Reference, ...] = ()
 
 
 class RunResults(Frozen):
@@ -376,5 +437,5 @@ class ReportSpec(Spec):
     runs: tuple[RunResults, ...]
 
     def content(self) -> dict[str, Any]:
-        shown = ("name", "losses", "regime", "failure")
-        return {name: self.config[name] for name in shown}
+        shown = ("name", "losses", "arms", "regime", "mixture", "treatments", "failure")
+        return {name: self.config[name] for name in shown if name in self.config}

@@ -7,29 +7,51 @@ the training code never learns which loss it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from fortifai_core.config.loss import CrossEntropyLoss, Loss
 from fortifai_core.config.model import LoraConfig, ScratchModel
 from fortifai_core.config.stages import Regime, Training
+from fortifai_core.errors import DataError
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
 from tasks.engine.context import Context
-from tasks.language.files import base_folder, text_files
-from tasks.language.specs import BaseSpec, PretrainedBaseSpec, TrainSpec
+from tasks.language.files import base_folder, split_file, trained_texts
+from tasks.language.specs import BaseSpec, PretrainedBaseSpec, TrainSpec, VersionedText
 
 
 def _packed(context: Context[Any], name: str, documents: Iterator[list[int]], *, length: int, end_of_text: int) -> Any:
     """Training sequences as a memory-mapped dataset, so that a corpus larger than memory can be trained on."""
-    from datasets import Dataset
-
     from fortifai_core.corpus.packing import pack
 
+    return _mapped(context, name, pack(documents, sequence_length=length, end_of_text=end_of_text), length=length)
+
+
+def _mapped(context: Context[Any], name: str, rows: Iterator[list[int]], *, length: int) -> Any:
+    from datasets import Dataset
+
     path = context.workspace / name
-    rows = pack(documents, sequence_length=length, end_of_text=end_of_text)
     parquet.write_packed(path, rows, sequence_length=length)
     return Dataset.from_file(str(path))
+
+
+def _weighed(context: Context[Any], name: str, paths: list[Path], *, length: int, end_of_text: int) -> Any:
+    """Training sequences of weighed text: none holds documents of different weights, each has its own in a column."""
+    from fortifai_core.corpus.packing import pack
+
+    weights = list[float]()
+
+    def rows() -> Iterator[list[int]]:
+        documents = parquet.iter_rows(paths, columns=["tokens", "weight"])
+        for weight, alike in groupby(documents, key=lambda row: row["weight"]):
+            tokens = (row["tokens"] for row in alike)
+            for row in pack(tokens, sequence_length=length, end_of_text=end_of_text):
+                weights.append(weight)
+                yield row
+
+    return _mapped(context, name, rows(), length=length).add_column("weight", weights)
 
 
 def fetch_base(context: Context[PretrainedBaseSpec]) -> dict[str, Any]:
@@ -99,6 +121,7 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     """M_i: the previous model trained on this generation's text under the arm's loss."""
     import numpy as np
 
+    from fortifai_core.language.objective import average_with, weights_of
     from storage.tables.models import load_model, load_tokenizer
 
     spec, training = context.spec, context.spec.training
@@ -107,32 +130,91 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     model = load_model(previous.path, base=base_folder(context, spec.base), trainable=True)
     if spec.lora is not None:
         model = _with_adapter(model, spec.lora, seed=spec.seed)
-    files = [(text, text_files(context, spec.corpus, text)) for text in spec.text]
+    files = trained_texts(context)
     paths = [path for _, of_text in files for path in of_text]
     packing = {"length": training.sequence_length, "end_of_text": tokenizer.eos_token_id}
-    rows = _packed(context, "text.arrow", parquet.iter_column(paths, "tokens"), **packing)
-    share = 1.0
+    shares = [1.0] * len(files)
+    if spec.shares is not None or training.distillation:
+        rows, shares = _mixed(context, files, **packing)
+    else:
+        rows = _sequences(context, "text.arrow", paths, **packing)
+    if spec.treated is not None and len(rows) < training.batch_size:
+        remedy = f"is what treatments leave M_{spec.generation}, and training.batch_size is {training.batch_size}: "
+        raise DataError("treatments", f"{len(rows)} sequences", f"{remedy}keep more text, or lower the batch size")
     if spec.regime == Regime.ACCUMULATE_SUBSAMPLE and len(files) > 1:
         # one split's worth of sequences, drawn evenly over everything accumulated
         draw = np.random.default_rng(derive_seed("subsample", spec.seed, spec.generation))
-        chosen = np.sort(draw.permutation(len(rows))[: max(1, len(rows) // len(files))])
-        share = len(chosen) / len(rows)
+        size = len(rows) // len(files)
+        if spec.treated is not None:  # of what is left, as much as there was in a split
+            real = parquet.iter_column(context.artifact(spec.corpus).file(split_file(0)), "tokens")
+            size = min(len(rows), sum(len(tokens) + 1 for tokens in real) // training.sequence_length)
+        chosen = np.sort(draw.permutation(len(rows))[: max(1, size)])
+        shares = [len(chosen) / len(rows)] * len(files)
         rows = rows.select(chosen)
     validation = None
     if training.checkpoint == "best":
         held_out = context.artifact(spec.corpus).file("validation.parquet")
         validation = _packed(context, "validation.arrow", parquet.iter_column(held_out, "tokens"), **packing)
     seed = derive_seed("train", spec.seed, spec.generation)
-    metrics = _train(model, rows, context, training=training, loss=spec.loss, seed=seed, validation=validation)
+    aims: dict[str, Any] = {}
+    if training.distillation:
+        teacher = load_model(previous.path, base=base_folder(context, spec.base))
+        aims["teacher"] = teacher.to(context.device).requires_grad_(False)
+    if spec.anchor is not None:
+        aims["before"] = weights_of(load_model(context.artifact(spec.anchor).path).to(context.device))
+    started = weights_of(model) if training.averaging else {}
+    metrics = _train(model, rows, context, training=training, loss=spec.loss, seed=seed, validation=validation, **aims)
+    if training.averaging:
+        average_with(model, started, training.averaging)
     _save(model, context, tokenizer=previous.path / "tokenizer", dtype=training.save_dtype)
     read = [
-        (text.version, sum(len(tokens) for tokens in parquet.iter_column(of_text, "tokens"))) for text, of_text in files
+        (text.version, share * sum(len(tokens) for tokens in parquet.iter_column(of_text, "tokens")))
+        for share, (text, of_text) in zip(shares, files, strict=True)
     ]
     return {
         **metrics,
-        "tokens-read": round(share * sum(tokens for _, tokens in read)),
-        "tokens-synthetic": round(share * sum(tokens for version, tokens in read if version > 0)),
+        "tokens-read": round(sum(tokens for _, tokens in read)),
+        "tokens-synthetic": round(sum(tokens for version, tokens in read if version > 0)),
     }
+
+
+def _sequences(context: Context[TrainSpec], name: str, paths: list[Path], **packing: int) -> Any:
+    """Training sequences of some files of this generation's text."""
+    if context.spec.treated is not None:
+        told = context.manifest(context.spec.treated).metrics
+        if (told["lightest-weight"], told["heaviest-weight"]) != (1.0, 1.0):
+            return _weighed(context, name, paths, **packing)
+    return _packed(context, name, parquet.iter_column(paths, "tokens"), **packing)
+
+
+def _mixed(
+    context: Context[TrainSpec], files: list[tuple[VersionedText, list[Path]]], **packing: int
+) -> tuple[Any, list[float]]:
+    """Of each text the sequences that make up its share, text after text; and the shares that they are.
+
+    No sequence crosses from one text into another, so that each is real or synthetic, as distillation asks.
+
+    Which sequences a share gets is drawn once for a seed, a generation and a text: those of a smaller share are among
+    those of a larger one, so that arms differ in the share alone.
+    """
+    import numpy as np
+    from datasets import concatenate_datasets
+
+    spec, parts, taken = context.spec, list[Any](), list[float]()
+    shares = spec.shares or (1.0,) * len(files)
+    for place, (share, (text, paths)) in enumerate(zip(shares, files, strict=True)):
+        if not paths:  # a treatment left nothing of it
+            taken.append(0.0)
+            continue
+        rows = _sequences(context, f"text-{place}.arrow", paths, **packing)
+        draw = np.random.default_rng(derive_seed("mixture", spec.seed, spec.generation, text.split, text.version))
+        chosen = np.sort(draw.permutation(len(rows))[: max(1, round(share * len(rows)))])
+        part = rows.select(chosen)
+        if spec.training.distillation:
+            part = part.add_column("synthetic", [text.version > 0] * len(part))
+        parts.append(part)
+        taken.append(len(chosen) / len(rows))
+    return concatenate_datasets(parts), taken
 
 
 def _train(
@@ -144,6 +226,7 @@ def _train(
     loss: Loss,
     seed: int,
     validation: Any | None = None,
+    **aims: Any,
 ) -> dict[str, Any]:
     from fortifai_core.language.training import train_model
     from kernels import install_loss_head
@@ -161,6 +244,7 @@ def _train(
         save_steps=context.runtime.save_steps,
         device=context.device,
         on_progress=lambda done, total: context.progress(done, total, "steps"),
+        **aims,
     )
     head.remove()
     return {"steps": result.steps, "tokens-trained": result.tokens, "resumed-from": result.resumed_from}

@@ -175,6 +175,83 @@ def configs() -> Iterator[Case]:
             "family: {type: zipf}\narms: [{type: adaptive}]",
             ("arms.0.type", "'adaptive'", "has the arms"),
         ),
+        "an arm's field that there is not": (
+            "arms: [{name: a}, {name: b, training: {epochz: 2}}]",
+            ("arms.1.training.epochz = 2", "did you mean `epochs`"),
+        ),
+        "an arm's own seeds": ("arms: [{name: a, seeds: [1]}]", ("arms.0.seeds", "the same in all arms")),
+        "two arms of a name": (
+            "arms: [{name: a}, {name: a, regime: replace}]",
+            ("arms.1.name", "that of arms.0"),
+        ),
+        "two arms that are one": (
+            "arms: [{name: a}, {name: b, regeneration: {beams: 3}}]",
+            ("arms.1 = 'b'", "comes to the same as a"),
+        ),
+        "a share without the rest": (
+            "arms: [{name: a, mixture: {synthetic: 0.5}}]",
+            ("arms.0.mixture.synthetic = 0.5", "set it to 1"),
+        ),
+        "a share that the regime sets": (
+            "regime: accumulate\nmixture: {synthetic: 1}",
+            ("mixture.synthetic = 1.0", "accumulate sets a share of its own"),
+        ),
+        "a share of too much text": (
+            "mixture: {synthetic: 0.9, real: fresh, splits: 2}",
+            ("mixture.splits = 2", "one of each"),
+        ),
+        "smoothing of another loss": (
+            "losses: [{type: tce}]\ntraining: {label_smoothing: 0.1}",
+            ("training.label_smoothing = 0.1", "cross entropy"),
+        ),
+        "an unknown treatment": ("treatments: [{type: pray}]", ("treatments.0", "'pray'", "'verifier'")),
+        "a treatment of a share above 1": (
+            "treatments: [{type: surprise-filter, keep: 1.5}]",
+            ("treatments.0.keep = 1.5", "less than or equal to 1"),
+        ),
+        "a treatment with nothing to treat": (
+            "generations: 1\ntreatments: [{type: deduplicate}]",
+            ("treatments.0 = 'deduplicate'", "raise generations"),
+        ),
+        "weights without real text": (
+            "regime: replace\ntreatments: [{type: weights}]",
+            ("treatments.0 = 'weights-golden'", "fresh-mix"),
+        ),
+        "a treatment that is not installed": (
+            "arms: [{name: a}, {name: b, treatments: [{type: custom, function: nowhere, name: n}]}]",
+            ("arms.1.treatments.0.function = 'nowhere'", "no installed package offers a treatment"),
+        ),
+        "a treatment that nobody allowed": (
+            "treatments: [{type: custom, function: 'mine:f', name: n}]",
+            ("treatments.0.function = 'mine:f'", "--allow-code mine"),
+        ),
+        "a verifier that is not installed": (
+            "treatments: [{type: verifier, checker: nowhere}]",
+            ("treatments.0.checker = 'nowhere'", "no installed package offers a verifier"),
+        ),
+        "a detector that is not there": (
+            "treatments: [{type: detector, classifier: ./nowhere}]",
+            ("treatments.0.classifier = './nowhere'", "cannot be read"),
+        ),
+        "arms that are a number": ("arms: 3", ("arms = 3", "list")),
+        "an arm that is a number": ("arms: [3]", ("arms.0 = 3",)),
+        "an arm without a name": ("arms: [{regime: replace}]", ("arms.0.name", "required")),
+        "an arm of losses and arms": (
+            "losses: [{type: cross-entropy}, {type: tce}]\narms: [{name: a}]",
+            ("losses", "leave one loss"),
+        ),
+        "a named mask of another family": (
+            "family: {type: zipf}\narms: [{name: a, mask: {type: adaptive}}]",
+            ("arms.0.mask.type", "'adaptive'", "has the arms"),
+        ),
+        "two named arms that are one": (
+            "family: {type: zipf}\narms: [{name: a}, {name: b}]",
+            ("arms.1 = 'b'", "comes to the same as a"),
+        ),
+        "a regime that a class has not": (
+            "family: {type: gaussian}\narms: [{name: a, regime: accumulate}]",
+            ("arms.0.regime = 'accumulate'", "set replace"),
+        ),
         "an unknown measure": (
             "family: {type: zipf}\nfailure: {metric: luck, threshold: 1}",
             ("failure.metric", "'luck'", "choose one of"),
@@ -183,6 +260,11 @@ def configs() -> Iterator[Case]:
     for name, (text, said) in texts.items():
         content = text if isinstance(text, bytes) else text.encode()
         yield Case("config", name, ("plan", "mine.yaml"), said, {"mine.yaml": content})
+    one_class = json.dumps({"model_type": "bert", "architectures": ["BertForSequenceClassification"], "num_labels": 1})
+    detector = b"treatments: [{type: detector, classifier: ./one}]"
+    files = {"mine.yaml": detector, "one/config.json": one_class.encode()}
+    said = ("treatments.0.classifier = './one'", "has one label", "both classes")
+    yield Case("config", "a detector of one class", ("plan", "mine.yaml"), said, files)
     for name, source, said in (
         ("a file that is not there", "no/mine.yaml", ("file = 'no/mine.yaml'", "no such file")),
         ("a folder", "folder.yaml", ("folder.yaml", "no such file")),

@@ -1,4 +1,5 @@
 """What this software computes, written down: `python tests/support/goldens.py` records it, a test compares.
+`python tests/support/goldens.py arena share` records the keys of these presets only.
 
 keys/PRESET.json  the key of every stage of every preset, with the digests of the data that they stand for
 smoke.json        of the preset `smoke` on one thread: the loss of every training step, the log-probabilities of both
@@ -150,17 +151,18 @@ COMPUTED: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Record all of it anew."""
+    """Record all of it anew, or the keys of the presets that the command line names."""
     from flows.load import presets
 
+    named = sys.argv[1:]
     KEYS.mkdir(parents=True, exist_ok=True)
-    for preset in presets():
+    for preset in named or presets():
         digests = digests_of(preset)
         if any("@" in value for value in digests.values()):
             sys.exit(f"{preset} reads a dataset: point FORTIFAI_DATA at the mirror, so that its digests are known")
         recorded = {"digests": digests, "keys": keys_of(preset, digests)}
         (KEYS / f"{preset}.json").write_text(json.dumps(recorded, indent=1, ensure_ascii=False) + "\n")
-    for name, compute in COMPUTED.items():
+    for name, compute in () if named else COMPUTED.items():
         with tempfile.TemporaryDirectory() as folder:
             text = json.dumps(compute(Path(folder)), indent=1, ensure_ascii=False)
         (GOLDEN / f"{name}.json").write_text(text + "\n")

@@ -100,11 +100,13 @@ def start_cli(tmp_path: Path, store: str, *arguments: str) -> subprocess.Popen[s
     )
 
 
-def install_losses(folder: Path, package: str, source: str, offered: dict[str, str]) -> None:
-    """What pip would leave in `folder` of a package whose entry points offer losses: name → function."""
+def install_losses(
+    folder: Path, package: str, source: str, offered: dict[str, str], *, group: str = "fortifai.losses"
+) -> None:
+    """What pip would leave in `folder` of a package whose entry points offer losses, or other code: name → function."""
     (folder / f"{package}.py").write_text(source)
     about = folder / f"{package}-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
     lines = "".join(f"{name} = {package}:{function}\n" for name, function in offered.items())
-    (about / "entry_points.txt").write_text(f"[fortifai.losses]\n{lines}")
+    (about / "entry_points.txt").write_text(f"[{group}]\n{lines}")

@@ -23,7 +23,7 @@ from artifacts import flip_one_of_each_kind
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, plan_for, prepare_experiment
 from flows.tools.collecting import collect
-from fortifai_core.config.custom_loss import ALLOWED
+from fortifai_core.config.custom_code import ALLOWED
 from fortifai_core.errors import ConfigError, DataError, StageFailed, StoreError
 from helpers import Recorder, run_flow
 from helpers import digests as artifact_digests

@@ -98,6 +98,24 @@ def test_killed_in_the_middle_of_training_it_resumes_to_the_same_results(tmp_pat
     assert len(resumed) == 1  # it went on from a checkpoint, and did not begin anew
 
 
+@pytest.mark.timeout(600)
+def test_killed_while_it_treats_text_it_resumes_to_the_same_results(tmp_path: Path) -> None:
+    treatments = "treatments=[{type: surprise-filter, keep: 0.7}, {type: detector, folds: 2}, {type: weights}]"
+    treated = [*OVERRIDES, "--set", "losses=[{type: cross-entropy}]", "--set", treatments]
+    cli(tmp_path, "whole", "run", "smoke", *treated)
+    process = start_cli(tmp_path, "cut", "run", "smoke", *treated)
+    deadline = time.monotonic() + 180
+    while not any(name.startswith("treated-") for name in names_in(tmp_path / "cut" / "work")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+    process.kill()
+    process.communicate(timeout=60)
+    assert len(ArtifactStore(tmp_path / "cut").ls("model")) == 2  # the base model and M_0
+    cli(tmp_path, "cut", "resume", "smoke")
+    assert digests(ArtifactStore(tmp_path / "cut")) == digests(ArtifactStore(tmp_path / "whole"))
+    assert len(ArtifactStore(tmp_path / "cut").ls("treated")) == 3
+
+
 def test_a_killed_worker_fails_its_stage_and_nothing_else(tmp_path: Path) -> None:
     arguments = [*OVERRIDES, *SLOWER, "--set", "losses=[{type: cross-entropy}]"]
     process = start_cli(tmp_path, "cut", "run", "smoke", *arguments)

@@ -16,7 +16,7 @@ from flows.load import load_any_config
 from flows.prepare import prepare_experiment
 from flows.server.serving import serve_all
 from flows.tools.doctor import check_server
-from fortifai_core.config.custom_loss import ALLOWED
+from fortifai_core.config.custom_code import ALLOWED
 from fortifai_core.errors import ConfigError, InputError
 from helpers import COMMAND, environment, install_losses
 from storage.store.experiments import record_experiment

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fortifai_core.config.custom_loss import ALLOWED
+from fortifai_core.config.custom_code import ALLOWED
 from fortifai_core.config.loss import CrossEntropyLoss, CustomLoss, FocalLoss, Loss, TruncatedCrossEntropyLoss
 from fortifai_core.errors import ConfigError
 from kernels import linear_cross_entropy, losses

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fortifai_core.config.custom_loss import ALLOWED, allow_code, check_elementwise, load_custom, source_of
+from fortifai_core.config.custom_code import ALLOWED, allow_code
+from fortifai_core.config.custom_loss import check_elementwise, load_custom, source_of
 from fortifai_core.errors import ConfigError
 from helpers import install_losses
 

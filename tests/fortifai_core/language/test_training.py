@@ -78,6 +78,31 @@ def test_training_resumed_anywhere_ends_with_the_same_weights(tmp_path: Path, st
     assert same(weights(whole), weights(resumed))
 
 
+def one_step(workspace: Path, numbers: list[int], weights_of_rows: list[float] | None) -> list[torch.Tensor]:
+    """What one step of gradient descent on some rows takes from every parameter."""
+    chosen = [{**rows()[number], "input_ids": rows()[number]["input_ids"][: 16 - 2 * number]} for number in numbers]
+    if weights_of_rows is not None:
+        chosen = [{**row, "weight": weight} for row, weight in zip(chosen, weights_of_rows, strict=True)]
+    step = {"epochs": 1, "learning_rate": 0.5, "batch_size": 4, "optimizer": "sgd", "scheduler": "constant"}
+    config = Training.model_validate({**CONFIG.model_dump(), **step, "max_grad_norm": 1e9})
+    model = tiny_model()
+    before = weights(model)
+    result = train_model(model, chosen, config=config, seed=0, pad_id=0, workspace=workspace)
+    assert result.steps == 1
+    return [old - new for old, new in zip(before, weights(model), strict=True)]
+
+
+def test_a_rows_weight_multiplies_the_losses_of_its_tokens(tmp_path: Path) -> None:
+    # rows of 16, 14 and 12 tokens have 15, 13 and 11 targets, and their gradients are means over these
+    alone = [one_step(tmp_path / str(number), [number], None) for number in range(3)]
+    given = one_step(tmp_path / "weighed", [0, 1, 2], [2.0, 0.5, 2.0])
+    for parameter, gradients in zip(given, zip(*alone, strict=True), strict=True):
+        by_hand = (2.0 * 15 * gradients[0] + 0.5 * 13 * gradients[1] + 2.0 * 11 * gradients[2]) / 39
+        assert torch.allclose(parameter, by_hand, rtol=1e-3, atol=1e-6)
+    plain, equal = (one_step(tmp_path / name, [0, 1, 2], w) for name, w in (("plain", None), ("equal", [1.0] * 3)))
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(plain, equal, strict=True))
+
+
 def test_best_checkpoint_resumes_to_the_same_weights(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"checkpoint": "best"})
     whole, resumed = tiny_model(), tiny_model()

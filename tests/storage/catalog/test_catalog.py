@@ -30,6 +30,8 @@ COLUMNS = {
     "metrics": "experiment arm seed generation split metric value count key",
     "documents": "experiment arm seed generation split version document position text tokens kept accepted key",
     "tokens": "experiment arm seed generation split version document position index token kept key",
+    "treatments": "experiment arm seed generation split version document copy fate copies tokens changed weight "
+    "score why key",
     "questions": "experiment question document split context true_answer false_answer key",
     "scores": "experiment arm seed generation question document split logp_true logp_false correct key",
     "lineage": "experiment kind key arm seed generation split version role parent_kind parent_key "
@@ -109,6 +111,11 @@ def fill(store: ArtifactStore) -> str:
     item = {"benchmark": "b", "task": "t", "item": 0, "filter": "none", "metric": "acc", "value": 1.0, "answer": "1"}
     put(store, "drift", "drift-0", {"confidence.parquet": ("confidence", [bin_])}, model="model-0")
     put(store, "benchmark", "benchmark-0", {"items.parquet": ("benchmark-items", [item])}, model="model-0")
+    fate = {
+        "document": "d0", "split": 0, "version": 1, "copy": 0, "fate": "dropped", "copies": 0, "tokens": 2,
+        "changed": 0, "score": 0.5, "why": "short",
+    }  # fmt: skip
+    put(store, "treated", "treated-1", {"treatments.parquet": ("treatments", [fate])}, model="model-0")
     run = {"arm": "tce-0.9", "seed": 3}
     stages = [
         StageRecord("corpus", "corpus-1", "corpus"),

@@ -1,0 +1,59 @@
+"""Arms by name in a report: a line each on the page, a row each in the terminal, effort by each one's own regime."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from fortifai_core.config.stages import Mixture, Regime
+from fortifai_core.report.analysis import analyse
+from fortifai_core.report.data import ArmResult, GenerationResult, ReportData, RunResult, Scores
+from fortifai_core.report.page import build_report, contents_of
+
+LABELS = ("ce", "tce-0.9", "half", "accumulate", "short")
+
+
+def run_of(rights: list[int]) -> RunResult:
+    """One run that answers so many of eight questions about split 0 rightly."""
+    names, documents = [f"q{i}" for i in range(8)], [f"d{i // 2}" for i in range(8)]
+    scores = [Scores(names, documents, [0] * 8, [i < right for i in range(8)]) for right in rights]
+    return RunResult(0, tuple(GenerationResult(g, one) for g, one in enumerate(scores)))
+
+
+def data_of(labels: tuple[str, ...] = LABELS) -> ReportData:
+    arms = tuple(ArmResult(label, (run_of([8, 7, 4]),)) for label in labels)
+    differences = {label: "" if label == "ce" else f"training.epochs 3 <of {label}>" for label in labels}
+    return ReportData("mine", {}, "fortifai run mine", {}, arms, draws=50, differences=differences)
+
+
+def test_the_page_says_of_each_arm_how_it_differs(tmp_path: Path) -> None:
+    build_report(data_of(), tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The arms" in page and "it is the first" in page
+    assert page.count("training.epochs 3 &lt;of ") == len(LABELS) - 1
+
+
+def test_without_names_there_is_no_such_list(tmp_path: Path) -> None:
+    build_report(replace(data_of(), differences={}), tmp_path)
+    assert "The arms" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_many_arms_have_a_row_each_in_the_terminal() -> None:
+    table = contents_of(data_of()).terminal
+    assert [row[0] for row in table.rows] == ["CE", "TCE 0.9", "half", "accumulate", "short"]
+    assert table.headers == ["arm", "M0", "M2", "time to failure (75%)", "difference to CE"]
+    assert all(len(row) == len(table.headers) for row in table.rows)
+    few = contents_of(data_of(LABELS[:2])).terminal
+    assert few.headers == ["generation", "CE", "TCE 0.9"]
+
+
+def test_effort_is_counted_by_what_each_arm_reads() -> None:
+    """All fall below 75% at 1 + (7 − 6) / (7 − 4) = 4/3 generations; what they have read by then differs."""
+    readings = (None, Regime.REPLACE, Mixture(synthetic=0.5, real="original"), Regime.ACCUMULATE)
+    data = data_of(LABELS[:4])
+    arms = tuple(replace(arm, reading=reading) for arm, reading in zip(data.arms, readings, strict=True))
+    failures = [arm.failure for arm in analyse(replace(data, arms=arms)).arms]
+    found = [(one.value("generations"), one.value("retraining_splits")) for one in failures if one is not None]
+    assert [round(generations or 0, 6) for generations, _ in found] == [round(4 / 3, 6)] * 4
+    # M_1 read 2, 1, 1, 2 splits, M_2 3, 1, 1, 3
+    assert [round(splits or 0, 6) for _, splits in found] == [3, round(4 / 3, 6), round(4 / 3, 6), 3]

@@ -1,0 +1,152 @@
+"""Arms in a plan: what they share has one key, what differs has its own; two that come to the same are refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.load import load_experiment_config, validate
+from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.config.stages import Runtime
+from fortifai_core.errors import ConfigError
+from storage.store.store import ArtifactStore
+from tasks.engine.build import build
+from tasks.engine.plans import Plan, RunPlan
+from tasks.language.plan import Digests, plan_experiment
+
+
+def planned(arms: list[dict[str, Any]], **fields: Any) -> Plan:
+    small = load_experiment_config("smoke").model_dump(mode="json")
+    config = validate({**small, "losses": [{"type": "cross-entropy"}], **fields, "arms": arms})
+    assert isinstance(config, ExperimentConfig)
+    return plan_experiment(config, Digests({}))
+
+
+def of(plan: Plan, arm: str) -> RunPlan:
+    return next(run for run in plan.runs if run.arm == arm)
+
+
+def keys(run: RunPlan, generation: int) -> list[str]:
+    return [stage.key for stage in run.generations[generation].stages]
+
+
+def test_arms_that_read_the_same_share_the_model() -> None:
+    plan = planned(
+        [
+            {"name": "first"},
+            {"name": "old", "regime": "accumulate"},
+            {"name": "half", "mixture": {"synthetic": 0.5, "real": "original"}},
+            {"name": "averaged", "training": {"averaging": 0.5}},
+            {"name": "taught", "training": {"distillation": 1}},
+            {"name": "greedy", "regeneration": {"decoding": "greedy"}},
+            {"name": "tce", "loss": {"type": "tce"}},
+            {"name": "anchored", "training": {"anchor": 0.1}},
+            {"name": "short", "training": {"epochs": 0.5}},
+        ]
+    )
+    trained = {run.arm: [g.train.key for g in run.generations] for run in plan.runs}
+    first = {arm for arm, made in trained.items() if made[0] == trained["first"][0]}
+    assert first == {"first", "old", "half", "averaged", "taught", "greedy"}
+    assert len({made[1] for made in trained.values()}) == len(trained)
+    # the same rewriting too, but for the arm that decodes otherwise
+    rewritten = {run.arm: run.generations[0].regenerate[0].key for run in plan.runs}
+    assert {arm for arm in first if rewritten[arm] == rewritten["first"]} == first - {"greedy"}
+    assert len([stage for stage in plan.stages() if stage.role == "base"]) == 1
+    assert of(plan, "anchored").generations[1].train.parents["anchor"] == next(
+        stage.reference for stage in plan.shared if stage.role == "base"
+    )
+
+
+def test_the_first_arm_has_the_keys_of_the_short_form() -> None:
+    short = plan_experiment(load_experiment_config("smoke"), Digests({}))
+    named = planned([{"name": "any"}, {"name": "tce", "loss": {"type": "tce", "gamma": 0.9}}])
+    for one, other in zip(short.runs[0].generations, of(named, "any").generations, strict=True):
+        assert [stage.key for stage in one.stages] == [stage.key for stage in other.stages]
+
+
+def test_a_smaller_model_has_a_base_of_its_own_and_an_adapter_has_not() -> None:
+    plan = planned(
+        [{"name": "a"}, {"name": "narrow", "model": {"hidden_size": 16}}, {"name": "lora", "model": {"lora": {}}}]
+    )
+    bases = [run.generations[0].train.parents["model"] for run in plan.runs]
+    assert bases[0] == bases[2] != bases[1]
+    assert {stage.reference for stage in plan.shared if stage.role == "base"} == set(bases)
+    assert len([stage for stage in plan.shared if stage.role in ("source", "corpus")]) == 2
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"training": {"epochs": 1.0}},
+        {"loss": {"type": "cross-entropy"}},
+        {"regeneration": {"beams": 7}},  # which greedy decoding does not read
+        {"regime": "paper"},
+    ],
+    ids=str,
+)
+def test_two_arms_that_come_to_the_same_are_refused(arm: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"arms\.1 = 'again': comes to the same as first"):
+        planned([{"name": "first"}, {"name": "again", **arm}], training={"epochs": 1, "batch_size": 8})
+
+
+def test_a_share_of_everything_is_the_regime_replace() -> None:
+    arms = [{"name": "regime", "regime": "replace"}, {"name": "share", "mixture": {"synthetic": 1, "real": "fresh"}}]
+    with pytest.raises(ConfigError, match="comes to the same as regime"):
+        planned(arms)
+
+
+def test_without_synthetic_text_models_are_measured_and_nothing_else_is_made() -> None:
+    arms = [{"name": "real", "mixture": {"synthetic": 0, "real": "original"}}]
+    measured, alone = planned(arms), planned(arms, evaluation={"drift": False})
+    assert [len(g.regenerate) for g in measured.runs[0].generations] == [1] * len(measured.runs[0].generations)
+    assert [len(g.regenerate) for g in alone.runs[0].generations] == [0] * len(alone.runs[0].generations)
+    assert [g.train.key for g in measured.runs[0].generations] == [g.train.key for g in alone.runs[0].generations]
+
+
+def test_every_training_arm_is_built(tmp_path: Path) -> None:
+    """M_0 and M_1 of each, in one process; an arm that aims at something else ends elsewhere than the first."""
+    arms = [
+        {"name": "first"},
+        {"name": "quarter", "mixture": {"synthetic": 0.25, "real": "original"}},
+        {"name": "fresh", "mixture": {"synthetic": 0.5, "real": "fresh"}},
+        {"name": "smooth", "training": {"label_smoothing": 0.2}},
+        {"name": "dropout", "training": {"dropout": 0.3}},
+        {"name": "anchor", "training": {"anchor": 1.0}},
+        {"name": "averaged", "training": {"averaging": 0.5}},
+        {"name": "taught", "training": {"distillation": 1.0}},
+        {"name": "lora", "model": {"lora": {"rank": 2}}},
+    ]
+    plan = planned(arms, generations=2, evaluation={"drift": False, "perplexity": True})
+    store, losses = ArtifactStore(str(tmp_path)), {}
+    for stage in plan.stages():
+        if stage.role in ("source", "pretraining", "tokenizer", "base", "corpus", "train", "regenerate", "evaluate"):
+            artifact, _ = build(stage, store, Runtime(), progress=lambda *_: None)
+            if stage.role == "evaluate":
+                losses[stage.key] = artifact.manifest.metrics["perplexity-real"]
+            if stage.role == "train" and stage.arm == "quarter" and stage.generation == 1:
+                metrics = artifact.manifest.metrics
+                # sequences are whole: the share is met to within one of each text
+                assert metrics["tokens-synthetic"] / metrics["tokens-read"] == pytest.approx(0.25, abs=0.05)
+    ends = {}
+    for run in plan.runs:
+        evaluate = run.generations[1].evaluate
+        assert evaluate is not None
+        ends[run.arm] = losses[evaluate.key]
+    assert all(math.isfinite(value) for value in ends.values())
+    assert len(set(ends.values())) == len(ends)
+
+
+def test_an_arm_alone_needs_its_own_stages_and_the_shared_ones_once() -> None:
+    plan = planned(
+        [{"name": "first"}, {"name": "old", "regime": "accumulate"}, {"name": "tce", "loss": {"type": "tce"}}]
+    )
+    needed = {stage.reference for stage in plan.alone("old")}
+    own = {stage.reference for g in of(plan, "old").generations for stage in g.stages}
+    assert own < needed
+    assert needed - own == {stage.reference for stage in plan.shared}
+    everything = {stage.reference for arm in ("first", "old", "tce") for stage in plan.alone(arm)}
+    assert everything == {stage.reference for stage in plan.stages() if stage.role != "report"}
+    assert len(plan.alone("first")) + len(plan.alone("old")) + len(plan.alone("tce")) > len(everything)
