@@ -184,3 +184,17 @@ def test_clusters_are_what_the_measures_are_means_of(built: tuple[ArtifactStore,
     assert artifact is not None
     assert math.exp(asked["log-perplexity-real"]) == pytest.approx(artifact.manifest.metrics["perplexity-real"])
     assert len(documents["log-perplexity-real"]) > 1
+
+
+def test_one_run_of_a_language_model_is_judged_where_documents_tell(built: tuple[ArtifactStore, Plan]) -> None:
+    store, plan = built
+    stage = plan.report()
+    artifact, _ = build(stage, store, Runtime(), progress=lambda *_: None)
+    found = {row["definition"]: row for row in json.loads(artifact.file("profile.json").read_text())["profile"]}
+    for name in ("risk-any", "risk", "model-kl", "entropy", "facts-true", "facts-false"):
+        assert found[name]["runs"] == 1 and found[name]["clusters"] > 1 and found[name]["low"] is not None
+    for name in ("unigram-kl", "tail-types", "distinct-2", "unlike"):
+        assert (found[name]["verdict"], found[name]["why"]) == ("cannot be told", "one run, so no interval")
+    # a model that was trained for one epoch writes nothing true of what it read
+    assert (found["facts-true"]["verdict"], found["facts-true"]["generation"]) == ("collapsed", 0)
+    assert found["model-kl"]["verdict"] == "did not"

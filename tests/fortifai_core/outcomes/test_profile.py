@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.special import digamma
 
-from fortifai_core.outcomes.definitions import FAMILIES, GAUSSIAN, Definition, language_definitions, not_measured
+from fortifai_core.outcomes.definitions import (
+    FAMILIES,
+    GAUSSIAN,
+    NOT_MEASURED,
+    Definition,
+    language_definitions,
+    not_measured,
+)
 from fortifai_core.outcomes.inference import Clusters, Sampled
 from fortifai_core.outcomes.profile import Course, profile_of
 
@@ -116,6 +124,15 @@ def test_what_was_not_measured_is_named_with_its_reason() -> None:
         for d in definitions:
             assert d.margin > 0 and (not d.log or d.threshold > 0)
             assert d.against is None or (d.bound < 0) == d.falls
+
+
+def test_the_page_has_every_definition_with_its_rule() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "profile.md").read_text(encoding="utf-8")
+    for definitions in (language_definitions(), *FAMILIES.values()):
+        for d in definitions:
+            assert f"| {d.title} | `{d.measure}` | {d.rule} |" in page
+            assert d.number in page and d.source in page
+    assert all(f"*{name}*: {why}" in page for name, why in NOT_MEASURED.items())
 
 
 def gaussian(regime: str, *, samples: int, generations: int, chains: int = 200) -> dict[int, Course]:
