@@ -21,6 +21,7 @@ from tasks.engine import prefect_tasks
 from tasks.engine.children import FOLDER
 from tasks.engine.plans import AnyExperiment, Plan
 from tasks.engine.pool import WorkerPool, pool_size
+from tasks.engine.publish import publish_experiment
 from tasks.engine.session import Circumstances, Reporter, Session, session
 from tasks.engine.stages import Reference, Stage
 
@@ -89,6 +90,9 @@ async def run_prepared(prepared: Prepared, reporter: Reporter, pool: WorkerPool)
                 reporter.noted(f"warning: that it failed could not be recorded: {error}")
             raise
         record_experiment(store, config=config, status="finished")
+        made = store.find("report", report["key"])
+        if made is not None:
+            await publish_experiment(plan.config.name, made.path, str(made.path / "report.html"))
         running.circumstances.tell(reporter)
         return {
             "experiment": prepared.record_id,

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-<<<<<<< HEAD
-from typing import Annotated, Any, Literal, get_args, get_origin
-=======
 from typing import Annotated, Any, ClassVar, get_args, get_origin
->>>>>>> h-treat
 
 from pydantic import (
     BaseModel,
@@ -120,11 +116,10 @@ def _called(value: object) -> str:
     return "text" if isinstance(value, str) else "true or false" if isinstance(value, bool) else "a number"
 
 
-<<<<<<< HEAD
 class Engine(Frozen):
     """Where stages are built. Nothing here is part of a key."""
 
-    engine: Literal["processes", "ray"] = Field("processes", description="Processes of this machine, or a Ray cluster.")
+    engine: Literal[processes, ray] = Field("processes", description="Processes of this machine, or a Ray cluster.")
     address: str = Field("local", description="Of a running Ray cluster, host:port or `auto`; `local` starts one here.")
 
     @model_validator(mode="after")
@@ -134,7 +129,8 @@ class Engine(Frozen):
         if "://" in self.address:
             raise Inconsistent("runtime.address", self.address, "host:port; run the flow on a machine of the cluster")
         return self
-=======
+
+
 def moved(error: ValidationError, place: tuple[str | int, ...], title: str) -> ValidationError:
     """The same findings, of a value that stands at `place` within another; raised in a validator, they name it."""
     prefix = ".".join(map(str, place))
@@ -151,4 +147,3 @@ def moved(error: ValidationError, place: tuple[str | int, ...], title: str) -> V
             cause = Inconsistent(f"{prefix}.{cause.field}", cause.value, cause.remedy)
             found[-1] |= {"type": "value_error", "ctx": {"error": cause}}
     return ValidationError.from_exception_data(title, found)
->>>>>>> h-treat

@@ -156,6 +156,7 @@ def plan(
     from flows.terminal import show_arms
     from flows.tools.explain import explain_plan
     from flows.tools.foresight import foresee
+    from flows.tools.powering import seen_power
 
     allow_code(allow or [])
     opened = open_store(store)
@@ -182,6 +183,9 @@ def plan(
     store_name = markup(opened.name)
     out.print(f"\n{len(once) - missing} of {len(once)} stages found, {missing} to do{shared}. Store: {store_name}")
     foresight.show(out)
+    seen = seen_power(config.name, opened)
+    if seen:
+        out.print(markup(seen), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -228,6 +232,68 @@ def report(
     print_outcome(opened, record, out)
     if copied is not None:
         out.print(f"copied: {markup(copied / 'report.html')}", soft_wrap=True)
+
+
+@app.command()
+def profile(
+    experiment: Which = "latest",
+    store: Store = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print every verdict as CSV, with intervals and p.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Whether a finished experiment collapsed: by every definition, for every arm, or that it cannot be told."""
+    from flows.prepare import open_store
+    from flows.tools import profiling, result_table
+    from storage.store.experiments import load_experiment
+
+    opened = open_store(store)
+    record = load_experiment(opened, experiment)
+    found = profiling.read_profile(opened, record)
+    if as_json:
+        show_json({"experiment": record.label, **found})
+    elif as_csv:
+        rows = found["profile"]
+        columns = list(rows[0])
+        typer.echo(for_stdout(result_table.as_csv(columns, [list(row.values()) for row in rows])), nl=False)
+    else:
+        profiling.show(record, found, out)
+
+
+@app.command()
+def power(
+    source: Annotated[str, typer.Argument(help="An experiment of the store, a preset, or a YAML file.")] = "latest",
+    difference: Annotated[
+        float | None, typer.Option(help="Ask for the seeds that tell this one: 0.05 is 5 points, or 5%.")
+    ] = None,
+    sets: Sets = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """What an experiment can tell: from how its own runs varied if it is in the store, otherwise from assumptions."""
+    from flows.load import load_experiment_config
+    from flows.prepare import open_store
+    from flows.tools import foresight, powering, profiling
+    from storage.store.experiments import list_experiments, load_experiment
+
+    if difference is not None and not 0 < difference < 100:
+        raise InputError("--difference", difference, "give one above 0: 0.05 is 5 points, or 5%")
+    opened = open_store(store)
+    known = {name for e in list_experiments(opened) for name in (e.name, e.label, e.id)}
+    if not sets and (source == "latest" or source in known):
+        record = load_experiment(opened, source)
+        found = powering.told(profiling.read_profile(opened, record), difference=difference)
+        if not found:
+            raise InputError("experiment", record.label, "has one arm, or one run without documents: nothing varies")
+        if as_json:
+            show_json({"experiment": record.label, "comparisons": powering.as_json(found)})
+        else:
+            powering.show(record.label, found, out)
+        return
+    assumed = foresight.power_of(load_experiment_config(source, sets or []))
+    if as_json:
+        show_json({"assumed": {"unknown": assumed} if isinstance(assumed, str) else asdict(assumed)})
+        return
+    out.print(foresight.power_in_words(assumed), highlight=False, soft_wrap=True)
 
 
 @app.command("ls")
@@ -410,6 +476,51 @@ def export(
     make = export_model if what == "model" else export_dataset
     made = make(open_store(store), experiment, arm=arm, seed=seed, generation=generation, target=target)
     out.print(f"{what} of {markup(arm)} · seed {seed} · g{generation} → {markup(made)}")
+
+
+@app.command()
+def pack(
+    experiment: Which = "latest",
+    target: Annotated[Path | None, typer.Option("--out", help="The zip; by default the experiment's label.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Check this pack instead, and compare it with --store.")] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Reviewer's pack: configuration, digests, circumstances, report and checklist in a zip; `--verify` checks one."""
+    from flows.outputs import file_to_write
+    from flows.prepare import open_store
+    from flows.tools import packing
+    from storage.store.experiments import load_experiment
+
+    if verify is not None:
+        checked = packing.verify(verify, open_store(store) if store else None)
+        if as_json:
+            show_json(asdict(checked))
+        else:
+            for problem in checked.problems:
+                err.print(f"[red]{markup(problem)}[/]", soft_wrap=True, highlight=False)
+            state = "is not what it was" if checked.problems else "is whole"
+            out.print(
+                f"{markup(checked.label)} {state}: {checked.files} files, {checked.stages} stages with their keys."
+            )
+            if store:
+                for label in checked.different:
+                    out.print(f"[yellow]other bits[/]: {markup(label)}", highlight=False)
+                out.print(
+                    f"In {markup(store)}: {checked.equal} stages are the same to the last bit, "
+                    f"{len(checked.different)} are not, {checked.absent} are not there."
+                )
+        raise typer.Exit(1 if checked.problems else 0)
+    if target is not None:
+        target = file_to_write("--out", target, endings=(".zip",))
+    opened = open_store(store)
+    record = load_experiment(opened, experiment)
+    target = target or file_to_write("--out", Path(f"{record.label}.zip"), endings=(".zip",))
+    made = packing.pack(opened, record, target)
+    if as_json:
+        show_json({"experiment": record.label, "pack": str(made), "bytes": made.stat().st_size})
+    else:
+        out.print(f"{markup(record.label)} → {markup(made)} ({in_bytes(made.stat().st_size)})", soft_wrap=True)
 
 
 @app.command("import")

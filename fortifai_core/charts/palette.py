@@ -48,6 +48,9 @@ STYLES: dict[str, dict[str, str]] = {
     "first": {"stroke": "var(--c)", "stroke-width": "1.25", "opacity": ".7"},
     "last": {"stroke": "var(--c)", "stroke-width": "2.5"},
     "wrong": {"fill": "var(--line)", "opacity": ".75"},
+    "collapsed": {"fill": "var(--wrong)"},
+    "sound": {"fill": "var(--s2)"},
+    "untold": {"fill": "var(--paper)", "stroke": "var(--soft)", "stroke-width": "1.5"},
     "right": {"fill": "var(--c)"},
     **{f"d{i}": {"opacity": f"{i / DEPTHS:.2f}"} for i in range(1, DEPTHS + 1)},
 }  # fmt: skip

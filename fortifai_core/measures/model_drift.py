@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -91,10 +92,35 @@ def live_fraction_of(counts: Sequence[int], *, gamma: float) -> float | None:
     return sum(counts[: int(edge[0])]) / total
 
 
-def model_kl(first: Any, model: Any, sample: Sequence[Sequence[int]], *, batch: int) -> tuple[float, int]:
-    """Mean D(first ‖ model) over the sample's positions, in nats, and the positions; see the module's formula.
+@dataclass(frozen=True)
+class ByWindow:
+    """Of each window of a sample, summed over its positions: float64 [window], in nats.
 
-    Both read the same tokens. Distributions are taken in float32 and summed in float64.
+    Attributes:
+        divergence: D(first ‖ model). entropy: of the model's own predictions. positions: how many.
+    """
+
+    divergence: np.ndarray
+    entropy: np.ndarray
+    positions: np.ndarray
+
+    @property
+    def kl(self) -> float:
+        """The mean over all positions."""
+        return max(0.0, float(self.divergence.sum() / self.positions.sum()))
+
+
+def model_kl(first: Any, model: Any, sample: Sequence[Sequence[int]], *, batch: int) -> tuple[float, int]:
+    """Mean D(first ‖ model) over the sample's positions, in nats, and the positions; as `model_kl_by_window`."""
+    found = model_kl_by_window(first, model, sample, batch=batch)
+    return found.kl, int(found.positions.sum())
+
+
+def model_kl_by_window(first: Any, model: Any, sample: Sequence[Sequence[int]], *, batch: int) -> ByWindow:
+    """D(first ‖ model) and the model's entropy on every window; see the module's formula.
+
+    Both read the same tokens. Distributions are taken in float32 and summed in float64. Where both are one model it is
+    asked once, and the divergence is 0.
 
     Args:
         first, model: M_0 and M_i, token ids [rows, length] → object with `.logits`; of one vocabulary.
@@ -110,7 +136,8 @@ def model_kl(first: Any, model: Any, sample: Sequence[Sequence[int]], *, batch: 
 
     if not sample:
         raise DataError("sample", 0, "model KL needs a text of two tokens at least")
-    total, positions = 0.0, 0
+    divergence, entropy = np.zeros(len(sample)), np.zeros(len(sample))
+    positions = np.array([len(window) - 1 for window in sample], dtype=np.float64)
     with inference(first) as core_0, inference(model) as core_i:
         sizes = [text_setting(core, "vocab_size") for core in (core_0, core_i)]
         if sizes[0] != sizes[1]:
@@ -121,19 +148,19 @@ def model_kl(first: Any, model: Any, sample: Sequence[Sequence[int]], *, batch: 
         for start in range(0, len(sample), rows):
             group = sample[start : start + rows]
             ids = torch.zeros((len(group), max(map(len, group)) - 1), dtype=torch.long)
+            real = torch.zeros(ids.shape, dtype=torch.bool)
             for row, window in enumerate(group):
                 ids[row, : len(window) - 1] = torch.as_tensor(window[:-1], dtype=torch.long)
-            ids = ids.to(device)
-            real = torch.zeros(ids.shape, dtype=torch.bool, device=device)
-            for row, window in enumerate(group):
                 real[row, : len(window) - 1] = True
-            log_p = core_0(input_ids=ids).logits.float().log_softmax(-1)[real]
+            ids, real = ids.to(device), real.to(device)
             log_q = core_i(input_ids=ids).logits.float().log_softmax(-1)[real]
-            p = log_p.exp()
-            # 0 · ln(0 / q) is 0, also where both logarithms are −inf
-            terms = torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p))
-            total += float(terms.sum(-1).double().sum())
-            positions += int(real.sum())
-    if np.isnan(total):
+            log_p = log_q if core_0 is core_i else core_0(input_ids=ids).logits.float().log_softmax(-1)[real]
+            window_of = real.nonzero()[:, 0].cpu().numpy() + start
+            for sums, logs in ((divergence, log_p - log_q), (entropy, -log_q)):
+                weights = (log_p if sums is divergence else log_q).exp()
+                # 0 · ln 0 is 0, also where both logarithms are −inf
+                terms = torch.where(weights > 0, weights * logs, torch.zeros_like(weights))
+                np.add.at(sums, window_of, terms.sum(-1).double().cpu().numpy())
+    if np.isnan(divergence.sum() + entropy.sum()):
         raise StageFailed("model KL: a model's logits are not numbers; its training has diverged")
-    return max(0.0, total / positions), positions
+    return ByWindow(divergence, entropy, positions)

@@ -81,8 +81,26 @@ def perplexity(
 ) -> tuple[float, int]:
     """exp of the mean negative log-probability per token on held-out text, and the tokens it was taken over.
 
+    Raises as `losses_by_sequence`, which it sums up.
+    """
+    losses, tokens = losses_by_sequence(model, token_sequences, batch=batch, sequence_length=sequence_length)
+    return perplexity_of(losses, tokens), int(tokens.sum())
+
+
+def perplexity_of(losses: np.ndarray, tokens: np.ndarray) -> float:
+    """exp of the mean loss, from what `losses_by_sequence` returns."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(np.float64(losses.sum() / tokens.sum())))
+
+
+def losses_by_sequence(
+    model: Any, token_sequences: Iterable[Sequence[int]], *, batch: int, sequence_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Negative log-probability in nats, and the tokens it was summed over: float64 [sequence] each.
+
     Sequences are cut into windows of `sequence_length` that do not overlap. The first token of a window is given, not
-    scored. The sequences are read as they come, so they may be more than memory holds.
+    scored; a sequence of one token has 0 and 0. The sequences are read as they come, so they may be more than memory
+    holds.
 
     Raises:
         DataError: no sequence has two tokens.
@@ -90,17 +108,24 @@ def perplexity(
     """
     if sequence_length < 2:
         raise ValueError(f"a window of {sequence_length} tokens predicts nothing")
-    total, count = 0.0, 0
-    pieces = windows(token_sequences, sequence_length)
+    losses: list[float] = []
+    tokens: list[int] = []
+
+    def numbered() -> Iterator[tuple[int, Sequence[int]]]:
+        for number, sequence in enumerate(token_sequences):
+            losses.append(0.0)
+            tokens.append(0)
+            yield from ((number, window) for window in windows([sequence], sequence_length))
+
+    pieces = numbered()
     while group := list(islice(pieces, batch * SORTED_BATCHES)):
-        scored = [ScoredSequence(window, len(window) - 1) for window in group]
-        for logs in log_probabilities(model, scored, batch=batch, shared=False):
-            total -= float(logs.sum())
-            count += len(logs)
-    if not count:
+        scored = [ScoredSequence(window, len(window) - 1) for _, window in group]
+        for (number, _), logs in zip(group, log_probabilities(model, scored, batch=batch, shared=False), strict=True):
+            losses[number] -= float(logs.sum())
+            tokens[number] += len(logs)
+    if not sum(tokens):
         raise DataError("validation tokens", 0, "perplexity needs a text of two tokens at least")
-    with np.errstate(over="ignore"):
-        return float(np.exp(np.float64(total / count))), count
+    return np.array(losses), np.array(tokens, dtype=np.float64)
 
 
 def distinct_n(token_sequences: Iterable[Sequence[int]], *, n: int) -> float:

@@ -14,8 +14,9 @@ one set for each run a sequence of arrays, with a sequence of cluster ids of the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ Floats = NDArray[np.float64]
 
 # Elements of the largest temporary array (64 MB of float64).
 _CHUNK = 8_000_000
+# Elements of an array that is kept for the next error (16 MB): more clusters have fewer draws, and need fewer.
+_KEPT = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,40 @@ def bootstrap_failure_ratio(
     lasting = np.isinf(bottom)
     ratios = np.where(known, np.where(lasting, 0.0, top / np.where(lasting | ~known, 1.0, bottom)), np.nan)
     return RatioInterval(_drawn_ends(ratios[1:][known[1:]], float(ratios[0]), level), defined)
+
+
+def bootstrap_error(runs: Sequence[tuple[Sequence[str], Floats, Floats]], *, draws: int = 2000, seed: int = 0) -> float:
+    """Standard error of a mean over runs of a mean over clusters, by the resampling that all intervals here rest on.
+
+    Args:
+        runs: of each run the clusters' names, their sums and their counts, [cluster].
+    """
+    given = [
+        _Run(tuple(names), np.asarray(sums, np.float64)[:, None], np.asarray(counts, np.float64), int(counts.sum()))
+        for names, sums, counts in runs
+    ]
+    number, shared = len(given), all(run.names == given[0].names for run in given)
+    draws = max(200, min(draws, _KEPT // max(len(run.names) for run in given)))
+    worlds = np.zeros(draws)
+    for place, run in enumerate(given):
+        weights = _drawn_once(draws, len(run.names), 0 if shared else place, seed)
+        worlds += _means(weights, run)[:, 0] / number
+    if number > 1:
+        seen = np.array([run.sums.sum() / run.counts.sum() for run in given])
+        worlds += (_runs_once(draws, number, seed) @ seen - seen.mean()) * math.sqrt(number / (number - 1))
+    return float(worlds.std())
+
+
+@lru_cache(maxsize=8)
+def _drawn_once(draws: int, clusters: int, run: int, seed: int) -> Floats:
+    """The same worlds for every measure and arm, so that many errors cost one drawing: [draws, clusters]."""
+    return _weights(np.random.default_rng([seed, run]), draws, clusters)
+
+
+@lru_cache(maxsize=8)
+def _runs_once(draws: int, runs: int, seed: int) -> Floats:
+    """How often each run was drawn, as shares: [draws, runs]."""
+    return _weights(np.random.default_rng([seed, 1 << 20]), draws, runs) / runs
 
 
 def mcnemar(scores_a: Any, scores_b: Any) -> McNemar:

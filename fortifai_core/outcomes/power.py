@@ -1,4 +1,4 @@
-"""How small a difference between two arms an experiment can tell, before it is run."""
+"""How small a difference between two arms is told: before a run, or from how the runs that there are varied."""
 
 from __future__ import annotations
 
@@ -83,3 +83,61 @@ def smallest_difference(
         difference = ratio / (1 + ratio)
     effect = 1 + (questions / documents - 1) * correlation
     return Power(questions, documents, runs, difference, effect, discordance, correlation)
+
+
+# More seeds than anybody runs: beyond it the answer is that seeds do not help.
+MOST_RUNS = 1000
+
+
+def detectable(error: float, freedom: float, *, level: float = 0.05, power: float = 0.8) -> float:
+    """The smallest difference that a two-sided t test tells from 0 with that power, given the difference's error.
+
+    The noncentral t distribution is solved for its noncentrality (Cohen, Statistical Power Analysis, 1988): with n
+    runs and a standard deviation s between paired differences the error is s / √n, with n − 1 degrees of freedom.
+
+    Raises:
+        InputError: the error is no number, or level or power no share.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    for name, value in (("level", level), ("power", power)):
+        if not 0 < value < 1:
+            raise InputError(name, value, "give a share between 0 and 1")
+    if power <= level:
+        raise InputError("power", power, f"give one above the level, {level:g}")
+    if not (math.isfinite(error) and error >= 0 and freedom >= 1):
+        raise InputError("error", error, "needs two runs, or one with documents")
+    critical = float(t.ppf(1 - level / 2, freedom))
+
+    def lacking(noncentrality: float) -> float:
+        # rejections on the wrong side are fewer than one in a million at any power above the level
+        reached = float(nct.sf(critical, freedom, noncentrality))
+        return (1.0 if math.isnan(reached) else reached) - power  # far out, where it is 1, scipy has no number
+
+    return error * float(brentq(lacking, 0.0, 10 * critical + 10))
+
+
+def runs_for(
+    difference: float, spread: float, *, documents: float = 0.0, level: float = 0.05, power: float = 0.8
+) -> int | None:
+    """How many runs (seeds) tell such a difference; None where no number up to `MOST_RUNS` does.
+
+    Args:
+        spread: standard deviation between runs of the paired difference.
+        documents: the error that the documents have by themselves, which no further run takes away.
+    """
+    if not difference > 0:
+        raise InputError("difference", difference, "give one above 0")
+
+    def enough(runs: int) -> bool:
+        error = math.hypot(spread / math.sqrt(runs), documents)
+        return detectable(error, runs - 1, level=level, power=power) <= difference
+
+    if not enough(MOST_RUNS):
+        return None
+    low, high = 1, MOST_RUNS  # enough(low) is false: one run has no spread
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

@@ -11,6 +11,7 @@ from typing import Any
 
 from fortifai_core.charts.chart import Chart
 from fortifai_core.charts.svg import svg
+from fortifai_core.outcomes.profile import Profile
 from fortifai_core.outside import csv_cell
 from fortifai_core.report.data import Report
 from fortifai_core.wording import arm_title
@@ -104,6 +105,7 @@ class Contents:
     Attributes:
         template: the page's, in `templates/`; `values` are what it speaks of.
         drawings, slides: SVG and PNG files, by the stem of their names; what has no data is left out.
+        profile: verdicts by every definition of collapse; `report.page` adds its figure, its tables and its section.
     """
 
     report: Report
@@ -116,6 +118,7 @@ class Contents:
     template: str
     values: Mapping[str, object]
     seconds: Seconds
+    profile: Profile
 
 
 def facts_of(arms: Sequence[str], generations: int, regime: str, seeds: int) -> list[str]:

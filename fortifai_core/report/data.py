@@ -10,6 +10,7 @@ from fortifai_core.config.failure_metrics import DEFAULT, FailureMetric, failure
 from fortifai_core.config.stages import Reading, Regime
 from fortifai_core.errors import InputError
 from fortifai_core.measures.mutation import Mutation
+from fortifai_core.outcomes.inference import Clusters
 from fortifai_core.outcomes.paper import PaperArm
 from fortifai_core.wording import arm_title
 
@@ -52,6 +53,7 @@ class GenerationResult:
         drift: measures of the whole generation, by name (`model-kl`), and of split 0's newest text (`self-bleu-0`).
         confidence: (base or generation, real, seen or self) → counts of p over `drift_model.EDGES`.
         benchmarks: headline scores, by `task:metric`.
+        clusters: what a measure is the mean of, by document or window, under the names of `outcomes.definitions`.
         seconds: by stage name (`train`, `regenerate`, `evaluate`, …), as when the stage was computed.
     """
 
@@ -65,6 +67,7 @@ class GenerationResult:
     drift: Mapping[str, float] = field(default_factory=dict)
     confidence: Mapping[tuple[str, str], Sequence[int]] = field(default_factory=dict)
     benchmarks: Mapping[str, float] = field(default_factory=dict)
+    clusters: Mapping[str, Clusters] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def retention(self, split: int | None) -> float | None:

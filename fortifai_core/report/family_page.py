@@ -13,6 +13,7 @@ from fortifai_core.families.base import Figure
 from fortifai_core.interval import Interval
 from fortifai_core.report.contents import Contents, Seconds, TerminalTable, charts_as_files, facts_of, finite, table
 from fortifai_core.report.family_analysis import FamilyAnalysis, FamilyReport, analyse, headline, spread, threshold_of
+from fortifai_core.report.observed import profile_of_family
 from fortifai_core.wording import arm_title, file_stem, number, share, with_interval
 
 COLUMNS = ("arm", "seed", "generation", "metric", "value", "low", "high")
@@ -43,6 +44,9 @@ def contents(report: FamilyReport) -> Contents:
         slides=slides,
         template="family.html",
         seconds=Seconds(results.arms, report.seconds),
+        profile=profile_of_family(
+            report, {arm: list(runs.by_seed.values()) for arm, runs in analysis.failures.items()}
+        ),
         values={
             "analysis": analysis,
             "arms": results.arms,

@@ -14,6 +14,7 @@ from fortifai_core.report.beside_paper import beside_the_paper
 from fortifai_core.report.charts import retention_chart, small_charts, strips
 from fortifai_core.report.contents import Contents, Seconds, Slide, TerminalTable, charts_as_files, facts_of
 from fortifai_core.report.data import ReportData
+from fortifai_core.report.observed import profile_of_report
 from fortifai_core.report.sentences import headline
 from fortifai_core.report.survival_strip import strip_svg
 from fortifai_core.report.tables import report_tables
@@ -43,6 +44,7 @@ def contents(data: ReportData) -> Contents:
         slides=slides,
         template="report.html",
         seconds=_seconds(data),
+        profile=profile_of_report(data, {a.arm.label: list(a.runs.by_seed.values()) for a in analysis.arms}),
         values={
             "analysis": analysis,
             "arms": analysis.arms,

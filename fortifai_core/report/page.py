@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from fortifai_core import wording
 from fortifai_core.charts.palette import CHART_CSS, PALETTE
 from fortifai_core.charts.png import png
 from fortifai_core.report import family_page, language_page
-from fortifai_core.report.contents import Contents
+from fortifai_core.report.contents import Contents, Slide
 from fortifai_core.report.data import Report, ReportData
 from fortifai_core.report.family_analysis import FamilyReport
+from fortifai_core.report.profile import profile_svg, profile_tables, ranking_words, summary
 from fortifai_core.report.templating import render_page
 
 FILTERS: dict[str, Callable[..., object]] = {
@@ -31,9 +33,24 @@ FILTERS: dict[str, Callable[..., object]] = {
 def contents_of(report: Report) -> Contents:
     """What a report shows, worked out from its data: the same data gives the same contents."""
     if isinstance(report, ReportData):
-        return language_page.contents(report)
+        return _profiled(language_page.contents(report))
     assert isinstance(report, FamilyReport)
-    return family_page.contents(report)
+    return _profiled(family_page.contents(report))
+
+
+def _profiled(contents: Contents) -> Contents:
+    """With the profile's figure and tables among the files, where there is a definition to judge by."""
+    profile = contents.profile
+    drawing = profile_svg(profile, width=760, standalone=True)
+    if not drawing:
+        return contents
+    slide = Slide(f"{contents.report.experiment}: collapse profile", [("", drawing)])
+    return replace(
+        contents,
+        tables=[*contents.tables, *profile_tables(profile)],
+        drawings={**contents.drawings, "profile": drawing},
+        slides={**contents.slides, "profile": slide},
+    )
 
 
 def build_report(report: Report, directory: str | Path) -> tuple[Contents, list[Path]]:
@@ -79,6 +96,10 @@ def render(contents: Contents, template: str = "") -> str:
         facts=contents.facts,
         times=contents.seconds,
         shared=isinstance(contents.report, FamilyReport),
+        profile=contents.profile,
+        profile_figure=Markup(profile_svg(contents.profile, width=760)),
+        profile_sentences=summary(contents.profile) if contents.profile.definitions else [],
+        profile_ranking=ranking_words(contents.profile),
         styles=Markup(PALETTE + CHART_CSS),
         **contents.values,
     )

@@ -52,6 +52,8 @@ QUESTIONS = _columns(
 SCORES = _columns("question string, document string, split int32?, logp_true float64, logp_false float64, correct bool")
 # Long form; `split` is null for a metric over all splits. `value` may be NaN, never null.
 METRICS = _columns("metric string, split int32?, value float64, count int64")
+# What a measure is the mean of, one row a document or window: the sum of `total` over that of `count`.
+CLUSTERS = _columns("measure string, cluster string, total float64, count float64")
 # The same for a family, whose stages may compute many generations; `count`: items or replicates it is the mean of.
 FAMILY_METRICS = _columns("generation int32, metric string, value float64, count int64")
 # A histogram of p, the probability of the token that comes: `count` of them in (low, high].
@@ -72,6 +74,7 @@ SCHEMAS: dict[str, Columns] = {
     "questions": QUESTIONS,
     "scores": SCORES,
     "metrics": METRICS,
+    "clusters": CLUSTERS,
     "family-metrics": FAMILY_METRICS,
     "confidence": CONFIDENCE,
     "benchmark-items": BENCHMARK_ITEMS,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -161,6 +163,42 @@ async def publish_drift(run: RunPlan, step: GenerationPlan) -> None:
     if _is_new(running, step, step.drift):
         show: Show = load(running.plan.shows_drift)
         await _publish(running.plan.config.name, run, show(running, run, step, {}))
+
+
+async def publish_experiment(experiment: str, folder: Path, where: str) -> None:
+    """The experiment's own page in the UI, on the flow run that calls this: the report's beginning, and the profile.
+
+    Args:
+        folder: of the report's artifact.
+        where: the report's address, as people are to open it.
+    """
+    report = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    found = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
+    key, title = artifact_key(experiment), markdown(experiment)
+    heads = " | ".join(map(markdown, report["headers"]))
+    body = [
+        f"# {markdown(report['title'])}",
+        *(markdown(sentence) for sentence in report["headline"]),
+        "\n".join(
+            [f"| {heads} |", "|---" * len(report["headers"]) + "|"]
+            + [f"| {' | '.join(map(markdown, row))} |" for row in report["rows"]]
+        ),
+        markdown(report["caption"]),
+        *(["## Collapse profile"] if found["table"]["rows"] else []),
+        *(markdown(sentence) for sentence in found["summary"] if found["table"]["rows"]),
+        f"The report: `{where}`",
+    ]
+    work: list[Any] = [acreate_markdown_artifact("\n\n".join(body), key=f"{key}-summary"[:250], description=title)]
+    headers, rows = found["table"]["headers"], found["table"]["rows"]
+    if rows:
+        shown = [{visible(h): visible(cell) for h, cell in zip(headers, row, strict=True)} for row in rows]
+        work.append(acreate_table_artifact(shown, key=f"{key}-profile"[:250], description=f"{title}: collapse profile"))
+    for stem, what in (("retention", "retention of split 0"), ("profile", "collapse profile")):
+        picture = folder / "figures" / f"{stem}.png"
+        if picture.is_file():
+            names = {"key": f"{key}-{stem}-image"[:250], "description": f"{title}: {what}"}
+            work.append(acreate_image_artifact(image_address(picture.read_bytes(), "png"), **names))
+    await asyncio.gather(*work)
 
 
 def _is_new(running: Session, step: GenerationPlan, stage: Stage) -> bool:

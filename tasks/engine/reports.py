@@ -28,6 +28,7 @@ def environment(context: Context[Any], first: Reference, packages: Sequence[str]
 def write_report(context: Context[Any], report: Report) -> None:
     """Write everything; table.json is what the terminal prints."""
     from fortifai_core.report.page import build_report
+    from fortifai_core.report.profile import as_json
     from storage.tables.exports import write_columns
 
     contents, _ = build_report(report, context.directory)
@@ -35,4 +36,6 @@ def write_report(context: Context[Any], report: Report) -> None:
     for table in [*contents.tables, *times]:
         write_columns(context.directory / "tables" / f"{table.name}.parquet", table.columns)
     shown = {**asdict(contents.terminal), "headline": list(contents.headline), "notes": list(report.notes)}
+    profile = json.dumps(as_json(contents.profile), indent=1, ensure_ascii=False, allow_nan=False)
+    (context.directory / "profile.json").write_text(profile, encoding="utf-8")
     (context.directory / "table.json").write_text(json.dumps(shown, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -16,7 +16,7 @@ from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
 from tasks.engine.context import Context
-from tasks.language.files import metric_row, text_files, trained_files
+from tasks.language.files import CLUSTERS, Rows, cluster_rows, metric_row, text_files, trained_files
 from tasks.language.specs import DriftSpec, VersionedText
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ BLEU_DOCUMENTS, BLEU_TOKENS = 100, 64
 
 
 def build_drift(context: Context[DriftSpec]) -> dict[str, Any]:
-    """metrics.parquet: one row a measure and split; confidence.parquet: histograms of p."""
+    """metrics.parquet: one row a measure and split; confidence.parquet: histograms of p; clusters.parquet."""
     spec = context.spec
     entities = entities_by_document(spec.corpus_config, splits=spec.splits, world=spec.world)
     metrics: list[dict[str, Any]] = []
@@ -41,8 +41,10 @@ def build_drift(context: Context[DriftSpec]) -> dict[str, Any]:
         if text.version == 1:  # the split's own values, to read the others by: once in a run is enough
             of_real = text_measures(_documents(context, real), entities)
             metrics += [metric_row(f"{name}-real", text.split, *value) for name, value in of_real.items()]
-    of_model, histograms = _model_measures(context)
+    of_model, histograms, clusters = _model_measures(context)
     metrics += of_model
+    clusters += _facts_by_document(context, entities)
+    parquet.write_table(context.directory / CLUSTERS, clusters, schema="clusters")
     parquet.write_table(context.directory / "metrics.parquet", metrics, schema="metrics")
     parquet.write_table(context.directory / "confidence.parquet", histograms, schema="confidence")
     named = {row["metric"]: row["value"] for row in metrics if row["split"] is None}
@@ -106,8 +108,22 @@ def _against_real(context: Context[DriftSpec], text: VersionedText, real: Versio
     ]
 
 
-def _model_measures(context: Context[DriftSpec]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Model KL, the base model's perplexity on what M_i wrote, live fraction, and the histograms of Figure 1."""
+def _facts_by_document(context: Context[DriftSpec], entities: dict[str, Entity]) -> Rows:
+    """The facts of split 0's newest text, document by document: those that are true still, and those turned false."""
+    from fortifai_core.corpus.almanac.readback import fact_survival
+
+    newest = [text for text in context.spec.rewritten if text.split == 0] if entities else []
+    read = (row for text in newest for row in _documents(context, text, columns=["document", "text"]))
+    stated = {row["document"]: fact_survival(e, row["text"]) for row in read if (e := entities.get(row["document"]))}
+    counts = [one.true + one.false + one.absent for one in stated.values()]
+    return [
+        *cluster_rows("facts-true-0", stated, (one.true for one in stated.values()), counts),
+        *cluster_rows("facts-false-0", stated, (one.false for one in stated.values()), counts),
+    ]
+
+
+def _model_measures(context: Context[DriftSpec]) -> tuple[Rows, Rows, Rows]:
+    """Model KL, the base model's perplexity on what M_i wrote, live fraction; the histograms of Figure 1; clusters."""
     import torch
 
     from fortifai_core.corpus.packing import pack
@@ -139,13 +155,17 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[list[dict[str, Any]], 
     model = load_model(folder, base=base_folder).to(context.device)
     logs |= {("generation", name): _scores(model, text, batch) for name, text in texts.items()}
     metrics: list[dict[str, Any]] = []
-    if spec.model == spec.first:
-        metrics.append(metric_row("model-kl", None, 0.0, len(logs["generation", "real"])))
-    else:
-        first = load_model(context.artifact(spec.first).path, base=base_folder).to(context.device)
-        metrics.append(metric_row("model-kl", None, *model_drift.model_kl(first, model, texts["real"], batch=batch)))
-        del first
-    del model
+    alone = spec.model == spec.first
+    first = model if alone else load_model(context.artifact(spec.first).path, base=base_folder).to(context.device)
+    moved = model_drift.model_kl_by_window(first, model, texts["real"], batch=batch)
+    metrics.append(metric_row("model-kl", None, moved.kl, int(moved.positions.sum())))
+    # the same windows in every generation and arm: their numbers are their names
+    windows = range(len(texts["real"]))
+    clusters = [
+        *cluster_rows("model-kl", windows, moved.divergence, moved.positions),
+        *cluster_rows("entropy", windows, moved.entropy, moved.positions),
+    ]
+    del first, model
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     for (who, name), values in logs.items():
@@ -161,7 +181,7 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[list[dict[str, Any]], 
         for (who, name), values in logs.items()
         for low, high, count in zip(edges, edges[1:], model_drift.confidence_histogram(values), strict=False)
     ]
-    return metrics, rows
+    return metrics, rows, clusters
 
 
 def _scores(model: Any, text: list[list[int]], batch: int) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from storage.tables import parquet
 from storage.tables.questions import read_questions
 from tasks.engine.context import Context
-from tasks.language.files import base_folder, metric_row
+from tasks.language.files import CLUSTERS, base_folder, cluster_rows, metric_row
 from tasks.language.specs import EvaluateSpec
 
 VALIDATION_LENGTH = 256
@@ -16,7 +16,7 @@ VALIDATION_LENGTH = 256
 def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
     """Score M_i; keeps every question's score."""
     from fortifai_core.measures.retention import retention, score_questions
-    from fortifai_core.measures.text_counts import perplexity
+    from fortifai_core.measures.text_counts import losses_by_sequence, perplexity_of
     from storage.tables.models import load_model, load_tokenizer
 
     spec = context.spec
@@ -54,11 +54,14 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
                 metrics.append(metric_row(f"kr-split-{split}", split, retention(of_split), len(of_split)))
         metrics.append(metric_row("kr-total", None, retention(scores), len(scores)))
     if spec.perplexity:
-        tokens = list(parquet.iter_column(corpus.file("validation.parquet"), "tokens"))
-        value, count = perplexity(
-            model, tokens, batch=max(1, context.runtime.inference_batch // 8), sequence_length=VALIDATION_LENGTH
+        held_out = parquet.read_table_columns(corpus.file("validation.parquet"), ["document", "tokens"])
+        batch = max(1, context.runtime.inference_batch // 8)
+        losses, counts = losses_by_sequence(model, held_out["tokens"], batch=batch, sequence_length=VALIDATION_LENGTH)
+        metrics.append(metric_row("perplexity-real", None, perplexity_of(losses, counts), int(counts.sum())))
+        names = held_out["document"]
+        parquet.write_table(
+            context.directory / CLUSTERS, cluster_rows("log-perplexity-real", names, losses, counts), schema="clusters"
         )
-        metrics.append(metric_row("perplexity-real", None, value, count))
     if metrics:
         parquet.write_table(context.directory / "metrics.parquet", metrics, schema="metrics")
     return {row["metric"]: row["value"] for row in metrics}

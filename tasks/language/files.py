@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tasks.engine.context import Context
 from tasks.engine.stages import Reference
 from tasks.language.specs import VersionedText
+
+Rows = list[dict[str, Any]]
 
 
 def split_file(split: int) -> str:
@@ -60,3 +63,16 @@ def base_folder(context: Context[Any], base: Reference | None) -> Path | None:
 def metric_row(name: str, split: int | None, value: float, count: int) -> dict[str, Any]:
     """A row of metrics.parquet; `split` is None for a measure over all of them."""
     return {"metric": name, "split": split, "value": float(value), "count": int(count)}
+
+
+CLUSTERS = "clusters.parquet"
+
+
+def cluster_rows(measure: str, names: Iterable[Any], sums: Iterable[float], counts: Iterable[float]) -> Rows:
+    """Rows of clusters.parquet: what a measure is the mean of; clusters that count nothing are left out."""
+    rows = zip(names, sums, counts, strict=True)
+    return [
+        {"measure": measure, "cluster": str(name), "total": float(total), "count": float(count)}
+        for name, total, count in rows
+        if count
+    ]

@@ -11,9 +11,11 @@ from fortifai_core.config.loss import TruncatedCrossEntropyLoss
 from storage.tables import parquet
 from tasks.engine.context import Context
 from tasks.engine.reports import environment, write_report
+from tasks.language.files import CLUSTERS
 from tasks.language.specs import GenerationResults, ReportSpec
 
 if TYPE_CHECKING:
+    from fortifai_core.outcomes.inference import Clusters
     from fortifai_core.report.data import GenerationResult
     from storage.store.store import Artifact
 
@@ -76,6 +78,7 @@ def _generation(context: Context[ReportSpec], config: ExperimentConfig, results:
         tokens_trained=int(train.metrics["tokens-read"]),
         tokens_synthetic=int(train.metrics["tokens-synthetic"]),
         drift=measured,
+        clusters={**asked.clusters, **_clusters(drift)},
         confidence=confidence,
         benchmarks={name: float(value) for m in benchmarks for name, value in m.metrics.items() if ":" in name},
         seconds={
@@ -101,8 +104,26 @@ def _asked(evaluation: Artifact, generation: int) -> GenerationResult:
         generation=generation,
         scores=Scores(**columns),
         perplexity=None if perplexity is None else float(perplexity),
+        clusters=_clusters(evaluation),
         seconds={"evaluate": evaluation.manifest.seconds},
     )
+
+
+def _clusters(artifact: Artifact | None) -> dict[str, Clusters]:
+    """What the measures are the means of, by measure; none where an earlier release has not kept it."""
+    import numpy as np
+
+    from fortifai_core.outcomes.inference import Clusters
+
+    if artifact is None or not artifact.has(CLUSTERS):
+        return {}
+    found: dict[str, list[tuple[str, float, float]]] = {}
+    for row in parquet.iter_rows(artifact.file(CLUSTERS)):
+        found.setdefault(row["measure"], []).append((row["cluster"], row["total"], row["count"]))
+    return {
+        measure: Clusters(tuple(row[0] for row in rows), np.array([r[1] for r in rows]), np.array([r[2] for r in rows]))
+        for measure, rows in found.items()
+    }
 
 
 def _confidence(drift: Artifact | None) -> dict[tuple[str, str], list[int]]:

@@ -337,6 +337,12 @@ def test_the_flow_builds_every_stage_once_and_the_ui_shows_table_chart_and_pictu
     assert [row["generation"] for row in rows] == [0, 1, 2] and all("sliced-wasserstein" in row for row in rows)
     assert "xychart-beta" in artifacts["gmm-ce-seed-1-sliced-wasserstein"]
     assert artifacts["gmm-ce-seed-1-picture"].startswith("data:image/png;base64,")
+    # and of the whole experiment: the report's table and sentences, where it lies, and the profile
+    assert "Collapse profile" in artifacts["gmm-summary"] and "report.html" in artifacts["gmm-summary"]
+    profile = json.loads(artifacts["gmm-profile"])
+    assert {"definition", "collapse is", "CE", "TCE 0.8"} == set(profile[0])
+    assert [row["definition"] for row in profile][:2] == ["Variance", "Modes kept apart"]
+    assert artifacts["gmm-profile-image"].startswith("data:image/png;base64,")
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,48 @@ def test_a_mixtures_almanacs_are_found_under_their_own_names(tmp_path: Path) -> 
     assert set(entities_by_document(alone, splits=3, world=5)) == {
         d.id for d in generate_almanac(alone, splits=3, seed=5).documents
     }
+
+
+def test_clusters_are_what_the_measures_are_means_of(built: tuple[ArtifactStore, Plan]) -> None:
+    """Sums over counts give back model KL, both shares of facts and perplexity, which the metrics hold."""
+    store, plan = built
+
+    def clusters(one: Stage | None) -> tuple[dict[str, float], dict[str, set[str]]]:
+        assert one is not None
+        artifact = store.find(one.kind, one.key)
+        assert artifact is not None
+        rows = parquet.read_rows(artifact.file("clusters.parquet"))
+        names = {row["measure"] for row in rows}
+        of = {name: [row for row in rows if row["measure"] == name] for name in names}
+        means = {name: sum(r["total"] for r in rs) / sum(r["count"] for r in rs) for name, rs in of.items()}
+        return means, {name: {row["cluster"] for row in rs} for name, rs in of.items()}
+
+    generations = plan.runs[0].generations
+    means, names = clusters(generations[1].drift)
+    _, metrics = drift_of(built, 1)
+    for measure, where in (("model-kl", ("model-kl", None)), ("facts-true-0", ("facts-true", 0)),
+                           ("facts-false-0", ("facts-false", 0))):  # fmt: skip
+        assert means[measure] == pytest.approx(metrics[where][0], rel=1e-9, abs=1e-12)
+    assert len(names["facts-true-0"]) == 5  # entities of split 0
+    first, first_names = clusters(generations[0].drift)
+    assert first["model-kl"] == 0 and 0 < first["entropy"] != means["entropy"]
+    assert first_names["entropy"] == names["entropy"]  # the same windows, so that generations are paired
+    asked, documents = clusters(generations[1].evaluate)
+    artifact = store.find(generations[1].evaluate.kind, generations[1].evaluate.key)  # type: ignore[union-attr]
+    assert artifact is not None
+    assert math.exp(asked["log-perplexity-real"]) == pytest.approx(artifact.manifest.metrics["perplexity-real"])
+    assert len(documents["log-perplexity-real"]) > 1
+
+
+def test_one_run_of_a_language_model_is_judged_where_documents_tell(built: tuple[ArtifactStore, Plan]) -> None:
+    store, plan = built
+    stage = plan.report()
+    artifact, _ = build(stage, store, Runtime(), progress=lambda *_: None)
+    found = {row["definition"]: row for row in json.loads(artifact.file("profile.json").read_text())["profile"]}
+    for name in ("risk-any", "risk", "model-kl", "entropy", "facts-true", "facts-false"):
+        assert found[name]["runs"] == 1 and found[name]["clusters"] > 1 and found[name]["low"] is not None
+    for name in ("unigram-kl", "tail-types", "distinct-2", "unlike"):
+        assert (found[name]["verdict"], found[name]["why"]) == ("cannot be told", "one run, so no interval")
+    # a model that was trained for one epoch writes nothing true of what it read
+    assert (found["facts-true"]["verdict"], found["facts-true"]["generation"]) == ("collapsed", 0)
+    assert found["model-kl"]["verdict"] == "did not"

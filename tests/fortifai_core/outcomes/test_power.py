@@ -9,7 +9,7 @@ import pytest
 
 from fortifai_core.errors import InputError
 from fortifai_core.outcomes.bootstrap import paired_difference
-from fortifai_core.outcomes.power import Z_LEVEL, Z_POWER, smallest_difference
+from fortifai_core.outcomes.power import Z_LEVEL, Z_POWER, detectable, runs_for, smallest_difference
 
 
 def simulate(
@@ -69,3 +69,17 @@ def test_seven_questions_tell_next_to_nothing() -> None:
 def test_what_fits_no_experiment_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
         smallest_difference(**{"questions": 10, "documents": 5, **wrong})
+
+
+def test_detectable_is_the_noncentral_t() -> None:
+    """A standardised difference of 0.5 takes 34 pairs, of 1.0 takes 10, of 0.2 takes 199 (G*Power, paired t test)."""
+    assert detectable(1 / math.sqrt(34), 33) == pytest.approx(0.4951, abs=2e-3)
+    assert [runs_for(difference, 1.0) for difference in (0.5, 1.0, 0.2)] == [34, 10, 199]
+    assert detectable(0.0, 4) == 0
+    with pytest.raises(InputError, match=r"error"):
+        detectable(math.nan, 4)
+
+
+def test_seeds_do_not_help_where_documents_are_the_noise() -> None:
+    assert runs_for(0.05, 0.02) is not None
+    assert runs_for(0.05, 0.02, documents=0.03) is None

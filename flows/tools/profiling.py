@@ -1,0 +1,55 @@
+"""The collapse profile of a finished experiment, as its report holds it: printed, or as plain rows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.local import read_report
+from fortifai_core.errors import InputError
+from fortifai_core.outside import markup
+from storage.store.experiments import Experiment
+from storage.store.store import ArtifactStore
+
+COLOURS = {"collapsed": "red", "did not": "green", "cannot": "dim"}
+
+
+def read_profile(store: ArtifactStore, record: Experiment) -> dict[str, Any]:
+    """The profile as `fortifai_core.report.profile.as_json` wrote it.
+
+    Raises:
+        InputError: there is no report yet, or one without a profile, or nothing that a definition could judge.
+    """
+    _, folder = read_report(store, record)
+    path = folder / "profile.json"
+    if not path.is_file():
+        remedy = (
+            f"its report has no profile, an earlier release made it; `fortifai resume {record.label}` makes it anew"
+        )
+        raise InputError("experiment", record.label, remedy)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not found["table"]["rows"]:
+        raise InputError("experiment", record.label, "measures nothing that a definition of collapse could judge")
+    return found
+
+
+def show(record: Experiment, profile: dict[str, Any], console: Console) -> None:
+    """A row a definition and a column an arm; then what it says in words."""
+    headers, rows = profile["table"]["headers"], profile["table"]["rows"]
+    table = Table(*map(markup, headers), box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for row in rows:
+        table.add_row(*map(markup, row[:2]), *(_coloured(cell) for cell in row[2:]))
+    console.print(f"\n[bold]{markup(record.label)}: collapse profile[/]")
+    console.print(table)
+    for line in profile["summary"]:
+        console.print(f"\n{markup(line)}", highlight=False)
+    for name, why in profile["not_measured"].items():
+        console.print(f"[dim]not judged: {markup(name)} ({markup(why)})[/]", highlight=False)
+
+
+def _coloured(cell: str) -> str:
+    style = next((style for words, style in COLOURS.items() if cell.startswith(words)), "")
+    return f"[{style}]{markup(cell)}[/]" if style else markup(cell)
