@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -119,7 +119,7 @@ def _called(value: object) -> str:
 class Engine(Frozen):
     """Where stages are built. Nothing here is part of a key."""
 
-    engine: Literal[processes, ray] = Field("processes", description="Processes of this machine, or a Ray cluster.")
+    engine: Literal["processes", "ray"] = Field("processes", description="Processes of this machine, or a Ray cluster.")
     address: str = Field("local", description="Of a running Ray cluster, host:port or `auto`; `local` starts one here.")
 
     @model_validator(mode="after")
