@@ -116,9 +116,9 @@ def locate(store: ArtifactStore, what: str) -> Path | str:
     if what == "store":
         return store.name
     if what == "catalog":
-        from storage.catalog.catalog import rebuild_catalog
+        from storage.catalog.catalog import refresh_catalog
 
-        return rebuild_catalog(store)
+        return refresh_catalog(store)
     if what == "report":
         from flows.local import read_report
 

@@ -194,6 +194,58 @@ def list_experiments(store: ArtifactStore) -> list[Experiment]:
     return readable
 
 
+@dataclass(frozen=True)
+class SeenRecord:
+    """A record's file as it was seen.
+
+    Attributes:
+        label: its name without `.json`.
+        state: what the file system said of it, as `ArtifactStore.states`; None where that tells nothing.
+        digest: sha256 of its text.
+        experiment: what it says; None where it was not read, or cannot be.
+        status: `Experiment.state` at that time; None with `experiment`.
+    """
+
+    label: str
+    state: int | None
+    digest: str
+    experiment: Experiment | None = None
+    status: str | None = None
+
+
+def survey_experiments(store: ArtifactStore, known: Mapping[str, SeenRecord]) -> tuple[list[SeenRecord], list[str]]:
+    """Records that are new or say something else than what is `known`, by label; and the labels that are gone.
+
+    Those are read that were touched, and those that said `running` while their process may have ended. What cannot be
+    read is warned about, each time.
+
+    Returns:
+        (changed, gone); a changed one that was known is not among the gone.
+    """
+    states = {name.removesuffix(".json"): state for name, state in store.states(DIRECTORY).items() if _is_record(name)}
+    changed = []
+    for label, state in states.items():
+        before = known.get(label)
+        if before is not None and before.status not in (None, "running") and before.state == state is not None:
+            continue
+        try:
+            data = store.read_bytes(f"{DIRECTORY}/{label}.json")
+            experiment = None if data is None else _parsed(store, f"{label}.json", data)
+        except InputError as error:
+            warnings.warn(str(error), UserWarning, stacklevel=2)
+            experiment = None
+        if data is None:
+            continue
+        digest, status = hashlib.sha256(data).hexdigest(), experiment.state if experiment else None
+        if before is None or (before.digest, before.status) != (digest, status):
+            changed.append(SeenRecord(label, state, digest, experiment, status))
+    return changed, sorted(set(known) - set(states))
+
+
+def _is_record(name: str) -> bool:
+    return name.endswith(".json") and not name.startswith(".")
+
+
 def every_experiment(store: ArtifactStore) -> list[Experiment]:
     """As `list_experiments`, for whoever must know of all.
 
@@ -210,7 +262,7 @@ def _read_all(store: ArtifactStore) -> tuple[list[Experiment], dict[str, InputEr
     """Those that can be read, the one updated last at the end; and of the others, by their label, why not."""
     readable, unreadable = [], {}
     for name in store.names(DIRECTORY):
-        if not name.endswith(".json") or name.startswith("."):
+        if not _is_record(name):
             continue
         try:
             experiment = _read(store, name)
@@ -248,8 +300,10 @@ def load_experiment(store: ArtifactStore, name_or_id: str = "latest") -> Experim
 
 def _read(store: ArtifactStore, name: str) -> Experiment | None:
     data = store.read_bytes(f"{DIRECTORY}/{name}")
-    if data is None:
-        return None
+    return None if data is None else _parsed(store, name, data)
+
+
+def _parsed(store: ArtifactStore, name: str, data: bytes) -> Experiment:
     try:
         body = json.loads(data)
         # records of releases before 1.0 have no seal: that their configuration has their id says that it is theirs
