@@ -24,6 +24,7 @@ from storage.store.experiments import Experiment, StageRecord, load_experiment
 from storage.store.store import Artifact, ArtifactStore
 from storage.tables.models import ADAPTER
 
+_LOSS: TypeAdapter[Loss] = TypeAdapter(Loss)
 BASE = -1  # the generation of the model before all others
 
 
@@ -268,7 +269,7 @@ def _lineage(store: ArtifactStore, record: Experiment, stage: StageRecord) -> li
 def _label(loss: dict[str, Any]) -> str | None:
     """The arm that a loss of a recorded configuration makes; None where this release does not know it."""
     with contextlib.suppress(ValidationError):
-        return str(TypeAdapter[Loss](Loss).validate_python(loss).label)
+        return _LOSS.validate_python(loss).label
     return None
 
 

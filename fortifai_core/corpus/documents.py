@@ -55,8 +55,6 @@ class Documents(Sequence[Document]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]  # as a list's
-
 
 def chosen(documents: Sequence[Document], numbers: Sequence[int]) -> Sequence[Document]:
     """Those of these numbers, in ascending order; read when they are gone through where the documents are."""

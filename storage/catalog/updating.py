@@ -24,6 +24,7 @@ from storage.store.survey import Known, Survey, survey
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 CATALOG_SCHEMA = 6  # raise it when a table or view changes
 # Artifacts that were written so shortly before the catalog that they are read again at each look. Only when they are
@@ -268,7 +269,7 @@ def _files_of(view: str, manifests: Sequence[Manifest]) -> list[str]:
 
 
 @contextmanager
-def _incoming(connection: duckdb.DuckDBPyConnection, table: tables.pa.Table) -> Iterator[None]:
+def _incoming(connection: duckdb.DuckDBPyConnection, table: pa.Table) -> Iterator[None]:
     connection.register("incoming", table)
     try:
         yield
