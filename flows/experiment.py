@@ -8,7 +8,7 @@ import os
 import warnings
 from typing import Any
 
-from prefect import flow
+from prefect import flow, tags
 
 from flows.prepare import Prepared, prepare_experiment
 from flows.reporters import LogReporter
@@ -110,7 +110,8 @@ async def _in_turns(plan: Plan, *, at_once: int) -> None:
 
     async def one(arm: str, seed: int) -> None:
         async with turn:
-            await run_arm(plan.config.name, arm, seed)
+            with tags(f"arm: {arm}", f"seed: {seed}"):  # to find its flow run by
+                await run_arm(plan.config.name, arm, seed)
 
     await together(*(one(run.arm, run.seed) for run in plan.runs))
 

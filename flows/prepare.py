@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from tasks.engine.stages import ROLES, Reference, Stage
 from tasks.families.plan import plan_family
 from tasks.language.plan import Digests, models_of, place_of, plan_experiment
 from tasks.language.treatments import check_treatments, code_digests
+
+REPORTERS = {"tensorboard": ("tensorboard", "tensorboardX")}  # packages of which the Trainer takes either
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def prepare_experiment(
     for role in refresh:
         if role not in ROLES:
             raise ConfigError("--refresh", role, f"choose one of {', '.join(ROLES)}")
+    check_reporting(config)
     plan = plan_for(config)
     check_model(plan, opened)
     opened.writable()  # last, for it leaves the store's folder behind
@@ -181,6 +185,18 @@ def check_model(plan: Plan, store: ArtifactStore) -> None:
             if isinstance(arm.model, PretrainedModel):
                 longest = max(arm.training.sequence_length, arm.regeneration.longest_input)
                 pretrained(arm.model).check(longest=longest)
+
+
+def check_reporting(config: AnyExperiment) -> None:
+    """Refuse to report to what is not installed here.
+
+    Raises:
+        ConfigError: naming what to install.
+    """
+    for index, name in enumerate(config.runtime.report_to if isinstance(config, ExperimentConfig) else []):
+        packages = REPORTERS.get(name, (name,))
+        if not any(importlib.util.find_spec(package) for package in packages):
+            raise ConfigError(f"runtime.report_to.{index}", name, f"is not installed: pip install {packages[0]}")
 
 
 def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine
 from typing import Any
 
 from prefect import flow
+from prefect.context import TagsContext
 
 from tasks.engine import prefect_tasks, publish
 from tasks.engine.plans import GenerationPlan, RunPlan
@@ -39,12 +40,18 @@ async def together(*work: Coroutine[Any, Any, Any]) -> None:
 )
 async def run_arm(experiment: str, arm: str, seed: int) -> str:
     """One run of the experiment in progress."""
+    # the run's tags are for its flow run alone, and there is none of a generation: Prefect keeps a thread and a client
+    # for every set of tags that a task ever had
+    with TagsContext():
+        return await _generations(experiment, arm, seed)
+
+
+async def _generations(experiment: str, arm: str, seed: int) -> str:
     running = current_session()
     run, stops = running.plan.run(arm, seed), running.plan.may_stop
     async with task_group() as group:
         before: asyncio.Task[bool] | None = None
         drift: asyncio.Task[None] | None = None
-        # no tag of a generation: Prefect keeps a thread and a client for every set of tags that a task ever had
         for step in run.generations:
             for treatment in step.treat:  # each reads what the one before left
                 await prefect_tasks.treat(treatment)

@@ -449,11 +449,16 @@ def gc(
 
 
 @app.command()
-def doctor(store: Store = None) -> None:
-    """Check this machine: packages, clashes, store, mirror, server."""
+def doctor(
+    experiment: Annotated[
+        str | None, typer.Argument(help="A preset or YAML file: does it fit into memory and disk here?")
+    ] = None,
+    store: Store = None,
+) -> None:
+    """Check this machine: packages, clashes, store, mirror, server and its deployments; whether an experiment fits."""
     from flows.tools.doctor import examine
 
-    raise typer.Exit(examine(store, out))
+    raise typer.Exit(examine(store, out, experiment=experiment))
 
 
 @app.command()
@@ -464,18 +469,26 @@ def export(
     arm: Annotated[str, typer.Option(help="The arm, e.g. tce-0.9.")] = "ce",
     seed: Annotated[int, typer.Option(help="The run's seed.")] = 0,
     generation: Annotated[int, typer.Option(help="Whose model, or after whose regenerations.")] = 0,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Also put it on the Hugging Face Hub: OWNER/NAME, private.")
+    ] = None,
     store: Store = None,
 ) -> None:
     """Export a model that `from_pretrained` loads, or a dataset that `load_dataset` loads."""
     from flows.prepare import open_store
     from flows.tools.exporting import export_dataset, export_model
+    from storage.sources.hub_upload import check_upload, upload_folder
 
     if what not in ("model", "dataset"):
         raise InputError("what", what, "choose model or dataset")
+    if push_to_hub is not None:
+        check_upload(push_to_hub)
     target = folder_to_make("target", target)
     make = export_model if what == "model" else export_dataset
     made = make(open_store(store), experiment, arm=arm, seed=seed, generation=generation, target=target)
     out.print(f"{what} of {markup(arm)} · seed {seed} · g{generation} → {markup(made)}")
+    if push_to_hub is not None:
+        out.print(f"→ {markup(upload_folder(made, push_to_hub, kind='model' if what == 'model' else 'dataset'))}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`fortifai bench kernels | regeneration | model`: speed and memory on this machine, as ratios within one run."""
+"""`fortifai bench kernels | regeneration | model | catalog`: speed and memory on this machine."""
 
 from __future__ import annotations
 
@@ -147,3 +147,26 @@ def model(
         typer.echo(json.dumps(rows, indent=2))
     else:
         model_table(rows, Terminal())
+
+
+@benches.command("catalog")
+def catalog(
+    artifacts: Annotated[
+        list[int] | None, typer.Option(min=100, help="How many; repeatable. [1000, 10000, 100000]")
+    ] = None,
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """How long a store of many artifacts takes to answer `sql`, `ls` and `resume`."""
+    from flows.bench.catalog import SIZES, bench_catalog, catalog_table
+
+    err = Terminal(stderr=True)
+
+    def say(text: str) -> None:
+        err.print(f"[dim]{markup(text)}[/]", highlight=False, soft_wrap=True)
+
+    rows = bench_catalog(artifacts or ((100,) if quick else SIZES), say=say)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        catalog_table(rows, Terminal())

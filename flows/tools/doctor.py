@@ -8,10 +8,10 @@ import json
 import os
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 from rich.console import Console
@@ -19,16 +19,24 @@ from rich.table import Table
 
 from flows import access
 from flows.embedded import configured_api
-from flows.prepare import default_store, open_store
+from flows.fit import memory_needed, shape_of
+from flows.load import load_any_config
+from flows.prepare import check_model, check_space, default_store, open_store, plan_for
+from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import FortifaiError, InputError
 from fortifai_core.outside import markup
 from storage.sources import mirror, pretrained
+from storage.store.store import LITTLE_SPACE
+from tasks.engine.needs import missing_stages
+from tasks.engine.pool import pool_size
 
 State = Literal["fine", "note", "broken"]
 SHOWN = ("prefect", "transformers", "datasets", "duckdb", "pyarrow")
-LITTLE_SPACE = 2e9  # bytes; the demo's store needs a tenth of it
 VERSION = "/admin/version"
 LITTLE_MEMORY = 3e9  # bytes; two workers with torch loaded
+MOVED = ("work", "artifacts", "damaged")  # folders of a store between which artifacts are renamed
+# Asks the API of the configured server: path and body of a POST, to the JSON that it answers.
+Ask = Callable[[str, Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -41,9 +49,13 @@ class Check:
     remedy: str = ""
 
 
-def examine(store: str | None, console: Console) -> int:
-    """Print what was found; 0 when experiments can run here, 1 when something is broken."""
-    checks = list(checks_of(store))
+def examine(store: str | None, console: Console, *, experiment: str | None = None) -> int:
+    """Print what was found; 0 when experiments can run here, 1 when something is broken.
+
+    Args:
+        experiment: a preset or file that is to be run here: does it fit?
+    """
+    checks = list(checks_of(store, experiment))
     table = Table(box=None, pad_edge=False, show_header=False)
     for _ in range(3):
         table.add_column(overflow="fold")
@@ -57,7 +69,7 @@ def examine(store: str | None, console: Console) -> int:
     return 1 if broken else 0
 
 
-def checks_of(store: str | None) -> Iterator[Check]:
+def checks_of(store: str | None, experiment: str | None = None) -> Iterator[Check]:
     """Every check, one after the other; each is over before the next is asked for."""
     yield check_python()
     yield check_machine()
@@ -67,7 +79,12 @@ def checks_of(store: str | None) -> Iterator[Check]:
     yield check_store(store)
     yield check_mirror()
     yield check_models()
-    yield check_server()
+    server = check_server()
+    yield server
+    if server.state != "broken" and configured_api():
+        yield from check_deployments(_ask)
+    if experiment is not None:
+        yield check_experiment(experiment, store)
 
 
 def check_python() -> Check:
@@ -159,7 +176,7 @@ def check_kernels() -> Check:
 
 
 def check_store(url: str | None) -> Check:
-    """The store can be written to, and has space."""
+    """The store can be written to, has space, and lies on one filesystem: an artifact is committed by a rename."""
     try:
         store = open_store(url)
         store.writable()
@@ -167,6 +184,11 @@ def check_store(url: str | None) -> Check:
     except FortifaiError as error:
         return Check("store", "broken", str(error), "choose another: --store, or FORTIFAI_STORE")
     place = f"{store.name}, {free / 1e9:.0f} GB free"
+    devices = {part.stat().st_dev: part for part in map(store.root.joinpath, MOVED) if part.exists()}
+    if len(devices) > 1:
+        parts = " and ".join(str(part) for part in devices.values())
+        remedy = "mount the store as a whole: artifacts are moved between these folders, which one filesystem can do"
+        return Check("store", "broken", f"{parts} lie on different filesystems", remedy)
     if free < LITTLE_SPACE:
         return Check("store", "note", place, f"little space: clean up, or choose another store than {default_store()}")
     return Check("store", "fine", place)
@@ -219,7 +241,103 @@ def check_server(fetch: Callable[[str], bytes] | None = None) -> Check:
             return Check("server", "broken", f"{url} wants a login", remedy)
         remedy = "start it (`fortifai serve`), or unset PREFECT_API_URL (`prefect config unset PREFECT_API_URL`)"
         return Check("server", "broken", f"{url} does not answer as a Prefect server: {reason}", remedy)
-    return Check("server", "fine", f"Prefect {version} at {url}")
+    return _versions(str(version), url)
+
+
+def _versions(server: str, url: str) -> Check:
+    """Prefect promises that a server understands the clients of its own minor release and of those before."""
+    from packaging.version import InvalidVersion, Version
+
+    found, ours = f"Prefect {server} at {url}", _version("prefect") or ""
+    try:
+        older = Version(server).release[:2] < Version(ours).release[:2]
+    except InvalidVersion:
+        return Check(
+            "server", "broken", f"{url} does not answer as a Prefect server: {server}", "unset PREFECT_API_URL"
+        )
+    if older:
+        remedy = f"update the server first: pip install 'prefect>={ours}' there, or run with another"
+        return Check("server", "note", f"{found}, older than this machine's client, {ours}", remedy)
+    return Check("server", "fine", f"{found}, client {ours}")
+
+
+def check_deployments(ask: Ask) -> Iterator[Check]:
+    """Work pools, deployments and concurrency limits of the configured server: would a run that is asked for start?"""
+    try:
+        pools = {pool["name"]: pool for pool in ask("/work_pools/filter", {})}
+        deployments = [(d["name"], d.get("work_pool_name"), d.get("status")) for d in ask("/deployments/filter", {})]
+        limits = [(one["tag"], one["concurrency_limit"], len(one["active_slots"])) for one in _limits(ask)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield Check(
+            "deployments", "broken", f"the server does not tell: {error}", "is it a Prefect server of release 3?"
+        )
+        return
+    yield from _check_pools(pools, {pool for _, pool, _ in deployments if pool})
+    names = ", ".join(sorted(name for name, _, _ in deployments))
+    unserved = sorted(name for name, pool, status in deployments if not pool and status == "NOT_READY")
+    if not deployments:
+        remedy = "`fortifai serve` makes them, or `prefect deploy --all --prefect-file deployments/prefect.yaml`"
+        yield Check("deployments", "note", "none: runs are started by `fortifai run` alone", remedy)
+    elif unserved:
+        remedy = "start `fortifai serve` again: it is what runs them"
+        yield Check("deployments", "note", f"nothing serves {', '.join(unserved)}", remedy)
+    else:
+        yield Check("deployments", "fine", names)
+    full = [f"{tag} ({taken} of {limit} taken)" for tag, limit, taken in limits if taken >= limit]
+    if full:
+        remedy = "wait for the runs that hold them; where those are gone, `prefect concurrency-limit reset TAG`"
+        yield Check("limits", "note", f"nothing more starts under {', '.join(full)}", remedy)
+    else:
+        yield Check("limits", "fine", ", ".join(f"{tag}: {limit}" for tag, limit, _ in limits) or "none")
+
+
+def _limits(ask: Ask) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ask("/concurrency_limits/filter", {})
+    return found
+
+
+def _check_pools(pools: Mapping[str, Mapping[str, Any]], used: set[str]) -> Iterator[Check]:
+    for name in sorted(used | set(pools)):
+        pool = pools.get(name)
+        if pool is None:
+            remedy = f"prefect work-pool create --type process {name}"
+            yield Check("work pool", "broken", f"deployments name {name}, which does not exist", remedy)
+        elif pool.get("is_paused"):
+            yield Check("work pool", "note", f"{name} is paused", f"prefect work-pool resume {name}")
+        elif pool.get("status") == "NOT_READY":
+            yield Check("work pool", "note", f"no worker polls {name}", f"prefect worker start --pool {name}")
+        else:
+            yield Check("work pool", "fine", f"{name}, {pool.get('type')}")
+
+
+def check_experiment(source: str, store: str | None) -> Check:
+    """Whether an experiment can be read and fits into this machine's memory and disk, as `fortifai run` asks."""
+    name = f"experiment {source}"
+    try:
+        config = load_any_config(source, [])
+        plan, opened = plan_for(config), open_store(store)
+        check_model(plan, opened)
+        check_space(config, plan, opened)
+        missing = len(missing_stages(plan, opened))
+    except FortifaiError as error:
+        return Check(name, "broken", str(error), "`fortifai run` refuses it for the same reason")
+    found = f"{missing} of {len(plan.stages())} stages to do; it fits"
+    shape = shape_of(config.model) if isinstance(config, ExperimentConfig) else None
+    if shape is not None and isinstance(config, ExperimentConfig):
+        needed, workers = max(memory_needed(config, shape)), pool_size(config)[0]
+        found += (
+            f": at least {needed / 1e9:.1f} GB of memory for each of {workers} workers, of {_memory() / 1e9:.0f} GB"
+        )
+    return Check(name, "fine", f"{found}, {opened.free_bytes() / 1e9:.0f} GB of disk are free")
+
+
+def _ask(path: str, body: Mapping[str, Any]) -> Any:
+    url = str(configured_api()).rstrip("/")
+    request = access.request(url + path, access.login_for(url))
+    request.data = json.dumps(body).encode()
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return json.loads(answer.read())
 
 
 def _fetch(url: str) -> bytes:

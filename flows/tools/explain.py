@@ -112,11 +112,12 @@ def describe(store: ArtifactStore, key: str) -> dict[str, Any]:
 
 
 def _by_prefix(store: ArtifactStore, prefix: str) -> Manifest:
-    matches = [a for a in store.ls() if a.key.startswith(prefix)] if len(prefix) >= 4 else []
-    if len(matches) != 1:
-        problem = "is no experiment and no artifact" if not matches else f"fits {len(matches)} artifacts"
+    matches = [address for address in store.addresses() if address[1].startswith(prefix)] if len(prefix) >= 4 else []
+    manifest = store.peek(*matches[0]) if len(matches) == 1 else None
+    if manifest is None:
+        problem = f"fits {len(matches)} artifacts" if len(matches) > 1 else "is no experiment and no artifact"
         raise InputError("key", prefix, f"{problem}; `fortifai ls` and `fortifai sql 'select * from stages'` list them")
-    return matches[0]
+    return manifest
 
 
 def locate(store: ArtifactStore, what: str) -> Path | str:
@@ -124,9 +125,9 @@ def locate(store: ArtifactStore, what: str) -> Path | str:
     if what == "store":
         return store.name
     if what == "catalog":
-        from storage.catalog.catalog import rebuild_catalog
+        from storage.catalog.catalog import refresh_catalog
 
-        return rebuild_catalog(store)
+        return refresh_catalog(store)
     if what == "report":
         from flows.local import read_report
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from flows.hints import command_line
 from flows.outputs import folder_to_make
+from fortifai_core.config.loss import Loss
 from fortifai_core.config.stages import Regime
 from fortifai_core.corpus.schedule import SplitVersion, subsample_splits, training_set
 from fortifai_core.errors import InputError
@@ -22,6 +24,7 @@ from storage.store.experiments import Experiment, StageRecord, load_experiment
 from storage.store.store import Artifact, ArtifactStore
 from storage.tables.models import ADAPTER
 
+_LOSS: TypeAdapter[Loss] = TypeAdapter(Loss)
 BASE = -1  # the generation of the model before all others
 
 
@@ -91,7 +94,9 @@ def export_dataset(
         (folder / "data").mkdir()
         held = export_text(folder / "data", parts)
         rows = [f"| {text.split} | {text.version} | {text.documents} | {text.tokens} |" for text in held]
-        card = _dataset_card(record, stage, rows, subsampled=subsample_splits(regime) is not None and len(held) > 1)
+        card = _dataset_card(
+            store, record, stage, rows, subsampled=subsample_splits(regime) is not None and len(held) > 1
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
     return target
 
@@ -208,10 +213,12 @@ def _model_card(store: ArtifactStore, record: Experiment, stage: StageRecord, ar
         "",
         *_measured(store, record, stage),
     ]
-    return _card(front, f"{record.name}: {name}", text, record, stage, created=artifact.manifest.created)
+    return _card(front, f"{record.name}: {name}", text, store, record, stage, created=artifact.manifest.created)
 
 
-def _dataset_card(record: Experiment, stage: StageRecord, rows: list[str], *, subsampled: bool) -> str:
+def _dataset_card(
+    store: ArtifactStore, record: Experiment, stage: StageRecord, rows: list[str], *, subsampled: bool
+) -> str:
     note = ["Of these the model read a random sample as large as one split.", ""] if subsampled else []
     front = {"configs": [{"config_name": "default", "data_files": "data/*.parquet"}], "tags": ["fortifai"]}
     title = f"{record.name}: the training text of {_run(stage)} · generation {stage.generation}"
@@ -224,7 +231,7 @@ def _dataset_card(record: Experiment, stage: StageRecord, rows: list[str], *, su
         "",
         *note,
     ]
-    return _card(front, title, text, record, stage)
+    return _card(front, title, text, store, record, stage)
 
 
 def _run(stage: StageRecord) -> str:
@@ -232,7 +239,14 @@ def _run(stage: StageRecord) -> str:
 
 
 def _card(
-    front: dict[str, Any], title: str, text: list[str], record: Experiment, stage: StageRecord, *, created: str = ""
+    front: dict[str, Any],
+    title: str,
+    text: list[str],
+    store: ArtifactStore,
+    record: Experiment,
+    stage: StageRecord,
+    *,
+    created: str = "",
 ) -> str:
     """A card as the hub reads it: front matter, text, and where it all comes from."""
     config = yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True)
@@ -241,7 +255,35 @@ def _card(
     lines = ["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---", "", f"# {markdown(title)}", "", *text]
     lines += ["## Origin", "", f"- experiment: {markdown(record.label)}", f"- artifact: {stage.kind} `{stage.key}`"]
     lines += [f"- made: {created}"] if created else []
+    lines += _lineage(store, record, stage)
     return "\n".join([*lines, "", fenced(config, "yaml"), ""])
+
+
+def _lineage(store: ArtifactStore, record: Experiment, stage: StageRecord) -> list[str]:
+    """Generation, loss, synthetic share of the training text, and every model before this one."""
+    if stage.generation is None:
+        return ["- generation: none, the base model of all runs"]
+    loss = next((loss for loss in record.config["losses"] if _label(loss) == stage.arm), None)
+    lines = [f"- generation: {stage.generation}"]
+    lines += [f"- loss: {', '.join(f'{name} {value}' for name, value in loss.items())}"] if loss else []
+    manifest = store.peek(stage.kind, stage.key)
+    read = manifest.metrics.get("tokens-read") if manifest is not None else None
+    if manifest is not None and read:
+        synthetic = manifest.metrics["tokens-synthetic"]
+        share = float(synthetic) / float(read)
+        lines.append(f"- synthetic share of its training text: {share:.1%} ({synthetic:,} of {read:,} tokens)")
+    models = [s for s in record.stages if s.role in ("base", "train") and s.arm in (None, stage.arm)]
+    before = [s for s in models if s.seed in (None, stage.seed) and (s.generation or -1) <= stage.generation]
+    chain = sorted(before, key=lambda s: -1 if s.generation is None else s.generation)
+    named = [f"{'base' if s.generation is None else f'M{s.generation}'} `{s.key[:12]}`" for s in chain]
+    return [*lines, f"- lineage: {' → '.join(dict.fromkeys(named))}"]
+
+
+def _label(loss: dict[str, Any]) -> str | None:
+    """The arm that a loss of a recorded configuration makes; None where this release does not know it."""
+    with contextlib.suppress(ValidationError):
+        return _LOSS.validate_python(loss).label
+    return None
 
 
 def _measured(store: ArtifactStore, record: Experiment, stage: StageRecord) -> list[str]:

@@ -240,3 +240,6 @@ class Runtime(Engine):
     shard_blocks: int = Field(4096, ge=1, description="Blocks in one part-file of a regenerated split.")
     save_steps: int = Field(0, ge=0, description="Optimizer steps between training checkpoints; 0: ten a stage.")
     logits_chunk: int = Field(4096, ge=1, description="Rows of logits that exist at once.")
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        [], description="Where the training of language models also reports its loss, by the Trainer's own callbacks."
+    )

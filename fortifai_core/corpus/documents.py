@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import overload
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,52 @@ class Document:
     id: str
     text: str
     source: str
+
+
+class Documents(Sequence[Document]):
+    """Documents that are read anew each time they are gone through: the whole text is never in memory.
+
+    Args:
+        read: goes through all documents of which these are some.
+        numbers: which of them these are, in ascending order.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[Document]], numbers: Sequence[int]) -> None:
+        self._read, self._numbers = read, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[Document]:
+        wanted = iter(self._numbers)
+        following = next(wanted, None)
+        for number, document in enumerate(self._read()):
+            if following is None:
+                return
+            if number == following:
+                yield document
+                following = next(wanted, None)
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+    @overload
+    def __getitem__(self, index: slice) -> Documents: ...
+    def __getitem__(self, index: int | slice) -> Document | Documents:
+        """One document, found by reading all before it; or some of them."""
+        if isinstance(index, slice):
+            return Documents(self._read, self._numbers[index])
+        place = range(len(self))[index]
+        return next(islice(self, place, None))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+
+def chosen(documents: Sequence[Document], numbers: Sequence[int]) -> Sequence[Document]:
+    """Those of these numbers, in ascending order; read when they are gone through where the documents are."""
+    if isinstance(documents, Documents):
+        return Documents(documents._read, [documents._numbers[number] for number in numbers])
+    return [documents[number] for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -59,8 +108,8 @@ class Source:
         notes: facts to be stated beside any result (a ceiling, what was left out).
     """
 
-    documents: list[Document]
+    documents: Sequence[Document]
     questions: list[Question]
-    validation: list[Document]
-    pretraining: list[Document]
+    validation: Sequence[Document]
+    pretraining: Sequence[Document]
     notes: list[str] = field(default_factory=list)

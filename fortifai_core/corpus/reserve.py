@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
 
-from fortifai_core.corpus.documents import Document, Question, Source
+from fortifai_core.corpus.documents import Document, Question, Source, chosen
 from fortifai_core.corpus.questions.baselines import baseline, unigram_score, unseen_words, word_counts
 from fortifai_core.errors import Unusable
 
@@ -41,19 +42,22 @@ def assemble(
         Unusable: fewer documents are left than splits, or none to validate on or to pretrain with.
     """
     asked = {q.document for q in questions}
-    occurrences = Counter(d.text for d in documents)
-
-    def needed(document: Document) -> bool:
-        return document.id in asked or occurrences[document.text] > 1
+    ids: list[str] = []
+    digests: list[bytes] = []  # in the place of the texts, which may be larger than memory
+    for document in documents:
+        ids.append(document.id)
+        digests.append(_digest(document))
+    occurrences = Counter(digests)
+    needed = [name in asked or occurrences[digest] > 1 for name, digest in zip(ids, digests, strict=True)]
 
     rest = list(range(len(documents)))
-    kept: dict[str, list[Document]] = {}
+    kept: dict[str, list[int]] = {}
     wanted = {"pretraining": pretraining_fraction, "validation": 0.0 if validation is not None else validation_fraction}
     for purpose, fraction in wanted.items():
         count = max(1, round(fraction * len(documents))) if fraction else 0
-        chosen = set(_pick(rest, count, avoid=[i for i in rest if needed(documents[i])]))
-        kept[purpose] = [documents[i] for i in sorted(chosen)]
-        rest = [i for i in rest if i not in chosen]
+        picked = set(_pick(rest, count, avoid=[i for i in rest if needed[i]]))
+        kept[purpose] = sorted(picked)
+        rest = [i for i in rest if i not in picked]
     if len(rest) < splits:
         raise Unusable(
             origin,
@@ -62,14 +66,20 @@ def assemble(
             "documents (a blank line divides them in .txt files), or lower splits, pretraining_fraction "
             "or validation_fraction",
         )
-    real = [documents[i] for i in rest]
+    real = chosen(documents, rest)
     said = [*notes]
-    texts = {d.text for d in real}
-    pretraining, twice = _without(kept["pretraining"], texts)
-    held_out, more = _without(validation if validation is not None else kept["validation"], texts)
-    held_out, again = _without(held_out, {d.text for d in pretraining})
-    if twice + more + again:
-        dropped = twice + more + again
+    texts = {digests[i] for i in rest}
+    kept_texts = [i for i in kept["pretraining"] if digests[i] not in texts]
+    pretraining = chosen(documents, kept_texts)
+    texts |= {digests[i] for i in kept_texts}
+    if validation is None:
+        tuning = [i for i in kept["validation"] if digests[i] not in texts]
+        held_out, given = chosen(documents, tuning), len(kept["validation"])
+    else:
+        tuning = [i for i, document in enumerate(validation) if _digest(document) not in texts]
+        held_out, given = chosen(validation, tuning), len(validation)
+    dropped = len(kept["pretraining"]) - len(pretraining) + given - len(held_out)
+    if dropped:
         said.append(f"{dropped:,} kept documents were dropped: the same text occurs elsewhere in the corpus.")
     for purpose, left, expected in (
         ("pretraining", pretraining, bool(pretraining_fraction)),
@@ -77,9 +87,15 @@ def assemble(
     ):
         if expected and not left:
             raise Unusable(origin, f"no text is left for {purpose} that is not also elsewhere: add documents")
-    ids = {d.id for d in real}
-    remaining = [q for q in questions if q.document in ids]
-    said += _question_notes(questions, remaining, documents, kept=len(kept["pretraining"]) + len(kept["validation"]))
+    left_ids = {ids[i] for i in rest} if questions else set()
+    remaining = [q for q in questions if q.document in left_ids]
+    said += _question_notes(
+        questions,
+        remaining,
+        documents,
+        used=set(ids) if questions else set(),
+        kept=len(kept["pretraining"]) + len(kept["validation"]),
+    )
     return Source(documents=real, questions=remaining, validation=held_out, pretraining=pretraining, notes=said)
 
 
@@ -96,16 +112,19 @@ def _evenly(items: Sequence[int], count: int) -> list[int]:
     return [items[(2 * j + 1) * len(items) // (2 * count)] for j in range(count)]
 
 
-def _without(documents: Sequence[Document], texts: set[str]) -> tuple[list[Document], int]:
-    left = [d for d in documents if d.text not in texts]
-    return left, len(documents) - len(left)
+def _digest(document: Document) -> bytes:
+    return hashlib.blake2b(document.text.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def _question_notes(
-    questions: Sequence[Question], remaining: Sequence[Question], documents: Sequence[Document], *, kept: int
+    questions: Sequence[Question],
+    remaining: Sequence[Question],
+    documents: Sequence[Document],
+    *,
+    used: set[str],
+    kept: int,
 ) -> list[str]:
     notes = []
-    used = {d.id for d in documents}
     unused = sum(q.document not in used for q in questions)
     if unused:
         notes.append(f"{unused:,} of {len(questions):,} questions are about documents that are not used: left out.")

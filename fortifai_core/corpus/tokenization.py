@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from fortifai_core.errors import DataError
@@ -29,8 +30,9 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedToken
     """
     if vocabulary < _SMALLEST_VOCABULARY:
         raise DataError("model.vocabulary", vocabulary, f"must be at least {_SMALLEST_VOCABULARY}: one entry a byte")
-    texts = list(texts)
-    if not any(texts):
+    texts = iter(texts)
+    first = next((text for text in texts if text), None)
+    if first is None:
         raise DataError("model.vocabulary", vocabulary, "there is no pretraining text to learn a tokenizer from")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -44,7 +46,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedToken
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(chain([first], texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
@@ -55,18 +57,22 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedToken
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of the text of every document, without any special token.
+    """`iter_encoded` of them all."""
+    return list(iter_encoded(tokenizer, texts))
+
+
+def iter_encoded(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Token ids of the text of every document, without any special token; `_BATCH` of them are in memory.
 
     A text that spells out a special token, such as `<|endoftext|>`, is encoded as the text it is.
     """
-    encoded: list[list[int]] = []
-    for start in range(0, len(texts), _BATCH):
-        encoded += tokenizer(
-            list(texts[start : start + _BATCH]),
+    texts = iter(texts)
+    while some := list(islice(texts, _BATCH)):
+        yield from tokenizer(
+            some,
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,  # a document may be longer than the model's input: it is cut into sequences later
         )["input_ids"]
-    return encoded

@@ -7,11 +7,13 @@ module needs no kernels and trains whatever the model's `forward` returns as its
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,8 @@ from fortifai_core.language.objective import Objective, residual_dropout
 
 DIGESTS = "digests.json"
 SAVES_PER_STAGE = 10
+LOGS_PER_STAGE = 100
+TENSORBOARD = "TENSORBOARD_LOGGING_DIR"
 REMEDY = "lower training.learning_rate, or train in float32"
 
 
@@ -40,6 +44,42 @@ class TrainingResult:
     tokens: int
     seconds: float
     resumed_from: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a training also reports its loss, learning rate and gradient norm.
+
+    Attributes:
+        to: names of the Trainer's integrations: `tensorboard`, `wandb`, `mlflow`.
+        name: of the run there.
+        folder: where TensorBoard's files go, unless TENSORBOARD_LOGGING_DIR says so.
+    """
+
+    to: Sequence[str]
+    name: str
+    folder: Path
+
+
+@contextmanager
+def _tensorboard_in(folder: Path | None) -> Iterator[None]:
+    """The Trainer's callback asks the environment, when it is made; by default it would write into the workspace."""
+    if folder is None or TENSORBOARD in os.environ:
+        yield
+        return
+    os.environ[TENSORBOARD] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[TENSORBOARD]
+
+
+def _end_reports(report: Report | None) -> None:
+    """The callbacks of these two leave their run open, and the next training in this process would go on with it."""
+    if report and "wandb" in report.to:
+        importlib.import_module("wandb").finish()
+    if report and "mlflow" in report.to:
+        importlib.import_module("mlflow").end_run()
 
 
 class _FiniteTrainer(Trainer):
@@ -165,6 +205,7 @@ def train_model(
     on_progress: Callable[[int, int], None] | None = None,
     teacher: nn.Module | None = None,
     before: Mapping[str, torch.Tensor] | None = None,
+    report: Report | None = None,
 ) -> TrainingResult:
     """Train `model` in place on packed `rows`.
 
@@ -179,6 +220,7 @@ def train_model(
         save_steps: optimizer steps between checkpoints; 0 makes about ten.
         teacher: M_(i-1), for `config.distillation`; rows then say whether they are `synthetic`.
         before: the weights of M_-1 by name, for `config.anchor`.
+        report: where the loss is logged, if anywhere; no weight depends on it.
 
     Raises:
         NonFiniteLoss: before the optimizer step that would have used the loss; or of the weights after the last one.
@@ -215,8 +257,10 @@ def train_model(
         load_best_model_at_end=best,
         metric_for_best_model="eval_loss" if best else None,
         greater_is_better=False if best else None,
-        logging_strategy="no",
-        report_to=[],
+        logging_strategy="steps" if report else "no",
+        logging_steps=max(1, total_steps // LOGS_PER_STAGE),
+        report_to=list(report.to) if report else [],
+        run_name=report.name if report else None,
         disable_tqdm=True,
         use_cpu=device == "cpu",
         dataloader_pin_memory=device != "cpu",
@@ -225,14 +269,15 @@ def train_model(
         prediction_loss_only=True,
     )
     workspace.mkdir(parents=True, exist_ok=True)
-    trainer = _FiniteTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        eval_dataset=validation if best else None,
-        data_collator=partial(collate, pad_id=pad_id),
-        callbacks=[_SealCheckpoints()] + ([_Progress(on_progress)] if on_progress else []),
-    )
+    with _tensorboard_in(report.folder if report else None):
+        trainer = _FiniteTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            eval_dataset=validation if best else None,
+            data_collator=partial(collate, pad_id=pad_id),
+            callbacks=[_SealCheckpoints()] + ([_Progress(on_progress)] if on_progress else []),
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.objective = Objective(
         smoothing=config.label_smoothing,
@@ -242,8 +287,11 @@ def train_model(
         before=before or {},
     )
     checkpoint = newest_checkpoint(workspace)
-    with residual_dropout(model, config.dropout):
-        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        with residual_dropout(model, config.dropout):
+            outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        _end_reports(report)
     check_weights(model, where=f"step {trainer.state.global_step}", remedy=REMEDY)
     tokens = sum(len(row["input_ids"]) for row in rows)
     return TrainingResult(

@@ -13,10 +13,26 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from storage.store.store import ArtifactStore
+from storage.tables.parquet import SCHEMAS, arrow_schema
 
 PROTOCOL = "fortifai"
 CATALOG = f"{PROTOCOL}:///catalog.duckdb"
 FOLDER = f"{PROTOCOL}:///artifacts/"
+_EMPTY = "/artifacts/.empty/"  # no kind of artifact is called so
+
+
+def empty_file(view: str) -> str:
+    """Address of a file with a view's columns and no rows; it is made when it is read."""
+    return f"{PROTOCOL}://{_EMPTY}{view}.parquet"
+
+
+def _empty(view: str) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    written = pa.BufferOutputStream()
+    pq.write_table(arrow_schema(view.replace("_", "-")).empty_table(), written)
+    return bytes(written.getvalue().to_pybytes())
 
 
 class _Shared(io.RawIOBase):
@@ -68,11 +84,17 @@ class ReadOnlyStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
     def _open(self, path: str, mode: str = "rb", *_: Any, **__: Any) -> Any:
         if mode != "rb":
             raise PermissionError(f"{path}: the store is read only")
+        empty = self._empty_view(path)
+        if empty is not None:
+            return _Shared(io.BytesIO(_empty(empty)))
         files, place = self._place(path)
         return _Shared(files.open(place, "rb"))
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Name, size and type of a file."""
+        empty = self._empty_view(path)
+        if empty is not None:
+            return {"name": path, "size": len(_empty(empty)), "type": "file"}
         files, place = self._place(path)
         return {**files.info(place), "name": path}
 
@@ -84,6 +106,11 @@ class ReadOnlyStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
         """The file itself, where it is there: `views.literal_glob` undone; a pattern matches nothing."""
         name = re.sub(r"\[([*?\[])\]", r"\1", path)
         return [name] if self.exists(name) else []
+
+    def _empty_view(self, path: str) -> str | None:
+        name = str(self._strip_protocol(path))
+        view = name.removeprefix(_EMPTY).removesuffix(".parquet")
+        return view if name == f"{_EMPTY}{view}.parquet" and view.replace("_", "-") in SCHEMAS else None
 
     def _place(self, path: str) -> tuple[AbstractFileSystem, str]:
         """The file system that a file lies in, and its name there."""

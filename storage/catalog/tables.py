@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from storage.store.experiments import Experiment, StageRecord
-from storage.store.manifest import Manifest
+from storage.store.experiments import SeenRecord
+from storage.store.manifest import Address, Manifest
 from storage.store.store import ArtifactStore
+from storage.store.survey import Known
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,15 +25,17 @@ _TYPES = {
     ),
     **dict.fromkeys(("seconds", "percent"), "float64"),
     **dict.fromkeys(("created", "updated", "removed"), "timestamp[us]"),
-    "present": "bool",
+    "state": "int64",
 }
+ARTIFACTS = "kind key stage_version content metrics provenance created removed seconds size path"
 
 
 def table(columns: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """A table of these columns; what else a row holds is left out."""
     import pyarrow as pa
 
-    schema = pa.schema([(name, pa.type_for_alias(_TYPES.get(name, "string"))) for name in columns.split()])
+    types = {name: pa.type_for_alias(_TYPES.get(name, "string")) for name in columns.split()}
+    schema = pa.schema([(name, pa.list_(pa.string()) if name == "names" else types[name]) for name in types])
     return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
 
 
@@ -41,9 +44,9 @@ def _time(text: str) -> datetime | None:
     return datetime.fromisoformat(text).astimezone(UTC).replace(tzinfo=None) if text else None
 
 
-def artifacts(store: ArtifactStore, manifests: list[Manifest]) -> pa.Table:
-    rows = (
-        {
+def _rows(manifests: Iterable[Manifest], store: ArtifactStore) -> Iterator[dict[str, Any]]:
+    for m in manifests:
+        yield {
             **vars(m),
             **{name: json.dumps(getattr(m, name)) for name in ("content", "metrics", "provenance")},
             "created": _time(m.created),
@@ -51,21 +54,41 @@ def artifacts(store: ArtifactStore, manifests: list[Manifest]) -> pa.Table:
             "size": m.size,
             "path": store.address(f"artifacts/{m.kind}/{m.key}"),
         }
-        for m in manifests
-    )
-    return table("kind key stage_version content metrics provenance created removed seconds size path", rows)
 
 
-def files(store: ArtifactStore, manifests: list[Manifest]) -> pa.Table:
-    rows = (
+def of_artifacts(store: ArtifactStore, manifests: Sequence[Manifest]) -> dict[str, pa.Table]:
+    """The rows that artifacts have in `artifacts`, `files` and `parents`."""
+    files = (
         {**vars(m), "path": store.address(f"artifacts/{m.kind}/{m.key}/{entry['name']}"), **entry}
         for m in manifests
         for entry in m.files
     )
-    return table("kind key name size sha256 path", rows)
+    parents = (
+        {"kind": m.kind, "key": m.key, "role": role, "parent": parent}
+        for m in manifests
+        for role, parent in m.parents.items()
+    )
+    return {
+        "artifacts": table(ARTIFACTS, _rows(manifests, store)),
+        "files": table("kind key name size sha256 path", files),
+        "parents": table("kind key role parent", parents),
+    }
 
 
-def experiments(experiments: list[Experiment]) -> pa.Table:
+def known(seen: Mapping[Address, Known]) -> pa.Table:
+    """What was seen of artifacts."""
+    rows = ({"kind": kind, "key": key, **vars(one)} for (kind, key), one in seen.items())
+    return table("kind key names state digest", rows)
+
+
+def addresses(artifacts: Iterable[Address]) -> pa.Table:
+    """Kinds and keys."""
+    return table("kind key", ({"kind": kind, "key": key} for kind, key in artifacts))
+
+
+def of_experiments(records: Sequence[SeenRecord]) -> dict[str, pa.Table]:
+    """The rows that experiments have in `experiments`, `records` and `record_parents`."""
+    experiments = [record.experiment for record in records if record.experiment is not None]
     rows = (
         {
             **e.config,
@@ -80,42 +103,25 @@ def experiments(experiments: list[Experiment]) -> pa.Table:
         }
         for e in experiments
     )
+    stages = ({**vars(stage), "experiment": e.label} for e in experiments for stage in e.stages)
+    parents = (
+        {"experiment": e.label, "kind": stage.kind, "key": stage.key, "role": role, "parent": parent}
+        for e in experiments
+        for stage in e.stages
+        for role, parent in stage.parents.items()
+    )
+    seen = ({**vars(r), "status": r.experiment.state if r.experiment else None} for r in records)
     columns = "experiment id name status created updated corpus model regime splits generations config"
-    return table(columns, rows)
+    return {
+        "experiments": table(columns, rows),
+        "records": table("experiment kind key role arm seed generation split version", stages),
+        "record_parents": table("experiment kind key role parent", parents),
+        "known_records": table("label state digest status", seen),
+    }
 
 
 def _type_of(part: Any) -> str | None:
     return part.get("type") if isinstance(part, dict) else None
-
-
-def stages(store: ArtifactStore, manifests: list[Manifest], experiments: list[Experiment]) -> pa.Table:
-    present = {(m.kind, m.key): m for m in manifests}
-    named: list[tuple[str | None, StageRecord]] = [(e.label, stage) for e in experiments for stage in e.stages]
-    known = {(stage.kind, stage.key) for _, stage in named}
-    # What no experiment names (made by hand, or its record was deleted) is listed without one.
-    loose = [StageRecord(kind, key, kind) for kind, key in present if (kind, key) not in known]
-    rows = []
-    for label, stage in [*named, *((None, stage) for stage in loose)]:
-        manifest = present.get((stage.kind, stage.key))
-        made: dict[str, Any] = {}
-        if manifest is not None:
-            path = store.address(f"artifacts/{stage.kind}/{stage.key}")
-            made = {**vars(manifest), "created": _time(manifest.created), "size": manifest.size, "path": path}
-        rows.append({**made, **vars(stage), "experiment": label, "present": manifest is not None})
-    place = "experiment kind key role arm seed generation split version"
-    return table(f"{place} present seconds created stage_version size path", rows)
-
-
-def edges(manifests: list[Manifest], experiments: list[Experiment]) -> pa.Table:
-    # An artifact's own manifest knows best; the record speaks for what is not made yet.
-    parents = {(s.kind, s.key): s.parents for e in experiments for s in e.stages}
-    parents.update({(m.kind, m.key): m.parents for m in manifests})
-    rows = (
-        {"kind": kind, "key": key, "role": role, "parent": parent}
-        for (kind, key), roles in parents.items()
-        for role, parent in roles.items()
-    )
-    return table("kind key role parent", rows)
 
 
 def paper_results() -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from storage.catalog.reading import FOLDER, empty_file
 from storage.tables.parquet import (
     BENCHMARK_ITEMS,
     CONFIDENCE,
@@ -41,16 +42,45 @@ READS: dict[str, tuple[tuple[tuple[str, str], ...], Columns]] = {
     "benchmark_items": ((("benchmark", "items.parquet"),), BENCHMARK_ITEMS),
 }
 
+# Small files of many stages: their rows are in the catalog itself. The others are read where they lie.
+LOADED = ("stage_metrics", "family_metrics")
+LISTED = tuple(view for view in READS if view not in LOADED)
+
 # Views over files of which older ones lack columns.
 LATER_COLUMNS = frozenset({"split_text"})
 
 _RUN = "s.experiment, s.arm, s.seed, s.generation"
 
+_MADE = "present, a.seconds, a.created, a.stage_version, a.size, a.path"
+
+# Views over tables, which need no other.
+TABLE_VIEWS = {
+    # What no experiment names (made by hand, or its record was deleted) is listed without one.
+    "stages": f"""
+        SELECT r.experiment, r.kind, r.key, r.role, r.arm, r.seed, r.generation, r.split, r.version,
+            a.key IS NOT NULL AS {_MADE}
+        FROM records r LEFT JOIN artifacts a ON a.kind = r.kind AND a.key = r.key
+        UNION ALL BY NAME
+        SELECT a.kind, a.key, a.kind AS role, true AS {_MADE}
+        FROM artifacts a ANTI JOIN records r ON a.kind = r.kind AND a.key = r.key""",
+    # An artifact's own manifest knows best; the record speaks for what is not made yet.
+    "edges": """
+        SELECT kind, key, role, parent FROM parents
+        UNION ALL
+        SELECT DISTINCT r.kind, r.key, r.role, r.parent
+        FROM record_parents r ANTI JOIN artifacts a ON a.kind = r.kind AND a.key = r.key""",
+    "stage_metrics": f"""
+        SELECT {_RUN}, r.split, r.metric, r.value, r.count, r.key
+        FROM stage_metrics_rows r LEFT JOIN stages s ON s.kind = r.kind AND s.key = r.key""",
+    # A stage of such a class holds many generations, so a row says which it is of.
+    "family_metrics": """
+        SELECT s.experiment, s.arm, s.seed, r.generation, CAST(NULL AS INTEGER) AS split, r.metric, r.value, r.count,
+            r.key
+        FROM family_metrics_rows r LEFT JOIN stages s ON s.kind = r.kind AND s.key = r.key""",
+}
+
 # Columns of views over Parquet files (`r`), the list of `files` and the `stages` that made them.
 _PARQUET_VIEWS = {
-    "stage_metrics": f"{_RUN}, r.split, r.metric, r.value, r.count, f.key",
-    # A stage of such a class holds many generations, so a row says which it is of.
-    "family_metrics": "s.experiment, s.arm, s.seed, r.generation, NULL AS split, r.metric, r.value, r.count, f.key",
     # What became of every document that a generation's training text was made of; treatments in a row differ by key.
     "treatments": f"""{_RUN}, r.split, r.version, r.document, r.copy, r.fate, r.copies, r.tokens, r.changed, r.weight,
             r.score, r.why, f.key""",
@@ -141,24 +171,72 @@ def quote(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def parquet_view(name: str, files: Sequence[str], *, below: str) -> str:
-    """SQL that creates the view `name` (after its schema and a point, where that is not `main`).
+def is_of(view: str) -> str:
+    """SQL: whether a row of `files` is a file that the view reads."""
+    return "(" + " OR ".join(f"kind = {quote(k)} AND name GLOB {quote(glob)}" for k, glob in READS[view][0]) + ")"
+
+
+def rows_of(view: str) -> str:
+    """The table in which the rows of a view's files are."""
+    return f"{view}_rows"
+
+
+def loaded_table(view: str) -> str:
+    """SQL that makes that table."""
+    columns = ", ".join(f"{name} {kind}" for name, kind in _columns(view).items())
+    return f"CREATE TABLE {rows_of(view)} (kind VARCHAR, key VARCHAR, {columns})"
+
+
+def load_rows(view: str, files: Sequence[str], *, below: str) -> str:
+    """SQL that puts the rows of these files, `kind/key/name`, into that table; see `parquet_view`."""
+    columns = ", ".join(_columns(view))
+    place = "split_part(filename, '/', -3) AS kind, split_part(filename, '/', -2) AS key"
+    return f"INSERT INTO {rows_of(view)} SELECT {place}, {columns} FROM {_read(view, _listed(files, below))}"
+
+
+def listed_files(view: str) -> str:
+    """SQL: the addresses, below `FOLDER`, of the files that a view reads, after one without rows."""
+    address = f"{quote(FOLDER)} || kind || '/' || key || '/' || regexp_replace(name, '([*?\\[])', '[\\1]', 'g')"
+    files = f"SELECT list({address} ORDER BY kind, key, name) FROM files WHERE {is_of(view)}"
+    return f"SELECT list_concat([{quote(empty_file(view))}], coalesce(({files}), []))"
+
+
+def listed_view(view: str) -> str:
+    """SQL that creates a view over the files that a variable of its name lists, for `query`."""
+    return f"CREATE VIEW reading.{view} AS {_over(view, _read(view, f'getvariable({quote(view)})'), FOLDER)}"
+
+
+def parquet_view(view: str, files: Sequence[str], *, below: str) -> str:
+    """SQL that creates a view over files by their addresses, for everybody.
 
     Args:
         files: `kind/key/name` of each file; without any the view has the same columns and no rows.
         below: what stands before them in the addresses at which they are read.
     """
-    view = name.rpartition(".")[2]
-    columns = {**{c: _SQL_TYPES[t] for c, (t, _) in READS[view][1].items()}, "filename": "VARCHAR"}
+    columns = {**_columns(view), "filename": "VARCHAR"}
     nulls = ", ".join(f"CAST(NULL AS {kind}) AS {column}" for column, kind in columns.items())
     source = f"(SELECT {nulls} WHERE false)"
     if files:
-        addresses = ", ".join(quote(literal_glob(below + file)) for file in files)
-        later = view in LATER_COLUMNS
-        read = f"read_parquet([{addresses}], filename = true{', union_by_name = true' if later else ''})"
+        read = _read(view, _listed(files, below))
         # a column that none of the files has yet comes from the empty row set, as null
-        source = f"(FROM {source} UNION ALL BY NAME FROM {read})" if later else read
-    return f"""CREATE VIEW {name} AS SELECT {_PARQUET_VIEWS[view]}
+        source = f"(FROM {source} UNION ALL BY NAME FROM {read})" if view in LATER_COLUMNS else read
+    return f"CREATE OR REPLACE VIEW {view} AS {_over(view, source, below)}"
+
+
+def _columns(view: str) -> dict[str, str]:
+    return {column: _SQL_TYPES[kind] for column, (kind, _) in READS[view][1].items()}
+
+
+def _listed(files: Sequence[str], below: str) -> str:
+    return "[" + ", ".join(quote(literal_glob(below + file)) for file in files) + "]"
+
+
+def _read(view: str, files: str) -> str:
+    return f"read_parquet({files}, filename = true{', union_by_name = true' if view in LATER_COLUMNS else ''})"
+
+
+def _over(view: str, source: str, below: str) -> str:
+    return f"""SELECT {_PARQUET_VIEWS[view]}
         FROM {source} r JOIN files f ON {quote(below)} || f.kind || '/' || f.key || '/' || f.name = r.filename
         LEFT JOIN stages s ON s.kind = f.kind AND s.key = f.key"""
 

@@ -6,11 +6,13 @@ Three things are asked of a corpus: `check_corpus` (is everything there, before 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from fortifai_core.config.corpus import AlmanacCorpus, Corpus, HuggingFaceCorpus, MixtureCorpus, TextCorpus
-from fortifai_core.corpus.documents import Document, Question, Source
+from fortifai_core.corpus.documents import Document, Documents, Question, Source
 from fortifai_core.corpus.reserve import assemble
 from fortifai_core.corpus.wikitext import RAW_VERSION, SPELLING_VERSION
 from fortifai_core.errors import Unusable, within
@@ -18,7 +20,7 @@ from fortifai_core.parsing import local_path
 from storage.sources import hub, mirror
 from storage.sources.hub_corpora import check_hub_options, is_wikitext, load_hub, question_file
 from storage.sources.questions import attach, read_questions
-from storage.sources.textfiles import check_file, check_format, content_digest, read_documents
+from storage.sources.textfiles import check_file, check_format, content_digest, iter_documents
 
 SingleCorpus = AlmanacCorpus | TextCorpus | HuggingFaceCorpus
 
@@ -42,15 +44,15 @@ def load_source(corpus: Corpus, *, splits: int, seed: int) -> Source:
     for field, part in _parts(corpus):
         with within(field):
             source = _load(part, splits=splits, seed=seed)
-        stem = source.documents[0].source
+        stem = next(iter(source.documents)).source
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(corpus.parts) + 2))) if n not in names)
         names.add(name)
         sources.append(_renamed(source, name))
     return Source(
-        documents=[d for s in sources for d in s.documents],
+        documents=_joined([s.documents for s in sources]),
         questions=[q for s in sources for q in s.questions],
-        validation=[d for s in sources for d in s.validation],
-        pretraining=[d for s in sources for d in s.pretraining],
+        validation=_joined([s.validation for s in sources]),
+        pretraining=_joined([s.pretraining for s in sources]),
         notes=[note for s in sources for note in s.notes],
     )
 
@@ -168,21 +170,25 @@ def _load(corpus: SingleCorpus, *, splits: int, seed: int) -> Source:
 
 
 def _load_text(corpus: TextCorpus, *, splits: int) -> Source:
-    documents: list[Document] = []
-    indices: dict[str, int] = {}
-    for index, file in enumerate(corpus.files):
-        with within(f"files.{index}"):
-            for raw in read_documents(local_path(file), text_field=corpus.text_field):
-                name = raw.id if raw.id is not None else f"document-{len(documents)}"
-                if name in indices:
-                    raise Unusable(file, f"two documents have the id {name!r}: ids must differ in all files")
-                indices[name] = len(documents)
-                documents.append(Document(name, raw.text, "text"))
+    def read(names: dict[str, int] | None = None) -> Iterator[Document]:
+        count = 0
+        for index, file in enumerate(corpus.files):
+            with within(f"files.{index}"):
+                for raw in iter_documents(local_path(file), text_field=corpus.text_field):
+                    name = raw.id if raw.id is not None else f"document-{count}"
+                    if names is not None and names.setdefault(name, count) != count:
+                        raise Unusable(file, f"two documents have the id {name!r}: ids must differ in all files")
+                    yield Document(name, raw.text, "text")
+                    count += 1
+
+    names: dict[str, int] = {}
+    documents = Documents(read, range(sum(1 for _ in read(names))))
+    in_order = list(names) if corpus.questions is not None else []
 
     def locate(location: int | str) -> str | None:
         if isinstance(location, str):
-            return location if location in indices else None
-        return documents[location].id if 0 <= location < len(documents) else None
+            return location if location in names else None
+        return in_order[location] if 0 <= location < len(in_order) else None
 
     questions: list[Question] = []
     if corpus.questions is not None:
@@ -193,6 +199,7 @@ def _load_text(corpus: TextCorpus, *, splits: int) -> Source:
                 prefix="question",
                 meaning=f"the 0-based number of a document, here 0 to {len(documents) - 1}, or a document's id",
             )
+    names = {}
     with within("files"):
         return assemble(
             documents=documents[: corpus.max_documents],
@@ -211,8 +218,8 @@ def _renamed(source: Source, name: str) -> Source:
     def unique(identifier: str) -> str:
         return identifier if identifier.startswith(f"{name}:") else f"{name}:{identifier}"
 
-    def renamed(documents: list[Document]) -> list[Document]:
-        return [Document(unique(d.id), d.text, name) for d in documents]
+    def renamed(documents: Sequence[Document]) -> Sequence[Document]:
+        return Documents(lambda: (Document(unique(d.id), d.text, name) for d in documents), range(len(documents)))
 
     return Source(
         documents=renamed(source.documents),
@@ -221,3 +228,8 @@ def _renamed(source: Source, name: str) -> Source:
         pretraining=renamed(source.pretraining),
         notes=[f"{name}: {note}" for note in source.notes],
     )
+
+
+def _joined(parts: Sequence[Sequence[Document]]) -> Documents:
+    """One after the other, each read when it is gone through."""
+    return Documents(lambda: chain.from_iterable(parts), range(sum(map(len, parts))))

@@ -21,7 +21,8 @@ from storage.store.tree import is_stray
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 MAX_DOCUMENT = 64 * 2**20  # bytes of a line, characters of a document: forty times a long novel
-MAX_CONTENT = 8 * 2**30  # bytes of one file's text, unpacked; all documents of a corpus are in memory once
+MAX_CONTENT = 8 * 2**30  # bytes of one file's text, unpacked
+BATCH_ROWS = 256  # of a Parquet file in memory at a time
 
 
 _TOO_LONG = f"is longer than a document may be ({MAX_DOCUMENT // 2**20} MiB): divide it into several documents"
@@ -141,7 +142,12 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_documents(path: Path, *, text_field: str) -> list[RawDocument]:
-    """All documents of one file, in its order.
+    """All documents of one file, in its order; see `iter_documents`."""
+    return list(iter_documents(path, text_field=text_field))
+
+
+def iter_documents(path: Path, *, text_field: str) -> Iterator[RawDocument]:
+    """All documents of one file, in its order, one after the other; a `.parquet.gz` alone is in memory as a whole.
 
     Args:
         path: a .txt (blank lines divide documents), .jsonl or .parquet file, each also as .gz.
@@ -153,20 +159,23 @@ def read_documents(path: Path, *, text_field: str) -> list[RawDocument]:
     check_file(path)
     match file_format(path):
         case ".txt":
-            documents = list(_from_text(path))
+            documents = _from_text(path)
         case ".jsonl":
-            documents = [_document(row, text_field, place=f"{path}:{number}") for number, row in json_lines(path)]
+            documents = (_document(row, text_field, place=f"{path}:{number}") for number, row in json_lines(path))
         case ".parquet":
-            documents = [
+            documents = (
                 _document(row, text_field, place=f"{path}[{index}]")
                 for index, row in enumerate(_from_parquet(path, text_field))
-            ]
+            )
         case _:
             check_format(path)
-            raise AssertionError("check_format accepts what read_documents cannot read")
-    if not documents:
+            raise AssertionError("check_format accepts what iter_documents cannot read")
+    empty = True
+    for document in documents:
+        empty = False
+        yield document
+    if empty:
         raise Unusable(str(path), "the file holds no document: put text into it, or leave it out")
-    return documents
 
 
 def check_format(path: Path) -> None:
@@ -188,16 +197,19 @@ def _from_text(path: Path) -> Iterator[RawDocument]:
         yield RawDocument(None, "\n".join(lines))
 
 
-def _from_parquet(path: Path, text_field: str) -> list[dict[str, Any]]:
+def _from_parquet(path: Path, text_field: str) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     with open_content(path) as stream, unreadable(path, "Parquet"):
-        content = stream.read(MAX_CONTENT + 1)
-        if len(content) > MAX_CONTENT:
-            raise Unusable(str(path), _TOO_LARGE)
-        table = pq.ParquetFile(pa.BufferReader(content))
+        source: Any = stream
+        if path.suffix.lower() == ".gz":  # which cannot be read from its end
+            content = stream.read(MAX_CONTENT + 1)
+            if len(content) > MAX_CONTENT:
+                raise Unusable(str(path), _TOO_LARGE)
+            source = pa.BufferReader(content)
+        table = pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
         names = table.schema_arrow.names
         if text_field not in names:
             raise Unusable(str(path), _no_column(text_field, names))
@@ -206,15 +218,16 @@ def _from_parquet(path: Path, text_field: str) -> list[dict[str, Any]]:
         columns = [group.column(index) for group in groups for index in range(group.num_columns)]
         if sum(c.total_uncompressed_size for c in columns if c.path_in_schema in wanted) > MAX_CONTENT:
             raise Unusable(str(path), _TOO_LARGE)
-        read = table.read(columns=wanted)
-        texts = read.column(text_field)
-        if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
-            longest = pc.max(pc.binary_length(texts)).as_py() or 0
-            if longest > MAX_DOCUMENT:  # before Python has a second copy of it
-                index = pc.index(pc.binary_length(texts), longest).as_py()
-                raise Unusable(f"{path}[{index}]", f"the text {_TOO_LONG}")
-        rows: list[dict[str, Any]] = read.to_pylist()
-        return rows
+        read = 0
+        for batch in table.iter_batches(BATCH_ROWS, columns=wanted):
+            texts = batch.column(text_field)
+            if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
+                longest = pc.max(pc.binary_length(texts)).as_py() or 0
+                if longest > MAX_DOCUMENT:  # before Python has a second copy of it
+                    index = read + pc.index(pc.binary_length(texts), longest).as_py()
+                    raise Unusable(f"{path}[{index}]", f"the text {_TOO_LONG}")
+            read += batch.num_rows
+            yield from batch.to_pylist()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from storage.store import durable
 from storage.store.keys import file_digest
 
 # a file that was written so recently may be written again without its times changing
-_SETTLED_NS = 2_000_000_000
+SETTLED_NS = 2_000_000_000
 _State = tuple[int, int, int, int, int]
 _taken: dict[str, tuple[_State, str]] = {}
 
@@ -30,7 +30,7 @@ def digest_of(path: Path) -> str:
     if known is not None and known[0] == before:
         return known[1]
     digest = file_digest(path)
-    if _state(path) == before and max(before[3:]) + _SETTLED_NS < time.time_ns():
+    if _state(path) == before and max(before[3:]) + SETTLED_NS < time.time_ns():
         _taken[str(path)] = (before, digest)
     return digest
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import warnings
 from collections.abc import Mapping, Sequence
@@ -194,6 +195,58 @@ def list_experiments(store: ArtifactStore) -> list[Experiment]:
     return readable
 
 
+@dataclass(frozen=True)
+class SeenRecord:
+    """A record's file as it was seen.
+
+    Attributes:
+        label: its name without `.json`.
+        state: what the file system said of it, as `ArtifactStore.states`; None where that tells nothing.
+        digest: sha256 of its text.
+        experiment: what it says; None where it was not read, or cannot be.
+        status: `Experiment.state` at that time; None with `experiment`.
+    """
+
+    label: str
+    state: int | None
+    digest: str
+    experiment: Experiment | None = None
+    status: str | None = None
+
+
+def survey_experiments(store: ArtifactStore, known: Mapping[str, SeenRecord]) -> tuple[list[SeenRecord], list[str]]:
+    """Records that are new or say something else than what is `known`, by label; and the labels that are gone.
+
+    Those are read that were touched, and those that said `running` while their process may have ended. What cannot be
+    read is warned about, each time.
+
+    Returns:
+        (changed, gone); a changed one that was known is not among the gone.
+    """
+    states = {name.removesuffix(".json"): state for name, state in store.states(DIRECTORY).items() if _is_record(name)}
+    changed = []
+    for label, state in states.items():
+        before = known.get(label)
+        if before is not None and before.status not in (None, "running") and before.state == state is not None:
+            continue
+        try:
+            data = store.read_bytes(f"{DIRECTORY}/{label}.json")
+            experiment = None if data is None else _parsed(store, f"{label}.json", data)
+        except InputError as error:
+            warnings.warn(str(error), UserWarning, stacklevel=2)
+            experiment = None
+        if data is None:
+            continue
+        digest, status = hashlib.sha256(data).hexdigest(), experiment.state if experiment else None
+        if before is None or (before.digest, before.status) != (digest, status):
+            changed.append(SeenRecord(label, state, digest, experiment, status))
+    return changed, sorted(set(known) - set(states))
+
+
+def _is_record(name: str) -> bool:
+    return name.endswith(".json") and not name.startswith(".")
+
+
 def every_experiment(store: ArtifactStore) -> list[Experiment]:
     """As `list_experiments`, for whoever must know of all.
 
@@ -210,7 +263,7 @@ def _read_all(store: ArtifactStore) -> tuple[list[Experiment], dict[str, InputEr
     """Those that can be read, the one updated last at the end; and of the others, by their label, why not."""
     readable, unreadable = [], {}
     for name in store.names(DIRECTORY):
-        if not name.endswith(".json") or name.startswith("."):
+        if not _is_record(name):
             continue
         try:
             experiment = _read(store, name)
@@ -228,9 +281,9 @@ def load_experiment(store: ArtifactStore, name_or_id: str = "latest") -> Experim
     Raises:
         InputError: none matches; the message lists what there is.
     """
-    known = list_experiments(store)
-    if name_or_id == "latest" and known:
-        return known[-1]
+    if name_or_id == "latest" and (newest := _newest(store)) is not None:
+        return newest
+    known = _those(store, [name for name in _labels(store) if _may_be(name, name_or_id)]) or list_experiments(store)
     exact = [e for e in known if name_or_id in (e.name, e.label, e.id)]
     prefix = [e for e in known if len(name_or_id) >= 4 and e.id.startswith(name_or_id)]
     if len({e.id for e in prefix}) > 1 and not exact:
@@ -238,18 +291,62 @@ def load_experiment(store: ArtifactStore, name_or_id: str = "latest") -> Experim
         raise InputError("experiment", name_or_id, f"several begin so: {labels}; give more digits")
     if exact or prefix:
         return (exact or prefix)[-1]
-    _, unreadable = _read_all(store)
+    readable, unreadable = _read_all(store)
     for label, error in unreadable.items():
         if name_or_id in ("latest", label, label.rpartition("-")[0]):
             raise error
-    labels = ", ".join(e.label for e in known) or "none: run one first"
+    labels = ", ".join(e.label for e in readable) or "none: run one first"
     raise InputError("experiment", name_or_id, f"not found in {store.name}; there is {labels}")
+
+
+def _labels(store: ArtifactStore) -> list[str]:
+    return [name.removesuffix(".json") for name in store.names(DIRECTORY) if _is_record(name)]
+
+
+def _may_be(label: str, name_or_id: str) -> bool:
+    """Whether the record of that label may be the one that is asked for, without reading it."""
+    name, _, digits = label.rpartition("-")
+    return name_or_id in (label, name) or digits.startswith(name_or_id[: len(digits)])
+
+
+def _those(store: ArtifactStore, labels: Sequence[str]) -> list[Experiment]:
+    """Those of them that can be read, the one updated last at the end; another is warned about."""
+    found = []
+    for label in labels:
+        try:
+            experiment = _read(store, f"{label}.json")
+        except InputError as error:
+            warnings.warn(str(error), UserWarning, stacklevel=3)
+            continue
+        found += [experiment] if experiment is not None else []
+    return sorted(found, key=lambda e: (e.updated, e.id))
+
+
+def _newest(store: ArtifactStore) -> Experiment | None:
+    """The one updated last of those that can be read; only as many are read in full as it takes to be sure."""
+    said: list[tuple[str, str]] = []
+    for label in _labels(store):
+        match = _UPDATED.search(store.read_bytes(f"{DIRECTORY}/{label}.json") or b"")
+        if match is None:  # as earlier releases wrote it, or spoilt
+            said += [(e.updated, label) for e in _those(store, [label])]
+        else:
+            said.append((match[1].decode(errors="replace"), label))
+    for updated in sorted({updated for updated, _ in said}, reverse=True):
+        found = _those(store, [label for moment, label in said if moment == updated])
+        if found and found[-1].updated == updated:
+            return found[-1]
+    return None
+
+
+_UPDATED = re.compile(rb'\n "updated": "([^"\n]+)"')
 
 
 def _read(store: ArtifactStore, name: str) -> Experiment | None:
     data = store.read_bytes(f"{DIRECTORY}/{name}")
-    if data is None:
-        return None
+    return None if data is None else _parsed(store, name, data)
+
+
+def _parsed(store: ArtifactStore, name: str, data: bytes) -> Experiment:
     try:
         body = json.loads(data)
         # records of releases before 1.0 have no seal: that their configuration has their id says that it is theirs
@@ -257,26 +354,27 @@ def _read(store: ArtifactStore, name: str) -> Experiment | None:
         if seal is not None and seal != seal_of(body):
             raise ValueError("its text does not match its own digest")
         record = Experiment(**{**body, "stages": [StageRecord(**stage) for stage in body["stages"]]})
-        _check(record, name)
+        _check(record, name, sealed=seal is not None)
         return record
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         where = f"{store.name}/{DIRECTORY}/{name}"
         raise InputError(where, str(error), "it is no experiment record; delete it or restore it") from error
 
 
-def _check(record: Experiment, file: str) -> None:
+def _check(record: Experiment, file: str, *, sealed: bool) -> None:
     """That every field is of its type, and the configuration the one that the id and the file's name stand for."""
     texts = ("id", "name", "created", "updated", "status", "process")
     wrong = [name for name in texts if not isinstance(getattr(record, name), str)]
     config = record.config
     wrong += [f"config.{name}" for name, kind in _SHOWN.items() if not isinstance(config.get(name, kind()), kind)]
-    for index, stage in enumerate(record.stages):
-        wrong += [
-            f"stages.{index}.{name}" for name, kind in _STAGE.items() if not isinstance(getattr(stage, name), kind)
-        ]
+    for name, kind in _STAGE.items():
+        if not all(issubclass(found, kind) for found in {type(getattr(stage, name)) for stage in record.stages}):
+            wrong += [
+                f"stages.{i}.{name}" for i, one in enumerate(record.stages) if not isinstance(getattr(one, name), kind)
+            ]
+    for index, stage in enumerate([] if wrong else record.stages):
         wrong += [f"stages.{index}.parents" for key in stage.parents.values() if not isinstance(key, str)]
-        if not wrong:
-            check_address(stage.kind, stage.key)
+        check_address(stage.kind, stage.key)
     if not isinstance(record.refresh, dict) or not all(isinstance(d, str) for d in record.refresh.values()):
         wrong.append("refresh")
     for address in () if wrong else record.refresh:
@@ -285,7 +383,8 @@ def _check(record: Experiment, file: str) -> None:
         raise ValueError(f"{', '.join(wrong[:3])} cannot be so in a record")
     for moment in (record.created, record.updated):
         datetime.fromisoformat(moment)
-    if record.id != experiment_id(config) or record.name != config["name"]:
+    # a seal says that all of it is as it was written
+    if (not sealed and record.id != experiment_id(config)) or record.name != config["name"]:
         raise ValueError("its configuration has another id")
     if file != f"{record.label}.json":
         raise ValueError(f"it belongs into {record.label}.json")

@@ -18,6 +18,7 @@ MANIFEST_NAME = "manifest.json"
 WHOLE, PARTLY_REMOVED = 1, 2
 MANIFEST_SCHEMA = PARTLY_REMOVED  # the newest that is read
 SEAL = "manifest_sha256"
+Address = tuple[str, str]  # kind and key of an artifact
 
 
 class FileEntry(TypedDict):

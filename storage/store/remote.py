@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fortifai_core.errors import ArtifactDamaged, StoreError, without_secrets
 from fortifai_core.parsing import local_path, refusing
 from storage.store import durable
-from storage.store.manifest import MANIFEST_NAME, Manifest, is_address
+from storage.store.manifest import MANIFEST_NAME, Address, Manifest, is_address
 from storage.store.tree import Artifact, Tree, check_file
 
 
@@ -158,26 +157,15 @@ class Remote:
         elif self.names(base := f"artifacts/{kind}/{key}"):
             raise ArtifactDamaged(f"{self.name(base)} is unfinished: it has no manifest", file=MANIFEST_NAME)
 
-    def addresses(self, kind: str | None = None) -> Iterator[tuple[str, str]]:
+    def addresses(self, kind: str | None = None) -> Iterator[Address]:
         """(kind, key) of every artifact, whether finished or not."""
-        seen = {tuple(name.split("/")[:2]) for name in self.listing("artifacts") if name.count("/") >= 2}
-        for of_kind, key in sorted(seen):
-            if kind in (None, of_kind) and is_address(of_kind, key):
-                yield of_kind, key
+        yield from (address for address in addresses_of(self.listing("artifacts")) if kind in (None, address[0]))
 
-    def manifests(self, kind: str | None = None) -> Iterator[tuple[tuple[str, str], str, bytes]]:
+    def manifests(self, addresses: Iterable[Address]) -> Iterator[tuple[Address, str, bytes]]:
         """As `Tree.manifests`."""
-        names = {f"artifacts/{of_kind}/{key}/{MANIFEST_NAME}": (of_kind, key) for of_kind, key in self.addresses(kind)}
+        names = {f"artifacts/{kind}/{key}/{MANIFEST_NAME}": (kind, key) for kind, key in addresses}
         for name, text in sorted(self.read_many(list(names)).items()):
             yield names[name], self.name(name), text
-
-    def fingerprint(self) -> str:
-        """As `Tree.fingerprint`; experiment records by their content, for sizes may stay the same."""
-        records = [f"experiments/{name}" for name in sorted(self.names("experiments"))]
-        digest = hashlib.sha256(json.dumps(sorted(self.listing("artifacts").items())).encode())
-        for name, data in sorted(self.read_many(records).items()):
-            digest.update(name.encode() + b"\0" + data)
-        return digest.hexdigest()
 
     def download(self, manifest: Manifest, tree: Tree) -> Artifact:
         """Bring an artifact into the local copy; every digest is checked on the way.
@@ -242,3 +230,10 @@ class Remote:
 
     def _make_parent(self, path: str) -> None:
         self.fs.makedirs(self.fs._parent(path), exist_ok=True)
+
+
+def addresses_of(names: Iterable[str]) -> list[Address]:
+    """(kind, key) of every artifact, sorted, from the names of all objects relative to `artifacts`."""
+    parts = (name.split("/", 2) for name in names)
+    seen = {(part[0], part[1]) for part in parts if len(part) == 3}
+    return sorted(address for address in seen if is_address(*address))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,10 +32,9 @@ class RemoteDigests:
 
     def of(self, name: str, info: Mapping[str, Any]) -> str:
         """sha256 of the object of that name, of which the storage says `info` now."""
-        marks = [f"{mark}={info[mark]}" for mark in _MARKS if info.get(mark) is not None]
-        state = " ".join([f"size={info['size']}", *marks])
+        state = state_of(info)
         known = self._taken.get(name)
-        if known is not None and marks and known[0] == state:
+        if known is not None and state and known[0] == state:
             return known[1]
         digest = self._remote.digest(name)
         self._taken[name] = [state, digest]
@@ -45,3 +45,16 @@ class RemoteDigests:
         if self._taken != self._before:
             with contextlib.suppress(OSError, StoreError):
                 durable.write_bytes(self._file, json.dumps(self._taken).encode())
+
+
+def state_of(info: Mapping[str, Any]) -> str:
+    """Size and marks of an object, which are others once it was written again; empty where the storage has no marks."""
+    marks = [f"{mark}={info[mark]}" for mark in _MARKS if info.get(mark) is not None]
+    return " ".join([f"size={info['size']}", *marks]) if marks else ""
+
+
+def numbered(*states: str) -> int | None:
+    """States of objects as one number; None where one of them says nothing."""
+    if not all(states):
+        return None
+    return int.from_bytes(hashlib.sha256(repr(states).encode()).digest()[:8], signed=True)

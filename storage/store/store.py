@@ -16,11 +16,10 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fortifai_core.errors import ArtifactDamaged, FortifaiError, StoreError, without_secrets
 from storage.store import digests, durable
@@ -29,13 +28,14 @@ from storage.store.location import parse_location
 from storage.store.locks import Lease, LeaseTimes, LockHeld, file_lock, lease
 from storage.store.manifest import FileEntry, Manifest
 from storage.store.remote import Remote, cache_directory
-from storage.store.remote_digests import RemoteDigests
-from storage.store.tree import Artifact, Tree, check_file, is_stray
+from storage.store.remote_digests import numbered, state_of
+from storage.store.tree import Artifact, Tree, is_stray, state_of_file
 
 __all__ = ["Artifact", "ArtifactDamagedWarning", "ArtifactStore", "Damage", "Draft", "Manifest", "Verification"]
 
 REMEDY = "`fortifai verify` sets aside what is damaged, and `fortifai resume` builds it anew"
-NAMED = 5  # damaged artifacts that one message names
+
+LITTLE_SPACE = 2e9  # bytes free; the demo's store needs a tenth of it
 
 
 class ArtifactDamagedWarning(UserWarning):
@@ -135,7 +135,7 @@ class ArtifactStore:
             artifact = self.tree.read(kind, key)
             return artifact.manifest if artifact else None
         self.tree.place(kind, key)  # refuses what is no address
-        with self._asked():
+        with self.asked():
             manifest = self.remote.manifest(kind, key)
             if manifest is not None:
                 self.remote.check(manifest)
@@ -154,7 +154,7 @@ class ArtifactStore:
 
     def addresses(self) -> set[tuple[str, str]]:
         """(kind, key) of every artifact, finished or not: where few are there, that is sooner known than one by one."""
-        with self._asked():
+        with self.asked():
             return set((self.remote or self.tree).addresses())
 
     def read(self, kind: str, key: str) -> Artifact | None:
@@ -176,85 +176,15 @@ class ArtifactStore:
             NewerRelease: a newer release wrote one of them.
         """
         readable: list[Manifest] = []
-        with self._asked():
-            found = list((self.remote or self.tree).manifests(kind))
+        with self.asked():
+            place = self.remote or self.tree
+            found = list(place.manifests(place.addresses(kind)))
         for _, where, text in found:
             try:
                 readable.append(Manifest.from_json(text, where=where))
             except ArtifactDamaged as error:
                 warnings.warn(str(error), ArtifactDamagedWarning, stacklevel=2)
         return sorted(readable, key=lambda m: (m.created, m.kind, m.key))
-
-    def sound(self, reads: Callable[[str, str], bool]) -> list[Manifest]:
-        """The manifests of all artifacts, oldest first, when none of them is damaged.
-
-        The size of every file is compared, and the digest of each file that is going to be read. That is taken once
-        by this process (`storage.store.digests`); of a remote store once for as long as the storage says the same of
-        the object (`storage.store.remote_digests`), whichever process asks.
-
-        Args:
-            reads: whether a file of an artifact is going to be read, by the artifact's kind and the file's name.
-
-        Raises:
-            ArtifactDamaged: names the damaged ones.
-            NewerRelease: a newer release wrote one of them.
-        """
-        # one listing tells all sizes of a remote store, which would take minutes one by one
-        with self._asked():
-            taken = RemoteDigests(self.remote, self.root) if self.remote else None
-            objects = self.remote.objects("artifacts") if self.remote else {}
-            found = list((self.remote or self.tree).manifests())
-        manifests, problems = [], []
-        for (kind, key), where, text in found:
-            try:
-                manifest: Manifest | None = Manifest.from_json(text, where=where, address=(kind, key))
-                assert manifest is not None
-                self._compare(manifest, objects, taken, reads)
-            except ArtifactDamaged:
-                try:  # it may have been replaced or set aside between one look and the next
-                    manifest = self.peek(kind, key)
-                    if manifest is not None:
-                        with self._asked():
-                            again = self.remote.objects(f"artifacts/{kind}/{key}") if self.remote else {}
-                        fresh = {f"{kind}/{key}/{name}": info for name, info in again.items()}
-                        self._compare(manifest, fresh, taken, reads)
-                except ArtifactDamaged as error:
-                    problems.append(f"{kind} {key[:12]}: {error}")
-                    continue
-            if manifest is not None:
-                manifests.append(manifest)
-        if taken is not None:
-            taken.keep()
-        if problems:
-            more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-            named = "; ".join(problems[:NAMED])
-            raise ArtifactDamaged(f"{len(problems)} damaged artifacts in {self.name}: {named}{more}; {REMEDY}")
-        return sorted(manifests, key=lambda m: (m.created, m.kind, m.key))
-
-    def _compare(
-        self,
-        manifest: Manifest,
-        objects: Mapping[str, Mapping[str, Any]],
-        taken: RemoteDigests | None,
-        reads: Callable[[str, str], bool],
-    ) -> None:
-        """Raise `ArtifactDamaged` where a file is not what the manifest says. `objects`, `taken`: of a remote store."""
-        place = self.tree.place(manifest.kind, manifest.key)
-        for entry in manifest.files:
-            name = f"{manifest.kind}/{manifest.key}/{entry['name']}"
-            is_read = reads(manifest.kind, entry["name"])
-            if taken is None:
-                check_file(place, entry, verify=is_read)
-                continue
-            info = objects.get(name)
-            size = None if info is None else info["size"]
-            if info is None or size != entry["size"]:
-                message = f"{name} has {size} bytes, its manifest says {entry['size']}"
-                raise ArtifactDamaged(message, file=entry["name"])
-            with self._asked():
-                if is_read and taken.of(f"artifacts/{name}", info) != entry["sha256"]:
-                    message = f"{name} does not have the sha256 that its manifest says"
-                    raise ArtifactDamaged(message, file=entry["name"])
 
     # --- looking after it: what is damaged is set aside ---
 
@@ -400,7 +330,7 @@ class ArtifactStore:
         Raises:
             StoreError: names the place and the remedy.
         """
-        with self._asked():
+        with self.asked():
             durable.write_bytes(self.root / "work" / "writable", b"")
             if self.remote is not None:
                 name = f"work/writable-{uuid.uuid4().hex}"
@@ -422,7 +352,7 @@ class ArtifactStore:
         Raises:
             StoreError: it cannot be read.
         """
-        with self._asked():
+        with self.asked():
             if self.remote is not None:
                 return self.remote.read(name)
             try:
@@ -436,7 +366,7 @@ class ArtifactStore:
         Raises:
             StoreError: it cannot be written.
         """
-        with self._asked():
+        with self.asked():
             if self.remote is not None:
                 self.remote.write(name, data)
             else:
@@ -449,7 +379,7 @@ class ArtifactStore:
         Raises:
             StoreError: the store is no directory, or cannot be read.
         """
-        with self._asked():
+        with self.asked():
             if self.remote is not None:
                 return sorted(name for name in self.remote.names(directory) if not is_stray(name))
             if self.root.exists() and not self.root.is_dir():
@@ -460,8 +390,19 @@ class ArtifactStore:
             except FileNotFoundError:
                 return []
 
+    def states(self, directory: str) -> dict[str, int | None]:
+        """What the file system or the storage says of each file in a directory, as one number, by its name.
+
+        It is another one once the file was written again; None where its times may not show that, or nothing is said.
+        """
+        with self.asked():
+            if self.remote is not None:
+                infos = {name: info for name, info in self.remote.objects(directory).items() if "/" not in name}
+                return {name: numbered(state_of(info)) for name, info in infos.items() if not is_stray(name)}
+            return {name: state_of_file(self.root / directory / name) for name in self.names(directory)}
+
     @contextmanager
-    def _asked(self) -> Iterator[None]:
+    def asked(self) -> Iterator[None]:
         """Say in one line why the store cannot be read or written."""
         try:
             yield
@@ -486,11 +427,6 @@ class ArtifactStore:
     def address(self, name: str) -> str:
         """Where a file of the store lies: an absolute path, or a URL."""
         return self.remote.address(name) if self.remote else str(self.root / name)
-
-    def fingerprint(self) -> str:
-        """A digest that changes when an artifact or an experiment comes, goes or is made anew."""
-        with self._asked():
-            return f"{self.name}#{(self.remote or self.tree).fingerprint()}"
 
     # --- details ---
 

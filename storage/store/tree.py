@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fortifai_core.errors import ArtifactDamaged, StoreError
 from storage.store import durable
-from storage.store.digests import digest_of
+from storage.store.digests import SETTLED_NS, digest_of
 from storage.store.keys import file_digest
 from storage.store.manifest import (
     MANIFEST_NAME,
+    Address,
     FileEntry,
     Manifest,
     Removal,
@@ -151,7 +151,7 @@ class Tree:
         if place.is_dir() and self.read(kind, key, verify=True) is None:
             raise ArtifactDamaged(f"{place} is unfinished: it has no manifest", file=MANIFEST_NAME)
 
-    def addresses(self, kind: str | None = None) -> Iterator[tuple[str, str]]:
+    def addresses(self, kind: str | None = None) -> Iterator[Address]:
         """(kind, key) of every artifact directory, whether finished or not."""
         for kind_dir in sorted_directories(self.root / "artifacts"):
             if kind in (None, kind_dir.name):
@@ -159,9 +159,9 @@ class Tree:
                     if is_address(kind_dir.name, key_dir.name):
                         yield kind_dir.name, key_dir.name
 
-    def manifests(self, kind: str | None = None) -> Iterator[tuple[tuple[str, str], str, bytes]]:
-        """(kind, key), path and text of every manifest."""
-        for address in self.addresses(kind):
+    def manifests(self, addresses: Iterable[Address]) -> Iterator[tuple[Address, str, bytes]]:
+        """(kind, key), path and text of the manifest of each of these that has one."""
+        for address in addresses:
             path = self.place(*address) / MANIFEST_NAME
             try:
                 yield address, str(path), path.read_bytes()
@@ -172,19 +172,31 @@ class Tree:
                     raise
                 yield address, str(path), b""  # which is no manifest either
 
-    def fingerprint(self) -> str:
-        """A digest that changes when an artifact or an experiment comes, goes or is made anew."""
-        paths = [self.place(*address) / MANIFEST_NAME for address in self.addresses()]
-        experiments = self.root / "experiments"
-        paths += sorted(experiments.iterdir()) if experiments.is_dir() else []
-        digest = hashlib.sha256()
-        for path in paths:
+    def states(self, names: Mapping[Address, Sequence[str]], *, before: int) -> Iterator[tuple[Address, int]]:
+        """What the file system says of artifacts, each as one number: another one once anything of it was touched.
+
+        Inode, size and both times of the manifest and of each file go into it. An artifact of which a file is missing
+        has none, nor one that was touched so shortly before `before` (ns since 1970) that its times may not show the
+        next change.
+
+        Args:
+            names: of the files of each artifact, without its manifest's.
+        """
+        by_kind: dict[str, list[tuple[str, Sequence[str]]]] = {}
+        for (kind, key), files in names.items():
+            by_kind.setdefault(kind, []).append((key, files))
+        for kind, artifacts in by_kind.items():
             try:
-                state = path.stat()
-            except FileNotFoundError:
+                folder = os.open(self.root / "artifacts" / kind, os.O_RDONLY)
+            except OSError:
                 continue
-            digest.update(f"{path}\0{state.st_ino}\0{state.st_mtime_ns}\0{state.st_size}\0".encode())
-        return digest.hexdigest()
+            try:
+                for key, files in artifacts:
+                    state = _state_of(folder, [f"{key}/{name}" for name in (MANIFEST_NAME, *files)], before)
+                    if state is not None:
+                        yield (kind, key), state
+            finally:
+                os.close(folder)
 
     def describe(self, draft: Path) -> list[FileEntry]:
         """Size and digest of every file below a draft.
@@ -274,6 +286,25 @@ class Tree:
         os.rename(self.place(kind, key), target)
         durable.fsync_path(self.place(kind, key).parent)
         return target
+
+
+def state_of_file(path: Path) -> int | None:
+    """As `Tree.states`, of one file now."""
+    return _state_of(None, [str(path)], time.time_ns())
+
+
+def _state_of(folder: int | None, paths: Sequence[str], before: int) -> int | None:
+    marks: list[int] = []
+    try:
+        for path in paths:
+            found = os.stat(path, dir_fd=folder)
+            modified, changed = found.st_mtime_ns, found.st_ctime_ns
+            if modified > before - SETTLED_NS or changed > before - SETTLED_NS:
+                return None
+            marks += (found.st_ino, found.st_size, modified, changed)
+    except OSError:
+        return None
+    return hash(tuple(marks))  # of integers it is the same in every process
 
 
 def check_file(place: Path, entry: FileEntry, *, verify: bool) -> None:

@@ -220,6 +220,27 @@ def write_packed(path: str | Path, rows: Iterable[Sequence[int]], *, sequence_le
     return written
 
 
+def write_tokens(path: str | Path, rows: Iterable[Sequence[int]]) -> None:
+    """Keep token ids of documents for a while: an Arrow stream of lists, which may be empty."""
+    import pyarrow as pa
+
+    arrow = pa.schema([pa.field("tokens", pa.list_(pa.int32()), nullable=False)])
+    source = iter(rows)
+    with durable.naming_full_disk(Path(path)), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, arrow) as to:
+        while batch := list(islice(source, ROW_GROUP)):
+            lists = pa.array([list(row) for row in batch], pa.list_(pa.int32()))
+            to.write_batch(pa.record_batch([lists], schema=arrow))
+
+
+def iter_tokens(path: str | Path) -> Iterator[list[int]]:
+    """What `write_tokens` kept, document by document."""
+    import pyarrow as pa
+
+    with pa.OSFile(str(path), "rb") as stream, pa.ipc.open_stream(stream) as batches:
+        for batch in batches:
+            yield from batch.column(0).to_pylist()
+
+
 def part_name(number: int) -> str:
     """File name of part `number` of a split."""
     return f"part-{number:05d}.parquet"

@@ -21,6 +21,7 @@ from prefect.events import emit_event
 
 from fortifai_core.outside import markdown, mermaid, visible
 from fortifai_core.wording import run_title
+from storage.store.store import LITTLE_SPACE
 from tasks.engine.plans import GenerationPlan, RunPlan
 from tasks.engine.session import Session, current_session
 from tasks.engine.stages import Stage, load
@@ -118,6 +119,20 @@ def announce(
         )
 
 
+def announce_space(*, store: str, free: int) -> None:
+    """The event of a disk that is nearly full, for automations; none while there is space.
+
+    Args:
+        store: its address without a password; `free`: bytes.
+    """
+    if free < LITTLE_SPACE:
+        emit_event(
+            "disk.nearly-full",
+            resource={"prefect.resource.id": f"fortifai.store.{artifact_key(store)}", "prefect.resource.name": store},
+            payload={"store": store, "free_bytes": free},
+        )
+
+
 def thinned_chart(title: str, values: Sequence[tuple[int, float]], *, threshold: float | None, axis: str) -> str:
     """A line chart of one measure by generation, thinned to what fits, with a threshold as a second line."""
     step = max(1, -(-len(values) // POINTS))
@@ -150,6 +165,7 @@ async def publish_generation(run: RunPlan, step: GenerationPlan, failure: dict[s
         metrics={"generation": step.last, **running.references[step.measured.reference]["metrics"]},
         failure=failure if failed else None,
     )
+    announce_space(store=running.store.name, free=running.store.free_bytes())
     if _is_new(running, step, step.measured):
         show: Show = load(plan.shows)
         await _publish(plan.config.name, run, show(running, run, step, failure))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ from tasks.language.files import split_file
 from tasks.language.specs import CorpusSpec, PretrainedTokenizerSpec, PretrainingSpec, SourceSpec, TokenizerSpec
 
 
-def _text_rows(documents: list[Document]) -> list[dict[str, Any]]:
-    return [{"document": d.id, "text": d.text, "source": d.source} for d in documents]
+def _text_rows(documents: Iterable[Document]) -> Iterator[dict[str, Any]]:
+    return ({"document": d.id, "text": d.text, "source": d.source} for d in documents)
 
 
 def _refuse_change(corpus: Corpus, planned: dict[str, str]) -> None:
@@ -37,12 +40,13 @@ def build_pretraining(context: Context[PretrainingSpec]) -> dict[str, Any]:
     if isinstance(corpus, AlmanacCorpus):
         from fortifai_core.corpus.almanac.world import pretraining_text
 
-        documents = pretraining_text(corpus)
+        documents: Sequence[Document] = pretraining_text(corpus)
     else:
         documents = load_source(corpus, splits=context.spec.splits, seed=0).pretraining
-        _refuse_change(corpus, context.spec.digests)
-    parquet.write_table(context.directory / "pretraining.parquet", _text_rows(documents), schema="documents")
-    return {"documents": len(documents), "characters": sum(len(d.text) for d in documents)}
+    path = context.directory / "pretraining.parquet"
+    count = parquet.write_table(path, _text_rows(documents), schema="documents")
+    _refuse_change(corpus, context.spec.digests)  # after all of it was read
+    return {"documents": count, "characters": sum(len(text) for text in parquet.iter_column(path, "text"))}
 
 
 def build_source(context: Context[SourceSpec]) -> dict[str, Any]:
@@ -51,9 +55,9 @@ def build_source(context: Context[SourceSpec]) -> dict[str, Any]:
 
     spec = context.spec
     source = load_source(spec.corpus, splits=spec.splits, seed=spec.world)
-    _refuse_change(spec.corpus, spec.digests)
     parquet.write_table(context.directory / "documents.parquet", _text_rows(source.documents), schema="documents")
     parquet.write_table(context.directory / "validation.parquet", _text_rows(source.validation), schema="documents")
+    _refuse_change(spec.corpus, spec.digests)  # after all of it was read
     if source.questions:
         write_questions(context.directory / "questions.parquet", source.questions)
     return {
@@ -84,26 +88,46 @@ def fetch_tokenizer(context: Context[PretrainedTokenizerSpec]) -> dict[str, Any]
 
 
 def build_corpus(context: Context[CorpusSpec]) -> dict[str, Any]:
-    """D_k^(0) for every k: the corpus tokenised and cut into equal splits at document boundaries."""
+    """D_k^(0) for every k: the corpus tokenised and cut into equal splits at document boundaries.
+
+    Text and tokens are gone through as a stream; lengths, sources and names of the documents are in memory.
+    """
     from fortifai_core.corpus.splitting import assign_questions, cut
-    from fortifai_core.corpus.tokenization import encode_documents
+    from fortifai_core.corpus.tokenization import iter_encoded
     from storage.tables.models import load_tokenizer
 
     splits = context.spec.splits
     source = context.artifact(context.spec.source)
     tokenizer = load_tokenizer(context.artifact(context.spec.tokenizer).path)
-    texts = parquet.read_rows(source.file("documents.parquet"))
-    tokens = encode_documents(tokenizer, [row["text"] for row in texts])
-    split_of = cut([len(t) for t in tokens], splits=splits, group=[row["source"] for row in texts])
-    for split in range(splits):
-        rows = ((row, ids) for row, ids, k in zip(texts, tokens, split_of, strict=True) if k == split)
-        _write_text(context.directory / split_file(split), rows)
-    held_out = parquet.read_rows(source.file("validation.parquet"))
-    encoded = encode_documents(tokenizer, [row["text"] for row in held_out])
-    _write_text(context.directory / "validation.parquet", zip(held_out, encoded, strict=True))
-    counts: dict[str, Any] = {"tokens": sum(len(t) for t in tokens), "documents": len(texts)}
+    texts = source.file("documents.parquet")
+    encoded = context.workspace / "tokens.arrow"
+    lengths, names = array("q"), dict[str, str]()
+
+    def tokens() -> Iterator[list[int]]:
+        for ids in iter_encoded(tokenizer, parquet.iter_column(texts, "text")):
+            lengths.append(len(ids))
+            yield ids
+
+    parquet.write_tokens(encoded, tokens())
+    group = [names.setdefault(name, name) for name in parquet.iter_column(texts, "source")]
+    split_of = cut(lengths, splits=splits, group=group)
+
+    def rows() -> Iterator[tuple[dict[str, Any], list[int], int]]:
+        return zip(parquet.iter_rows(texts), parquet.iter_tokens(encoded), split_of, strict=True)
+
+    if split_of == sorted(split_of):
+        for split, of_it in groupby(rows(), key=itemgetter(2)):
+            _write_text(context.directory / split_file(split), (row[:2] for row in of_it))
+    else:  # a mixture, each of whose parts goes through all splits
+        for split in range(splits):
+            _write_text(context.directory / split_file(split), (row[:2] for row in rows() if row[2] == split))
+    encoded.unlink()
+    held_out = source.file("validation.parquet")
+    ids = iter_encoded(tokenizer, parquet.iter_column(held_out, "text"))
+    _write_text(context.directory / "validation.parquet", zip(parquet.iter_rows(held_out), ids, strict=True))
+    counts: dict[str, Any] = {"tokens": sum(lengths), "documents": len(lengths)}
     if source.has("questions.parquet"):
-        document_split = {row["document"]: k for row, k in zip(texts, split_of, strict=True)}
+        document_split = dict(zip(parquet.iter_column(texts, "document"), split_of, strict=True))
         questions = assign_questions(read_questions(source.file("questions.parquet")), document_split)
         counts["questions"] = write_questions(context.directory / "questions.parquet", questions)
     return counts

@@ -66,7 +66,7 @@ def fetch_base(context: Context[PretrainedBaseSpec]) -> dict[str, Any]:
 
 def build_base(context: Context[BaseSpec]) -> dict[str, Any]:
     """M_-1: a Llama pretrained here on text of its own."""
-    from fortifai_core.corpus.tokenization import encode_documents
+    from fortifai_core.corpus.tokenization import iter_encoded
     from storage.tables.models import load_tokenizer
 
     config = context.spec.model
@@ -74,9 +74,9 @@ def build_base(context: Context[BaseSpec]) -> dict[str, Any]:
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = new_model(config, vocabulary=len(tokenizer), **special)
     path = context.artifact(context.spec.pretraining).file("pretraining.parquet")
-    texts = list(parquet.iter_column(path, "text"))
+    texts = parquet.iter_column(path, "text")
     packing = {"length": config.pretraining_sequence_length, "end_of_text": tokenizer.eos_token_id}
-    rows = _packed(context, "pretraining.arrow", iter(encode_documents(tokenizer, texts)), **packing)
+    rows = _packed(context, "pretraining.arrow", iter_encoded(tokenizer, texts), **packing)
     metrics = _train(
         model, rows, context, training=pretraining_of(config), loss=CrossEntropyLoss(), seed=derive_seed("base", 0)
     )
@@ -228,9 +228,15 @@ def _train(
     validation: Any | None = None,
     **aims: Any,
 ) -> dict[str, Any]:
-    from fortifai_core.language.training import train_model
+    from fortifai_core.language.training import Report, train_model
     from kernels import install_loss_head
     from tasks.language.losses import token_loss
+
+    report = None
+    if context.runtime.report_to:
+        name = f"{context.stage.run} · {context.stage.label}"
+        folder = context.store.logs / "tensorboard" / f"{context.stage.kind}-{context.stage.key}"
+        report = Report(context.runtime.report_to, name, folder)
 
     head = install_loss_head(model, loss=token_loss(loss), chunk_rows=context.runtime.logits_chunk)
     result = train_model(
@@ -245,6 +251,7 @@ def _train(
         device=context.device,
         on_progress=lambda done, total: context.progress(done, total, "steps"),
         **aims,
+        report=report,
     )
     head.remove()
     return {"steps": result.steps, "tokens-trained": result.tokens, "resumed-from": result.resumed_from}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import sys
+import tempfile
 import urllib.error
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from flows.load import preset_text
 from flows.tools import doctor
 from flows.tools.doctor import Check
 
@@ -126,8 +128,14 @@ def test_a_configured_server_has_to_answer() -> None:
         raise urllib.error.URLError("refused")
 
     with temporary_settings({PREFECT_API_URL: "http://prefect.test/api"}):
-        good = doctor.check_server(lambda url: b'"3.8.8"')
-        assert good == Check("server", "fine", "Prefect 3.8.8 at http://prefect.test/api")
+        ours = importlib.metadata.version("prefect")
+        good = doctor.check_server(lambda url: f'"{ours}"'.encode())
+        assert good == Check("server", "fine", f"Prefect {ours} at http://prefect.test/api, client {ours}")
+        newer = doctor.check_server(lambda url: b'"99.0.0"')
+        assert newer.state == "fine" and "99.0.0" in newer.found and ours in newer.found
+        older = doctor.check_server(lambda url: b'"2.20.0"')
+        assert older.state == "note" and "older" in older.found and "update the server" in older.remedy
+        assert doctor.check_server(lambda url: b'"no version"').state == "broken"
         for bad in (refuse, lambda url: b"<html>another service</html>"):
             check = doctor.check_server(bad)
             assert check.state == "broken" and "PREFECT_API_URL" in check.remedy
@@ -139,3 +147,77 @@ def test_little_memory_is_worth_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_memory", lambda: 10**9)
     check = doctor.check_machine()
     assert check.state == "note" and "runtime.workers=1" in check.remedy
+
+
+def server(**answers: object) -> doctor.Ask:
+    """Answers as a Prefect server's."""
+    empty: dict[str, object] = {"work_pools": [], "deployments": [], "concurrency_limits": []}
+    return lambda path, body: {**empty, **answers}[path.strip("/").removesuffix("/filter")]
+
+
+def found(**answers: object) -> dict[str, Check]:
+    return {check.name: check for check in doctor.check_deployments(server(**answers))}
+
+
+def test_a_server_without_deployments_is_no_fault() -> None:
+    checks = found()
+    assert checks["deployments"].state == "note" and "fortifai serve" in checks["deployments"].remedy
+    assert checks["limits"] == Check("limits", "fine", "none") and "work pool" not in checks
+
+
+@pytest.mark.parametrize(
+    ("pool", "state", "remedy"),
+    [
+        ({"name": "fortifai", "type": "process", "status": "READY", "is_paused": False}, "fine", ""),
+        ({"name": "fortifai", "type": "process", "status": "NOT_READY"}, "note", "prefect worker start"),
+        ({"name": "fortifai", "type": "process", "status": "PAUSED", "is_paused": True}, "note", "work-pool resume"),
+        ({"name": "another", "type": "process", "status": "READY"}, "broken", "work-pool create"),
+    ],
+)
+def test_a_work_pool_that_starts_nothing_is_named(pool: dict[str, object], state: str, remedy: str) -> None:
+    deployed = {"name": "tiny", "work_pool_name": "fortifai", "status": "READY"}
+    checks = list(doctor.check_deployments(server(work_pools=[pool], deployments=[deployed])))
+    check = next(c for c in checks if c.name == "work pool" and "fortifai" in c.found)
+    assert check.state == state and remedy in check.remedy and bool(check.remedy) == (state != "fine")
+
+
+def test_deployments_that_nothing_serves_are_named() -> None:
+    served = {"name": "tiny", "work_pool_name": None, "status": "READY"}
+    assert found(deployments=[served])["deployments"] == Check("deployments", "fine", "tiny")
+    check = found(deployments=[served, {**served, "name": "gmm", "status": "NOT_READY"}])["deployments"]
+    assert check.state == "note" and "gmm" in check.found and "tiny" not in check.found
+
+
+def test_a_limit_that_is_all_taken_is_named() -> None:
+    free = {"tag": "training", "concurrency_limit": 2, "active_slots": ["a"]}
+    assert found(concurrency_limits=[free])["limits"] == Check("limits", "fine", "training: 2")
+    check = found(concurrency_limits=[free, {"tag": "gpu", "concurrency_limit": 1, "active_slots": ["a"]}])["limits"]
+    assert check.state == "note" and "gpu (1 of 1 taken)" in check.found and "reset" in check.remedy
+
+
+def test_another_service_under_the_servers_address_is_told() -> None:
+    (check,) = doctor.check_deployments(lambda path, body: {"detail": "not found"})
+    assert check.state == "broken" and check.remedy
+
+
+def test_a_store_on_two_filesystems_is_refused(tmp_path: Path) -> None:
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second filesystem")
+    with tempfile.TemporaryDirectory(dir=elsewhere) as folder:
+        (tmp_path / "artifacts").symlink_to(folder)
+        check = doctor.check_store(str(tmp_path))
+    assert check.state == "broken" and "different filesystems" in check.found and check.remedy
+
+
+def test_an_experiment_is_weighed_against_this_machine(store_url: str, tmp_path: Path) -> None:
+    check = doctor.check_experiment("smoke", store_url)
+    assert check.state == "fine" and "it fits" in check.found and "GB of memory" in check.found, check
+    large = tmp_path / "large.yaml"
+    large.write_text(
+        preset_text("smoke").replace("hidden_size: 32", "hidden_size: 65536").replace("layers: 2", "layers: 99")
+    )
+    check = doctor.check_experiment(str(large), store_url)
+    assert check.state == "broken" and check.remedy
+    assert doctor.check_experiment("no-such-preset", store_url).state == "broken"
+    assert doctor.check_experiment("gaussian", store_url).state == "fine"

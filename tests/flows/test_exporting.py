@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -89,11 +97,96 @@ def test_the_model_card_says_what_it_is_and_how_it_was_made(run: Prepared, tmp_p
     card = (made / "README.md").read_text()
     assert artifact_path(run, "train", 1).name in card and run.record_id in card
     assert "kr-split-0" in card
+    assert "- generation: 1\n" in card and "- loss: type tce, gamma 0.8" in card
+    models = [artifact_path(run, role, at).name[:12] for role, at in (("base", None), ("train", 0), ("train", 1))]
+    assert f"- lineage: base `{models[0]}` → M0 `{models[1]}` → M1 `{models[2]}`" in card
+    # M_1 reads D_0^(1), which M_0 wrote, and the real D_1
+    rewritten = read_rows(sorted(artifact_path(run, "regenerate", 0).glob("part-*.parquet")))
+    real = read_rows(artifact_path(run, "corpus") / split_file(1))
+    synthetic, whole = (sum(len(r["tokens"]) for r in rows) for rows in (rewritten, [*rewritten, *real]))
+    assert f"{synthetic / whole:.1%} ({synthetic:,} of {whole:,} tokens)" in card
     head, body = card.removeprefix("---\n").split("---\n", maxsplit=1)
     assert yaml.safe_load(head)["library_name"] == "transformers"
     assert (
         ExperimentConfig.model_validate(yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])) == run.plan.config
     )
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Stands in for the hub: makes repositories, and keeps what is committed to them."""
+
+    asked: ClassVar[list[tuple[str, str, bytes]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append((self.path, self.headers["Authorization"], body))
+        host = f"http://{self.headers['Host']}"
+        answer: dict[str, Any] = {"url": f"{host}/me/lost", "commitUrl": f"{host}/me/lost/commit/a", "commitOid": "a"}
+        if "/preupload/" in self.path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            answer["files"] = [{"path": n, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for n in names]
+        self._answer(200, answer)
+
+    def do_GET(self) -> None:
+        self._answer(404, {"error": "no such thing"})
+
+    def _answer(self, code: int, answer: dict[str, Any]) -> None:
+        data = json.dumps(answer).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *_: Any) -> None:
+        pass
+
+
+def export_with(run: Prepared, target: Path, endpoint: str, *, push: str) -> subprocess.CompletedProcess[str]:
+    command = ["export", "model", str(target), "--arm", "tce-0.8", "--push-to-hub", push, "--store", run.store.url]
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_thetoken", "HF_HUB_OFFLINE": "0"}
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *command], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def test_an_export_is_put_on_a_hub_in_one_commit(run: Prepared, tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    try:
+        Hub.asked.clear()
+        done = export_with(run, tmp_path / "model", endpoint, push="me/lost")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0 and f"{endpoint}/me/lost" in done.stdout.replace("\n", ""), done.stderr
+    made = next(json.loads(body) for path, _, body in Hub.asked if path == "/api/repos/create")
+    assert made["name"] == "lost" and made["visibility"] == "private"
+    (commit,) = [body for path, _, body in Hub.asked if path == "/api/models/me/lost/commit/main"]
+    lines = [json.loads(line) for line in commit.splitlines()]
+    files = {
+        line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
+    }
+    on_disk = {p.relative_to(tmp_path / "model").as_posix(): p.read_bytes() for p in (tmp_path / "model").rglob("*")}
+    assert files == on_disk and {"README.md", "model.safetensors", "tokenizer.json"} <= set(files)
+    assert {token for _, token, _ in Hub.asked} == {"Bearer hf_thetoken"}
+
+
+def test_a_hub_that_does_not_answer_leaves_the_export(run: Prepared, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done = export_with(run, tmp_path / "model", f"http://127.0.0.1:{port}", push="me/lost")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "has everything" in done.stderr, done.stderr
+    assert (tmp_path / "model" / "README.md").is_file() and "hf_thetoken" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["lost", "a/b/c", "me/", "me/lo st"])
+def test_a_wrong_name_of_a_repository_is_refused(name: str) -> None:
+    from storage.sources.hub_upload import check_upload
+
+    with pytest.raises(InputError, match="OWNER/NAME"):
+        check_upload(name)
 
 
 def test_a_lora_adapter_is_merged_into_its_base(run: Prepared, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from flows.local import _announce
 from flows.prepare import Prepared, prepare_experiment
 from flows.terminal import Terminal
 from fortifai_core.config.stages import Runtime
-from storage.catalog.catalog import query, rebuild_catalog
+from storage.catalog.catalog import query, refresh_catalog
 from tasks.engine.build import build
 
 SECRETS = {
@@ -50,7 +50,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         one = prepare_experiment(load_any_config("gaussian", TINY), store=str(store), refresh=[])
         for stage in one.plan.stages():
             build(stage, one.store, Runtime(), progress=lambda *_: None)
-        rebuild_catalog(one.store)
+        refresh_catalog(one.store)
         return one
 
 

@@ -14,7 +14,7 @@ from sql_attacks import ATTACKS
 
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import InputError
-from storage.catalog.catalog import query, rebuild_catalog
+from storage.catalog.catalog import query, refresh_catalog
 from storage.catalog.reading import CATALOG, ReadOnlyStore
 from storage.store.experiments import record_experiment
 from storage.store.store import ArtifactStore
@@ -44,7 +44,7 @@ class Target:
             made.execute(f"CREATE TABLE t AS SELECT '{SECRET}' AS a")
             made.execute(f"COPY t TO '{outside}/secret.parquet'")
         (artifact.parent / "link.csv").symlink_to(outside / "secret.csv")
-        rebuild_catalog(self.store)
+        refresh_catalog(self.store)
         self.server = socket.create_server(("127.0.0.1", 0))
         self.server.setblocking(False)
         self.names = {

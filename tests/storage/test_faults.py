@@ -28,7 +28,7 @@ from faults import EVERY, disk
 
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import ArtifactDamaged, FortifaiError, NewerRelease, StoreError
-from storage.catalog.catalog import query, rebuild_catalog
+from storage.catalog.catalog import query, refresh_catalog
 from storage.store import durable
 from storage.store.experiments import list_experiments, load_experiment, record_experiment
 from storage.store.manifest import MANIFEST_SCHEMA, SEAL, Manifest, seal_of
@@ -198,7 +198,7 @@ def read_only(root: Path) -> int:
         store.writable,
         lambda: made(ArtifactStore(root), anew=True),
         lambda: record_experiment(store, config=CONFIG, status="failed"),
-        lambda: rebuild_catalog(store),
+        lambda: refresh_catalog(store),
     )
     with disk(store.root, errno.EROFS, writes=True, failing=EVERY):
         found = store.read("evaluation", KEY)
@@ -322,7 +322,7 @@ def newer_manifest(root: Path) -> int:
             lambda s: s.ls(),
             lambda s: s.verify(),
             lambda s: query(s, "FROM metrics"),
-            rebuild_catalog,
+            refresh_catalog,
         )
         for act in acts:
             with pytest.raises(NewerRelease, match=said):

@@ -12,11 +12,13 @@ import yaml
 from prefect.events.clients import AssertingEventsClient
 from prefect.events.worker import EventsWorker
 
+from deployments.automations import create
 from flows.load import load_any_config, presets
 from flows.server import serving
+from fortifai_core.errors import InputError
 from fortifai_core.families.registry import FamilyExperiment
 from helpers import ENTRYPOINT, FAMILY_ENTRYPOINT
-from tasks.engine.publish import announce
+from tasks.engine.publish import announce, announce_space
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 
@@ -59,14 +61,50 @@ def test_every_preset_is_in_prefect_yaml() -> None:
 def test_automations_are_ones_that_prefect_takes() -> None:
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-    zombie, collapse = (AutomationCore.model_validate(one) for one in read("automations.yaml")["automations"])
+    zombie, collapse, full = (AutomationCore.model_validate(one) for one in read("automations.yaml")["automations"])
     assert isinstance(zombie.trigger, EventTrigger) and isinstance(collapse.trigger, EventTrigger)
     assert zombie.trigger.posture is Posture.Proactive and zombie.enabled
     assert zombie.trigger.within.total_seconds() == 3 * serving.HEARTBEAT_SECONDS
     # each way of ending counts as an answer, or a finished run would be crashed afterwards
     ends = {"Completed", "Failed", "Cancelled", "Crashed"}
     assert {f"prefect.flow-run.{end}" for end in ends} <= set(zombie.trigger.expect)
-    assert not collapse.enabled  # it names a block that each server has to make first
+    assert not collapse.enabled and not full.enabled  # they name a block that each server has to make first
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_automations_send_to_the_block_that_they_are_given_and_are_there_once() -> None:
+    from prefect.automations import Automation
+    from prefect.blocks.notifications import SlackWebhook
+    from prefect.blocks.system import Secret
+
+    names = ["crash-zombie-runs", "notify-of-collapse", "notify-of-full-disk"]
+    assert create() == names
+    assert [Automation.read(name=name).enabled for name in names] == [True, False, False]
+    SlackWebhook(url="https://hooks.test/x").save("alerts")
+    block = SlackWebhook.load("alerts")._block_document_id
+    assert create("slack-webhook/alerts") == names
+    for name in names[1:]:
+        made = Automation.read(name=name)
+        assert made.enabled and [action.block_document_id for action in made.actions] == [block]
+    Secret(value="x").save("no-messages")
+    for wrong, said in (("slack-webhook/nowhere", "no such block"), ("secret/no-messages", "sends no messages")):
+        with pytest.raises(InputError, match=said):
+            create(wrong)
+
+
+def test_a_disk_that_is_nearly_full_is_announced_and_waited_for(events: type[AssertingEventsClient]) -> None:
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger
+
+    trigger = AutomationCore.model_validate(read("automations.yaml")["automations"][2]).trigger
+    assert isinstance(trigger, EventTrigger)
+    announce_space(store="/somewhere/full", free=2_000_000_000)
+    announce_space(store="/somewhere/full", free=1_999_999_999)
+    EventsWorker.drain_all()
+    assert events.last is not None
+    (event,) = events.last.events
+    assert event.event in trigger.expect and trigger.match.matches(event.resource)
+    assert event.resource.name == event.payload["store"] == "/somewhere/full"
+    assert event.payload["free_bytes"] == 1_999_999_999
 
 
 @pytest.fixture

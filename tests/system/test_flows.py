@@ -97,6 +97,24 @@ def test_the_ui_is_shown_retention_and_drift(finished: tuple[Path, Prepared, Rec
         assert all(("live-fraction" in row) == (arm == "tce-0-9") for row in rows)
 
 
+def test_runs_are_found_by_arm_and_seed_and_no_task_has_more_than_the_tag_of_its_role(
+    finished: tuple[Path, Prepared, Recorder],
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+
+    async def named() -> tuple[set[str], list[set[str]]]:
+        async with get_client() as client:
+            tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=["arm: ce", "seed: 0"]))
+            runs = await client.read_flow_runs(flow_run_filter=tagged, limit=200)
+            tasks = await client.read_task_runs(limit=200)
+            return {run.name for run in runs}, [set(one.tags) for one in tasks]
+
+    names, tags = asyncio.run(named())
+    assert names == {"ce · seed 0"}
+    assert tags and max(map(len, tags)) <= 1  # each further set of them would cost a thread and a client
+
+
 def test_every_artifact_is_sound(finished: tuple[Path, Prepared, Recorder]) -> None:
     verified = ArtifactStore(finished[0]).verify()
     assert verified.damaged == [] and verified.sound == len(finished[1].plan.stages())

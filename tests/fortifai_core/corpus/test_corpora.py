@@ -85,7 +85,7 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, kind: str, packed
     check_corpus(corpus)
     source = load_source(corpus, splits=6, seed=0)
     assert_disjoint(source)
-    everything = source.documents + source.validation + source.pretraining
+    everything = [*source.documents, *source.validation, *source.pretraining]
     assert sorted((int(d.id.split("-")[1]), d.text) for d in everything) == list(enumerate(TEXTS))
     assert len(source.pretraining) == 5 and len(source.validation) == 1
     assert [d.id for d in source.documents] == sorted((d.id for d in source.documents), key=lambda i: int(i[9:]))
@@ -177,13 +177,13 @@ def test_the_same_text_twice_is_never_kept_and_used(tmp_path: Path) -> None:
     some = write(tmp_path / "some.txt", "\n\n".join(TEXTS + TEXTS[:5]))
     source = load_source(TextCorpus(files=[some]), splits=4, seed=0)
     assert (len(source.documents), len(source.pretraining), len(source.validation)) == (18, 6, 1)
-    used, kept = ({d.text for d in group} for group in (source.documents, source.pretraining + source.validation))
+    used, kept = ({d.text for d in group} for group in (source.documents, [*source.pretraining, *source.validation]))
     assert not used & kept and used | kept == set(TEXTS)
     more = write(tmp_path / "more.txt", "\n\n".join([*TEXTS[:8], *(t for t in TEXTS[8:] for _ in "ab")]))
     most = TextCorpus(files=[more], pretraining_fraction=0.2, validation_fraction=0.2)
     source = load_source(most, splits=4, seed=0)
     assert any("kept documents were dropped" in n for n in source.notes)
-    assert not {d.text for d in source.documents} & {d.text for d in source.pretraining + source.validation}
+    assert not {d.text for d in source.documents} & {d.text for d in [*source.pretraining, *source.validation]}
     assert not {d.text for d in source.pretraining} & {d.text for d in source.validation}
     thrice = write(tmp_path / "thrice.txt", "\n\n".join(t for t in TEXTS for _ in "abc"))
     with pytest.raises(DataError, match="no text is left for pretraining"):

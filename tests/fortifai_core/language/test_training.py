@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fortifai_core.config.stages import Training
 from fortifai_core.corpus.packing import collate, pack
 from fortifai_core.errors import NonFiniteLoss
-from fortifai_core.language.training import newest_checkpoint, seal_checkpoint, train_model
+from fortifai_core.language.training import TENSORBOARD, Report, newest_checkpoint, seal_checkpoint, train_model
 
 VOCABULARY = 64
 
@@ -239,3 +240,38 @@ def test_checkpoints_are_sealed_with_the_digest_of_every_file(tmp_path: Path) ->
     assert newest is not None
     sealed = set(json.loads((newest / "digests.json").read_text()))
     assert {"optimizer.pt", "model.safetensors", "rng_state.pth", "scheduler.pt"} <= sealed
+
+
+WRITER = """
+import json, pathlib
+class SummaryWriter:
+    def __init__(self, log_dir):
+        self.folder = pathlib.Path(log_dir)
+        self.folder.mkdir(parents=True)
+    def add_scalar(self, name, value, step):
+        with (self.folder / "scalars.jsonl").open("a") as file:
+            file.write(json.dumps([name, value, step]) + "\\n")
+    def add_text(self, *_): pass
+    def flush(self): pass
+    def close(self): pass
+"""
+
+
+def test_the_loss_is_reported_where_it_is_asked_for_and_no_weight_depends_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a stand-in for TensorBoard's writer, by the Trainer's own callback."""
+    (tmp_path / "packages" / "tensorboardX").mkdir(parents=True)
+    (tmp_path / "packages" / "tensorboardX" / "__init__.py").write_text(WRITER)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.delenv(TENSORBOARD, raising=False)
+    models = [tiny_model(), tiny_model()]
+    reports = [None, Report(["tensorboard"], "CE · seed 0 · train · g0", tmp_path / "logs")]
+    for number, (model, report) in enumerate(zip(models, reports, strict=True)):
+        train(model, tmp_path / str(number), report=report)
+    assert same(weights(models[0]), weights(models[1]))
+    scalars = [json.loads(line) for line in (tmp_path / "logs" / "scalars.jsonl").read_text().splitlines()]
+    losses = [(step, value) for name, value, step in scalars if name == "train/loss"]
+    assert [step for step, _ in losses] == list(range(1, len(losses) + 1)) and len(losses) > 3
+    assert all(0 < value < 20 for _, value in losses) and losses[-1][1] < losses[0][1]
+    assert TENSORBOARD not in os.environ

@@ -15,7 +15,7 @@ import pytest
 
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import ArtifactDamaged, InputError
-from storage.catalog.catalog import VIEWS, query, rebuild_catalog
+from storage.catalog.catalog import VIEWS, query, refresh_catalog
 from storage.store.experiments import StageRecord, record_experiment
 from storage.store.remote_digests import FILE, RemoteDigests
 from storage.store.store import ArtifactStore
@@ -257,7 +257,7 @@ def test_a_deleted_or_spoilt_catalog_is_made_again(store: ArtifactStore) -> None
 
 def test_a_reader_keeps_the_old_catalog_while_a_new_one_takes_its_place(store: ArtifactStore) -> None:
     fill(store)
-    with duckdb.connect(rebuild_catalog(store), read_only=True) as reader:
+    with duckdb.connect(refresh_catalog(store), read_only=True) as reader:
         store.remove("model", "model-0")
         assert one(store, "SELECT present FROM stages WHERE key = 'model-0'") == (False,)
         old = reader.execute("SELECT present FROM stages WHERE key = 'model-0'").fetchall()
@@ -267,7 +267,7 @@ def test_a_reader_keeps_the_old_catalog_while_a_new_one_takes_its_place(store: A
 def test_a_user_who_holds_the_file_open_for_writing_blocks_nobody(store: ArtifactStore) -> None:
     """What `duckdb $(fortifai path catalog)` does: another process with the write lock, and from anywhere."""
     fill(store)
-    path = rebuild_catalog(store)
+    path = refresh_catalog(store)
     code = (
         "import duckdb, sys, time\n"
         "c = duckdb.connect(sys.argv[1])\n"
@@ -320,7 +320,7 @@ WRITES = [
 @pytest.mark.parametrize("statement", WRITES)
 def test_no_sql_writes(store: ArtifactStore, tmp_path: Path, statement: str) -> None:
     fill(store)
-    rebuild_catalog(store)
+    refresh_catalog(store)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     target = (store.root / "artifacts" / "written.csv").as_posix().replace("'", "''")
     if "query('" in statement:
@@ -400,7 +400,7 @@ def test_a_damaged_artifact_is_refused_every_time_and_named(store: ArtifactStore
         with pytest.raises(ArtifactDamaged, match=r"1 damaged artifacts.*evaluation-0.*fortifai verify"):
             query(store, "SELECT count(*) FROM metrics")
     with pytest.raises(ArtifactDamaged, match=path.name):
-        rebuild_catalog(store)
+        refresh_catalog(store)
     path.write_bytes(whole)
     assert one(store, "SELECT count(*) FROM metrics") == (2,)
 

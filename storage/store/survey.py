@@ -1,0 +1,161 @@
+"""What a store holds now, beside what was known of it: whatever is new or was touched is read, the rest is not."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fortifai_core.errors import ArtifactDamaged
+from storage.store.manifest import MANIFEST_NAME, Address, Manifest
+from storage.store.remote import addresses_of
+from storage.store.remote_digests import RemoteDigests, numbered, state_of
+from storage.store.store import REMEDY, ArtifactStore
+from storage.store.tree import check_file
+
+NAMED = 5  # damaged artifacts that one message names
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was seen of an artifact when it was sound.
+
+    Attributes:
+        names: of its files.
+        state: what the file system or the storage said of them; None where that tells nothing yet.
+        digest: sha256 of its manifest's text.
+    """
+
+    names: Sequence[str]
+    state: int | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What has become of a store since it was looked at.
+
+    Attributes:
+        new: the manifests of what was not known, or is another now; oldest first.
+        seen: what is to be known of these, and of what was touched, read again and found the same.
+        gone: what was known and is not there any more, or is another now.
+    """
+
+    new: list[Manifest]
+    seen: dict[Address, Known]
+    gone: list[Address]
+
+
+def survey(store: ArtifactStore, known: Mapping[Address, Known], reads: Callable[[str, str], bool]) -> Survey:
+    """Look at every artifact of a store, when none of them is damaged.
+
+    An artifact whose manifest and files are as they were, by what the file system says of them, is the same. Of any
+    other the size of every file is compared, and the digest of each file that is going to be read. That is taken once
+    by this process (`storage.store.digests`); of a remote store once for as long as the storage says the same of
+    the object (`storage.store.remote_digests`), whichever process asks.
+
+    Args:
+        known: what was seen before.
+        reads: whether a file of an artifact is going to be read, by the artifact's kind and the file's name.
+
+    Raises:
+        ArtifactDamaged: names the damaged ones.
+        NewerRelease: a newer release wrote one of them.
+    """
+    look = _Look(store, reads)
+    with store.asked():
+        there = set(look.addresses())
+        present = {address: before for address, before in known.items() if address in there}
+        states = dict(look.states({a: before.names for a, before in present.items() if before.state is not None}))
+        untouched = {address for address, state in states.items() if state == present[address].state}
+        found = list((store.remote or store.tree).manifests(sorted(there - untouched)))
+    manifests: dict[Address, Manifest] = {}
+    problems = []
+    for address, where, text in found:
+        try:
+            manifest = look.sound(address, where, text)
+        except ArtifactDamaged as error:
+            problems.append(f"{address[0]} {address[1][:12]}: {error}")
+            continue
+        if manifest is not None:
+            manifests[address] = manifest
+    if look.taken is not None:
+        look.taken.keep()
+    if problems:
+        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        named = "; ".join(problems[:NAMED])
+        raise ArtifactDamaged(f"{len(problems)} damaged artifacts in {store.name}: {named}{more}; {REMEDY}")
+    names = {address: [entry["name"] for entry in manifest.files] for address, manifest in manifests.items()}
+    states = dict(look.states(names))
+    seen = {a: Known(names[a], states.get(a), _digest(m.to_json().encode())) for a, m in manifests.items()}
+    same = {address for address, now in seen.items() if address in known and known[address].digest == now.digest}
+    new = [manifest for address, manifest in manifests.items() if address not in same]
+    gone = [address for address in known if address not in untouched and address not in same]
+    return Survey(sorted(new, key=lambda m: (m.created, m.kind, m.key)), seen, gone)
+
+
+class _Look:
+    """One look at a store. `taken`: digests of a remote one's objects."""
+
+    def __init__(self, store: ArtifactStore, reads: Callable[[str, str], bool]) -> None:
+        self._store, self._reads = store, reads
+        self._began = time.time_ns()
+        # one listing tells all sizes of a remote store, which would take minutes one by one
+        with store.asked():
+            self.taken = RemoteDigests(store.remote, store.root) if store.remote else None
+            self._objects = store.remote.objects("artifacts") if store.remote else {}
+
+    def addresses(self) -> Sequence[Address]:
+        return addresses_of(self._objects) if self._store.remote else list(self._store.tree.addresses())
+
+    def states(self, names: Mapping[Address, Sequence[str]]) -> Iterator[tuple[Address, int]]:
+        """As `Tree.states`, from before this look began: what was touched since has none."""
+        if self._store.remote is None:
+            yield from self._store.tree.states(names, before=self._began)
+            return
+        for (kind, key), files in names.items():
+            infos = [self._objects.get(f"{kind}/{key}/{name}") for name in (MANIFEST_NAME, *files)]
+            state = numbered(*(state_of(info) if info else "" for info in infos))
+            if state is not None:
+                yield (kind, key), state
+
+    def sound(self, address: Address, where: str, text: bytes) -> Manifest | None:
+        """The manifest of an artifact that is sound; None when there is none by now."""
+        try:
+            manifest: Manifest | None = Manifest.from_json(text, where=where, address=address)
+            assert manifest is not None
+            self._compare(manifest, self._objects)
+        except ArtifactDamaged:
+            # it may have been replaced or set aside between one look and the next
+            manifest = self._store.peek(*address)
+            if manifest is not None:
+                folder = "/".join(address)
+                with self._store.asked():
+                    again = self._store.remote.objects(f"artifacts/{folder}") if self._store.remote else {}
+                self._compare(manifest, {f"{folder}/{name}": info for name, info in again.items()})
+        return manifest
+
+    def _compare(self, manifest: Manifest, objects: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise `ArtifactDamaged` where a file is not what the manifest says."""
+        place = self._store.tree.place(manifest.kind, manifest.key)
+        for entry in manifest.files:
+            name = f"{manifest.kind}/{manifest.key}/{entry['name']}"
+            is_read = self._reads(manifest.kind, entry["name"])
+            if self.taken is None:
+                check_file(place, entry, verify=is_read)
+                continue
+            info = objects.get(name)
+            size = None if info is None else info["size"]
+            if info is None or size != entry["size"]:
+                message = f"{name} has {size} bytes, its manifest says {entry['size']}"
+                raise ArtifactDamaged(message, file=entry["name"])
+            with self._store.asked():
+                if is_read and self.taken.of(f"artifacts/{name}", info) != entry["sha256"]:
+                    message = f"{name} does not have the sha256 that its manifest says"
+                    raise ArtifactDamaged(message, file=entry["name"])
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
