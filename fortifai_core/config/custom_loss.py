@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 LOSSES = "fortifai.losses"  # group of entry points
 ALLOWED = "FORTIFAI_ALLOW_CODE"  # names of modules, with commas; inherited by what a process starts
+GIVEN = (
+    "entropy",
+    "lse",
+    "smooth",
+)  # what a loss is given after nll, where it names it: `kernels.losses.RowStatistics`
 ROOMS = ("deployments", "flows", "fortifai_core", "kernels", "storage", "tasks")
 
 
@@ -155,10 +160,10 @@ def _is_installed(place: Path) -> bool:
     return bool(theirs & {place.resolve(), *place.resolve().parents})
 
 
-def load_custom(
-    function: str, options: Mapping[str, Any], field: str = "losses.function"
-) -> Callable[[Tensor], Tensor]:
+def load_custom(function: str, options: Mapping[str, Any], field: str = "losses.function") -> Callable[..., Tensor]:
     """Import f(nll, **options), a user's own from `module:function` or an installed one by its name.
+
+    It may be f(nll, entropy, **options): of `GIVEN` it gets what its parameters without a default name.
 
     Args:
         field: where the configuration names it, for the errors.
@@ -182,7 +187,7 @@ def load_custom(
             field, function, f"{name!r} is {what}, not a function of nll that is defined in {module_name}"
         )
     try:
-        inspect.signature(loss).bind(None, **options)
+        inspect.signature(loss).bind(None, *_given(loss), **options)
     except TypeError as error:
         raise ConfigError(
             field.removesuffix("function") + "options",
@@ -192,7 +197,14 @@ def load_custom(
     return partial(loss, **options)
 
 
-def check_elementwise(function: str, value: Callable[[Tensor], Tensor], field: str = "losses.function") -> None:
+def _given(loss: Callable[..., Tensor]) -> list[str]:
+    """What a loss is given after nll, by the names of its parameters."""
+    after = list(inspect.signature(loss).parameters.values())[1:]
+    asked = (p.name for p in after if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD)
+    return [name for name in asked if name in GIVEN]
+
+
+def check_elementwise(function: str, value: Callable[..., Tensor], field: str = "losses.function") -> None:
     """Try a custom loss on a few tokens, before any compute is spent.
 
     Raises:
@@ -201,23 +213,32 @@ def check_elementwise(function: str, value: Callable[[Tensor], Tensor], field: s
     """
     import torch
 
-    def of(nll: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses and their derivatives."""
-        leaf = nll.clone().requires_grad_()
-        loss = value(leaf)
-        if not isinstance(loss, torch.Tensor) or loss.shape != nll.shape:
-            shape = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-            remedy = f"must return one loss for each token; for shape {tuple(nll.shape)} it gave {shape}"
+    trial = {
+        "nll": torch.tensor([0.0, 1e-3, 0.1, 0.7, 2.0, 8.0, 100.0]),
+        "entropy": torch.tensor([0.0, 9.0, 1e-3, 0.5, 3.0, 6.0, 0.1]),
+        "lse": torch.tensor([-3.0, 0.0, 9.0, 30.0, 1.0, 2.0, 3.0]),
+        "smooth": torch.tensor([9.0, 12.0, 30.0, 10.0, 11.0, 3.0, 100.0]),
+    }
+    names = ["nll", *_given(value)]
+
+    def of(tokens: slice) -> tuple[Tensor, Tensor]:
+        """Losses and their derivatives, by all that they are given but the entropy, which is a constant."""
+        given = {name: trial[name][tokens].clone().requires_grad_(name != "entropy") for name in names}
+        loss, shape = value(*given.values()), tuple(given["nll"].shape)
+        if not isinstance(loss, torch.Tensor) or loss.shape != shape:
+            got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            remedy = f"must return one loss for each token; for shape {shape} it gave {got}"
             raise ConfigError(field, function, remedy)
         if not loss.requires_grad:
-            raise ConfigError(field, function, "has no derivative: it must be computed from nll by torch")
-        (derivative,) = torch.autograd.grad(loss.sum(), leaf)
-        return loss.detach(), derivative
+            raise ConfigError(field, function, f"has no derivative: torch must compute it from {', '.join(names)}")
+        leaves = [each for each in given.values() if each.requires_grad]
+        derivatives = torch.autograd.grad(loss.sum(), leaves, allow_unused=True, materialize_grads=True)
+        return loss.detach(), torch.stack(derivatives).sum(0)
 
-    nll = torch.tensor([0.0, 1e-3, 0.1, 0.7, 2.0, 8.0, 100.0])
+    nll = trial["nll"]
     try:
-        loss, derivative = of(nll)
-        alone = torch.cat([of(nll[i : i + 1])[0] for i in range(len(nll))])
+        loss, derivative = of(slice(None))
+        alone = torch.cat([of(slice(i, i + 1))[0] for i in range(len(nll))])
     except ConfigError:
         raise
     except Exception as error:
