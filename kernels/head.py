@@ -95,7 +95,7 @@ def joined(parts: Sequence[RowStatistics]) -> RowStatistics:
     """The statistics of consecutive rows, as one."""
     if len(parts) == 1:
         return parts[0]
-    return RowStatistics(*(None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True)))
+    return RowStatistics._make(None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True))
 
 
 def even_chunks(rows: int, most: int, multiple: int) -> int:

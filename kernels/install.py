@@ -87,7 +87,7 @@ def install_loss_head(
         RuntimeError: it has a loss head already.
     """
     linear_implementation(impl)
-    trainer = None
+    trainer: Any = None
     if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
         trainer, model = _computes_its_own(model), model.model
     unwrap: Any = getattr(model, "get_base_model", None)  # peft

@@ -107,7 +107,7 @@ def _terms(logits: Tensor, keep: Tensor, given: Rows, options: Options) -> Terms
     if denominator is not None:
         loss = loss / denominator
     with torch.no_grad():
-        found = RowStatistics(*(None if each is None else each.detach() for each in found))
+        found = RowStatistics._make(None if each is None else each.detach() for each in found)
         hits = logits.gather(1, chosen[:, None]).squeeze(1) >= logits.amax(1)
         live = slopes_of(options.loss, found).ne(0).any(0)
         numbers, flags = found.nll.new_zeros(targets.shape), torch.zeros_like(targets, dtype=torch.bool)
