@@ -1,10 +1,11 @@
 # Every target sets up what it needs; only Python 3.11+ and make have to be there.
 PYTHON ?= python3
+DIST ?= dist
 VENV ?= .venv
 BIN := $(VENV)/bin
 ROOMS := flows tasks fortifai_core kernels storage deployments examples
 
-.PHONY: help demo test test-long chaos lint format docs models bench bench-gpu gpu-wheels gpu-kit audit constraints clean
+.PHONY: help demo test test-long chaos lint format docs models kernels-wheel bench bench-gpu gpu-wheels gpu-kit audit constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -62,6 +63,13 @@ docs: $(VENV)/.docs  ## the reference of the command line anew, and the site of 
 
 models: $(VENV)/.run  ## two small pretrained models (SmolLM2-135M: Apache-2.0; Gemma 3 270M: Gemma terms), 333 MB, never part of set-up
 	@$(BIN)/fortifai models fetch
+
+# built from a copy: setuptools leaves folders of its own behind
+kernels-wheel: $(VENV)/.dev  ## dist/fortifai_kernels-….whl: the loss head alone, importable as fortifai_kernels, needing torch only
+	@rm -rf .kernels-wheel && mkdir .kernels-wheel && cp kernels/*.py kernels/pyproject.toml kernels/README.md LICENSE .kernels-wheel
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir $(DIST) ./.kernels-wheel
+	@rm -rf .kernels-wheel
+	@ls $(DIST)/fortifai_kernels-*.whl
 
 bench: $(VENV)/.run  ## speed and memory of the loss heads, as ratios
 	@$(BIN)/fortifai bench kernels

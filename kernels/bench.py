@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import bench_heads as heads
-from kernels.bench_heads import Batch, Case, Entry
+from . import bench_heads as heads
+from .bench_heads import Batch, Case, Entry
 
 _HOPELESS, _BEHIND = 4, 1.5  # times as slow as the fastest head, the fastest peer: timed no further
 _ROUNDS_OF_ALL = 3
@@ -213,7 +213,7 @@ def _cuda_peak(call: Callable[[], Any], clear: Callable[[], Any]) -> int:
 
 
 def _child(asked: dict[str, Any]) -> int:
-    command = [sys.executable, "-m", "kernels.bench", "--child", json.dumps(asked)]
+    command = [sys.executable, "-m", f"{__package__}.bench", "--child", json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     if done.returncode:
         raise RuntimeError(f"measuring memory of {asked} failed:\n{done.stderr[-2000:]}")
@@ -358,7 +358,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small shapes, two rounds: seconds")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="only the cases in this type")

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import losses
-from kernels.dispatch import cross_entropy, linear_cross_entropy
+from . import losses
+from .dispatch import cross_entropy, linear_cross_entropy
 
 GAMMA = 0.9
 LIVE = (1.0, 0.5, 0.25)
 _CONFIDENT = 60.0  # the target's logit in a dead row; other logits there stay far below
 _NLL_ROWS = 1024
+_TRL_COLUMNS = 32768  # of a tile, as TRL's trainer has it
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,14 @@ CPU_CASES = [
     )
     for dtype in ("float32", "bfloat16")
 ]
-CUDA_CASES = [Case("Llama-3.2-1B", 8192, 2048, 128256, "bfloat16"), Case("gemma-3-1b", 8192, 1152, 262144, "bfloat16")]
+CUDA_CASES = [
+    Case(name, 8192, width, vocabulary, "bfloat16")
+    for name, width, vocabulary in (
+        ("Llama-3.2-1B", 2048, 128256),
+        ("gemma-3-1b", 1152, 262144),
+        ("Qwen3-8B", 4096, 151936),  # at which TRL compares (trl#7244)
+    )
+]
 
 
 @dataclass
@@ -137,6 +145,7 @@ def entries(device: str, say: Callable[[str], None], *, quick: bool = False) -> 
     else:
         compiled = torch.compile(_eager_tensors, dynamic=False)
         peers["torch.compile of eager"] = lambda b: compiled(b.hidden, b.weight, b.targets)
+    peers |= _trl(say)
     if device == "cuda":
         peers |= _gpu_peers(say)
         dense = peers.get("Liger", dense)
@@ -148,6 +157,23 @@ def entries(device: str, say: Callable[[str], None], *, quick: bool = False) -> 
 
 def _eager_tensors(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(hidden, weight), targets)
+
+
+def _trl(say: Callable[[str], None]) -> dict[str, Head]:
+    """The head under TRL's SFTTrainer: every row's log p from tiles of logits, which it computes a second time for the
+    gradients."""
+    try:
+        from trl.kernels import ChunkedLogProbFunction
+    except ImportError as error:  # older releases have another one
+        say(f"skipped: TRL's chunked nll ({error})")
+        return {}
+
+    def head(batch: Batch) -> Tensor:
+        given = (batch.hidden, batch.weight, None, batch.targets, 1.0, _TRL_COLUMNS, None, 1.0, ())
+        nll: Tensor = -ChunkedLogProbFunction.apply(*given)[0]
+        return nll.mean()
+
+    return {"TRL, chunked nll": head}
 
 
 def _gpu_peers(say: Callable[[str], None]) -> dict[str, Head]:
@@ -214,7 +240,7 @@ def training_step(device: str, *, quick: bool, head: str) -> tuple[Callable[[], 
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from kernels.install import install_loss_head
+    from .install import install_loss_head
 
     torch.manual_seed(0)
     config: Any  # keyword arguments of several types

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kernels import head
+from . import head
 
 _PRODUCTS = 8  # summed in bfloat16
 _CHOSEN_AGAIN = (2, 4)  # products after which the heavy rows are

@@ -21,15 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import head
-from kernels.bfloat16_sum import Bfloat16Sum
-from kernels.plain import Linear, Options, Rows, Terms, wide
+from . import head
+from .bfloat16_sum import Bfloat16Sum
+from .losses import RowStatistics
+from .plain import Linear, Options, Rows, Terms, wide
 
 # Chosen on 2 cores with 32 MB of shared cache. A larger chunk spares round trips of the weight gradient's sum and
 # costs memory: 2**25 logits are 1024 rows of 32768, 128 MiB in float32 and 64 in bfloat16.
 _CHUNK_LOGITS = 2**25
 _BLOCK_LOGITS = 2**20  # scratch that stays in the cache, 4 MiB in float32
 _LOG2_E = math.log2(math.e)
+_NOTHING = -200.0  # exp of it adds nothing to a sum that is at least 1
 _RARE = 8  # targets are rare in a chunk where the vocabulary is this many times its rows
 _TILE_NUMBERS = 2**21  # of a product that is added right away, or of what is widened for one
 
@@ -52,6 +54,8 @@ class _Chunked(head.Engine):
         self.in_place = self.compute == kind
         self.moved = self.matrix.new_empty(self.block, vocabulary, dtype=kind)
         self.scratch = self.moved if self.in_place else torch.empty_like(self.moved)
+        self.needs = self.options.needs
+        self.spare = torch.empty_like(self.moved) if self.needs & {"entropy", "tempered"} else None
         self.weight_dtype = weight.dtype
         self.short_sum: Bfloat16Sum | None = None
         rare = self.at_once * _RARE <= vocabulary
@@ -66,39 +70,45 @@ class _Chunked(head.Engine):
         most = max(_CHUNK_LOGITS // vocabulary, width * 13 // 16)
         return head.even_chunks(rows, most, 16)
 
-    def chunk(self, rows: Tensor, x: Tensor, targets: Tensor, coefficient: head.Coefficient) -> tuple[Tensor, Tensor]:
+    def chunk(
+        self, rows: Tensor, x: Tensor, targets: Tensor, coefficient: head.Coefficient
+    ) -> tuple[RowStatistics, Tensor]:
         n = x.shape[0]
         logits = self.buffer[:n]
         if self.offset is None:
             torch.mm(x, self.matrix.T, out=logits)
         else:
             torch.addmm(self.offset, x, self.matrix.T, out=logits)
-        nll, hits, alive, rest, done = [], [], [], [], 0
+        found: list[RowStatistics] = []
+        hits, alive, rest, done = [], [], [], 0
         for start in range(0, n, self.block):
             part = slice(start, min(n, start + self.block))
             z, slope = self._shaped(logits[part])
             t = targets[part, None]
             chosen, highest = z.gather(1, t), z.amax(1, keepdim=True)
-            total = self._exponentiate(z.sub_(highest)).sum(1, keepdim=True)
+            if self.needs:
+                total, others = self._exponentiate_asked(z.sub_(highest), highest)
+            else:
+                total, others = self._exponentiate(z.sub_(highest)).sum(1, keepdim=True), {}
             # total >= 1, so both terms are >= 0: rounding never makes nll negative
-            nll.append((total.log() + (highest - chosen)).squeeze(1))
+            found.append(RowStatistics((total.log() + (highest - chosen)).squeeze(1), **others))
             hits.append((chosen >= highest).squeeze(1))
-            c = coefficient(part, nll[-1])
+            c = coefficient(part, found[-1])
             if not any(self.wanted):
                 continue
-            here = c.nonzero().squeeze(1)
+            here = c.any(0).nonzero().squeeze(1)
             live = here.numel()
             if live < z.shape[0] or (self.in_place and done < start):  # never onto rows that are still to be read
                 z = torch.index_select(z, 0, here, out=self.moved[:live])
-                t, total, c = t[here], total[here], c[here]
+                t, total, c = t[here], total[here], c[:, here]
                 slope = None if slope is None else slope[here]
             place = logits[done : done + live]
-            rest.append(self._d_logits(place, z, t, total, c[:, None] * self.options.logit_scale, slope))
+            rest.append(self._d_logits(place, z, t, total, c[..., None] * self.options.logit_scale, slope))
             alive.append(here + start)
             done += live
         if done:
             self._add(rows, x, targets, torch.cat(alive), torch.cat(rest))
-        return torch.cat(nll), torch.cat(hits)
+        return head.joined(found), torch.cat(hits)
 
     def _shaped(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scaled and capped, of the wide type, free to be written to; and the derivative of a cap."""
@@ -116,22 +126,50 @@ class _Chunked(head.Engine):
         """exp, in place. exp2 is three times as fast; its extra rounding is little beside that of short logits."""
         return below.exp_() if self.in_place else below.mul_(_LOG2_E).exp2_()
 
+    def _exponentiate_asked(self, below: Tensor, highest: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, of z - max z (n, vocabulary), summed to (n, 1); and what is needed beside nll, (n,) each."""
+        average = below.mean(1) if "smooth" in self.needs else None
+        powers = kept = None
+        if self.spare is not None:
+            spare = self.spare[: below.shape[0]]
+            if "tempered" in self.needs:
+                powers = torch.mul(below, 1 / self.options.temperature, out=spare).exp_().sum(1)
+            if "entropy" in self.needs:
+                kept = torch.clamp(below, min=_NOTHING, out=spare)  # -inf times 0 would be no number
+        total = self._exponentiate(below).sum(1, keepdim=True)
+        log_total = total.log().squeeze(1)
+        found = {}
+        if "lse" in self.needs:
+            found["lse"] = highest.squeeze(1) + log_total
+        if average is not None:
+            found["smooth"] = log_total - average
+        if powers is not None:
+            found["tempered"] = powers.log() - log_total / self.options.temperature
+        if kept is not None:
+            found["entropy"] = (log_total - kept.mul_(below).sum(1) / total.squeeze(1)).clamp_min_(0)
+        return total, found
+
     def _d_logits(
         self, place: Tensor, exponentials: Tensor, t: Tensor, total: Tensor, c: Tensor, slope: Tensor | None
     ) -> Tensor:
         """Into `place`, from exp(z - max). Returns what rounding took from the targets' entries, (n,) of the wide type.
 
-        place, exponentials, slope (of the soft cap): (n, vocabulary). t (targets), total, c: (n, 1).
+        place, exponentials, slope (of the soft cap): (n, vocabulary). t (targets), total: (n, 1). c: (k, n, 1), see
+        `losses.slopes_of`.
         """
-        scale = c / total
-        at_target = exponentials.gather(1, t) * scale - c  # before anything is rounded to a short type
+        scale, of_target = c[0] / total, c[min(1, len(c) - 1)]
+        if len(c) == 3:
+            exponentials = exponentials.mul_(scale).sub_(c[2] / exponentials.shape[1])
+            at_target, scale = exponentials.gather(1, t) - of_target, None
+        else:
+            at_target = exponentials.gather(1, t) * scale - of_target  # before anything is rounded to a short type
         if slope is not None:
             exponentials = exponentials.mul_(slope)
             at_target *= slope.gather(1, t)
         if self.in_place:
-            torch.mul(exponentials, scale, out=place)
+            torch.mul(exponentials, 1.0 if scale is None else scale, out=place)
         else:  # an operation that rounds as it writes takes twice as long
-            place.copy_(exponentials.mul_(scale))
+            place.copy_(exponentials if scale is None else exponentials.mul_(scale))
         rounded = at_target.to(place.dtype)
         place[torch.arange(place.shape[0], device=place.device), t.squeeze(1)] = rounded.squeeze(1)
         return (at_target - rounded).squeeze(1)
@@ -166,7 +204,7 @@ class _Chunked(head.Engine):
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As `head.Engine.gradients`; no chunk may follow."""
-        del self.buffer, self.moved, self.scratch
+        del self.buffer, self.moved, self.scratch, self.spare
         if self.short_sum is not None and self.short_sum.products:
             self.d_weight = self.short_sum.result(self.weight_dtype)
         return super().gradients()

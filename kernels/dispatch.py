@@ -1,6 +1,6 @@
 """The public functions: check the arguments, choose an implementation, reduce in one place.
 
-from kernels import linear_cross_entropy, losses
+from . import linear_cross_entropy, losses
 output = linear_cross_entropy(hidden, model.lm_head.weight, targets, loss=losses.truncated(0.9))
 output.loss.backward()
 """
@@ -17,9 +17,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import chunked, losses, plain
-from kernels.losses import LossFunctions
-from kernels.plain import Linear, Options, Rows, Terms
+from . import chunked, losses, plain
+from .losses import LossFunctions
+from .plain import Linear, Options, Rows, Terms
 
 Reduction = Literal["mean", "sum", "none"]
 Implementation = Literal["auto", "torch", "chunked", "triton"]
@@ -36,12 +36,17 @@ class LossStatistics(NamedTuple):
     live_fraction: share of target tokens with f' != 0. mean_confidence: mean probability of the target.
     token_accuracy: share of targets that no other token beats. tokens: target tokens, int64. All over the tokens
     that are not ignored, unweighted; 0 where there are none.
+
+    And two of the targets' shape, 0 where ignored. nll: -log p of each target. entropy: of what is predicted for it,
+    in nats; none unless it was asked for, or the loss needs it.
     """
 
     live_fraction: Tensor
     mean_confidence: Tensor
     token_accuracy: Tensor
     tokens: Tensor
+    nll: Tensor
+    entropy: Tensor | None
 
 
 class LossOutput(NamedTuple):
@@ -66,6 +71,8 @@ def linear_cross_entropy(
     impl: Implementation = "auto",
     chunk_rows: int | None = None,
     logit_scale: float = 1.0,
+    entropy: bool = False,
+    sequence_baseline: Tensor | None = None,
 ) -> LossOutput:
     """The loss of a language model's head, sum_i w_i f(-log softmax(z_i)[t_i]) / denominator, z = hidden weight^T.
 
@@ -86,6 +93,9 @@ def linear_cross_entropy(
             "auto": on CUDA "triton" where triton is installed, else "chunked".
         chunk_rows: the most rows in a chunk; None has the implementation choose by memory.
         logit_scale: z is multiplied by it.
+        entropy: each token's entropy is wanted too, see `LossStatistics`.
+        sequence_baseline: (...) without the last axis of targets: what each sequence's mean nll was before training,
+            for a loss that drops sequences (`losses.tail`).
 
     A batch in which all is ignored or masked gives 0, with gradients of 0.
 
@@ -93,6 +103,7 @@ def linear_cross_entropy(
         ValueError, TypeError: an argument that does not fit, by name.
         RuntimeError: an implementation that is not available here.
     """
+    loss = losses.cross_entropy() if loss is None else loss
     _check_loss(loss)
     _check_options(softcap, logit_scale, chunk_rows, reduction, denominator)
     if weight.ndim != 2:
@@ -111,14 +122,14 @@ def linear_cross_entropy(
                 raise TypeError(f"{name}: {tensor.dtype}, but hidden is {hidden.dtype}")
     _check_targets(targets, hidden.shape[:-1], vocabulary, ignore_index)
     _check_token_weights(token_weights, targets)
-    for name, tensor in (("weight", weight), ("bias", bias), ("targets", targets), ("token_weights", token_weights)):
+    _check_sequences(loss, targets, sequence_baseline)
+    of_tokens = (("targets", targets), ("token_weights", token_weights), ("sequence_baseline", sequence_baseline))
+    for name, tensor in (("weight", weight), ("bias", bias), *of_tokens):
         _check_device(name, tensor, hidden, "hidden")
     linear = Linear(hidden.reshape(-1, width), weight, bias)
-    options = Options(
-        losses.cross_entropy() if loss is None else loss, ignore_index, softcap, float(logit_scale), chunk_rows
-    )
+    options = Options(loss, ignore_index, softcap, float(logit_scale), chunk_rows, entropy=entropy)
     implementation = partial(linear_implementation(impl, hidden.device), linear)
-    return _reduced(implementation, targets, token_weights, options, reduction, denominator)
+    return _reduced(implementation, targets, token_weights, options, reduction, denominator, sequence_baseline)
 
 
 def cross_entropy(
@@ -133,12 +144,15 @@ def cross_entropy(
     denominator: float | Tensor | None = None,
     impl: LogitsImplementation = "auto",
     logit_scale: float = 1.0,
+    entropy: bool = False,
+    sequence_baseline: Tensor | None = None,
 ) -> LossOutput:
     """The same loss, from logits (..., vocabulary) that are there already. They are never written to.
 
     The arguments are those of `linear_cross_entropy`, which needs far less memory. impl: "torch" is plain autograd;
     "triton" (CUDA) reads the logits once, then in the backward pass those of live rows, and writes the gradient once.
     """
+    loss = losses.cross_entropy() if loss is None else loss
     _check_loss(loss)
     _check_options(softcap, logit_scale, None, reduction, denominator)
     if logits.ndim < 1:
@@ -146,13 +160,15 @@ def cross_entropy(
     _check_float("logits", logits)
     _check_targets(targets, logits.shape[:-1], logits.shape[-1], ignore_index)
     _check_token_weights(token_weights, targets)
-    for name, tensor in (("targets", targets), ("token_weights", token_weights)):
+    _check_sequences(loss, targets, sequence_baseline)
+    of_tokens = (("targets", targets), ("token_weights", token_weights), ("sequence_baseline", sequence_baseline))
+    for name, tensor in of_tokens:
         _check_device(name, tensor, logits, "logits")
-    options = Options(losses.cross_entropy() if loss is None else loss, ignore_index, softcap, float(logit_scale))
+    options = Options(loss, ignore_index, softcap, float(logit_scale), entropy=entropy)
     chosen = _chosen(impl, _LOGITS_IMPLEMENTATIONS, logits.device, otherwise="torch")
     terms = _fused(logits.device).logits_terms if chosen == "triton" else plain.logits_terms
     implementation = partial(terms, logits.reshape(-1, logits.shape[-1]))
-    return _reduced(implementation, targets, token_weights, options, reduction, denominator)
+    return _reduced(implementation, targets, token_weights, options, reduction, denominator, sequence_baseline)
 
 
 def linear_implementation(impl: str, device: torch.device | None = None) -> Callable[..., Terms]:
@@ -182,7 +198,7 @@ def _fused(device: torch.device | None) -> Any:
             "impl = 'triton' is not available here: triton is not installed (torch's builds for CUDA bring it along); "
             "use impl = 'chunked', or 'auto', which chooses by what is there"
         )
-    from kernels import fused
+    from . import fused
 
     if device is not None:
         fused.check_device(device)
@@ -207,37 +223,64 @@ def _reduced(
     options: Options,
     reduction: Reduction,
     denominator: float | Tensor | None,
+    sequence_baseline: Tensor | None,
 ) -> LossOutput:
     """The loss by an implementation that has the head or the logits already, and what is told beside it."""
-    options = replace(options, reduce=reduction != "none")
+    drop: float = getattr(options.loss, "drop_sequences", 0.0)
+    # Which sequences are left is known when all their rows are: so each row's loss is kept, and the backward pass
+    # computes anew what is left.
+    options = replace(options, reduce=reduction != "none" and not drop)
     shape, targets = targets.shape, targets.reshape(-1).long()
     by = _denominator(targets, options, reduction, denominator)
     live_mean = reduction == "mean" and by is None
     weights = None if token_weights is None else token_weights.reshape(-1)
-    terms = implementation(Rows(targets, weights, by), options)
+    terms = implementation(Rows(targets, weights, None if drop else by), options)
     with torch.no_grad():
         valid = targets != options.ignore_index
-        tokens, live = valid.sum(), terms.live.sum()
+        kept = _kept(terms.nll.view(shape), valid.view(shape), drop, sequence_baseline).reshape(-1) if drop else None
+        tokens, live = valid.sum(), (terms.live if kept is None else terms.live & kept).sum()
         share = 1 / tokens.clamp(min=1).to(terms.nll.dtype)
         statistics = LossStatistics(
             live_fraction=live * share,
             mean_confidence=(-terms.nll).exp().masked_fill(~valid, 0).sum() * share,
             token_accuracy=terms.hits.sum() * share,
             tokens=tokens,
+            nll=terms.nll.view(shape),
+            entropy=None if terms.entropy is None else terms.entropy.view(shape),
         )
-    if not options.reduce:
-        return LossOutput(terms.loss.reshape(shape), statistics)
-    return LossOutput(terms.loss / live.clamp(min=1) if live_mean else terms.loss, statistics)
+    loss = terms.loss if kept is None else terms.loss.masked_fill(~kept, 0)
+    if reduction == "none":
+        return LossOutput(loss.reshape(shape), statistics)
+    if kept is not None:
+        loss = loss.sum() if by is None else loss.sum() / by
+    return LossOutput(loss / live.clamp(min=1) if live_mean else loss, statistics)
 
 
-def _check_loss(loss: LossFunctions | None) -> None:
-    if loss is None:
-        return
+def _kept(nll: Tensor, valid: Tensor, drop: float, baseline: Tensor | None) -> Tensor:
+    """Which tokens belong to sequences that are left: (..., length). nll, valid: (..., length); see `losses.tail`."""
+    nll, flat = nll.reshape(-1, nll.shape[-1]), valid.reshape(-1, nll.shape[-1])
+    tokens = flat.sum(1)
+    margin = nll.masked_fill(~flat, 0).sum(1) / tokens.clamp(min=1)
+    if baseline is not None:
+        margin = margin - baseline.reshape(-1)
+    margin = margin.masked_fill(tokens == 0, math.inf)  # no sequence, so none of those that are dropped
+    sequences = int((tokens > 0).sum())
+    dropped = max(0, min(math.floor(drop * sequences + 0.5), sequences - 1))
+    left = torch.ones_like(tokens, dtype=torch.bool)
+    left[margin.argsort(stable=True)[:dropped]] = False
+    return left[:, None].expand(flat.shape).reshape(valid.shape)
+
+
+def _check_loss(loss: LossFunctions) -> None:
     for name in ("value", "derivative", "denominator"):
         if not hasattr(loss, name):
             raise TypeError(f"loss: {type(loss).__name__} has no attribute {name!r}; see kernels.losses.TokenLoss")
     if loss.denominator not in ("all", "live"):
         raise ValueError(f"loss.denominator = {loss.denominator!r}: must be 'all' or 'live'")
+    known = losses.RowStatistics._fields[1:]
+    for name in losses.needs_of(loss):
+        if name not in known:
+            raise ValueError(f"loss.needs: {name!r} is unknown; there are {', '.join(known)}")
 
 
 def _check_options(
@@ -293,6 +336,22 @@ def _check_token_weights(token_weights: Tensor | None, targets: Tensor) -> None:
     _check_float("token_weights", token_weights)
     if token_weights.requires_grad:
         raise ValueError("token_weights: are constants and get no gradient; detach them")
+
+
+def _check_sequences(loss: LossFunctions, targets: Tensor, baseline: Tensor | None) -> None:
+    if not getattr(loss, "drop_sequences", 0.0):
+        if baseline is not None:
+            raise ValueError("sequence_baseline: has no meaning for a loss that drops no sequences; see losses.tail")
+        return
+    if targets.ndim < 2:
+        raise ValueError(
+            f"targets: a loss that drops sequences needs (sequences, length), got {tuple(targets.shape)}; fold the rows"
+        )
+    if baseline is not None:
+        if baseline.shape != targets.shape[:-1]:
+            expected, got = tuple(targets.shape[:-1]), tuple(baseline.shape)
+            raise ValueError(f"sequence_baseline: expected shape {expected}, got {got}")
+        _check_float("sequence_baseline", baseline)
 
 
 def _check_device(name: str, tensor: Tensor | None, other: Tensor, other_name: str) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import head
-from kernels import triton_kernels as kernels
-from kernels.losses import derivative_of
-from kernels.plain import Linear, Options, Rows, Terms, wide
+from . import head
+from . import triton_kernels as kernels
+from .losses import RowStatistics, slopes_of, value_of
+from .plain import Linear, Options, Rows, Terms, wide
 
 # The chunk's buffer of logits may take this share of the card's memory: 2.2 GB of an H200's 141, where 8192 rows of
 # Llama 3's 128256 logits in bf16 are one chunk. A share of the whole, not of what is free: same card, same bits.
@@ -59,23 +59,19 @@ class _Fused(head.Engine):
             budget = torch.cuda.get_device_properties(self.matrix.device).total_memory // _SHARE_OF_CARD
         return head.even_chunks(rows, budget // (self._pitch() * self.matrix.element_size()), _ROWS_MULTIPLE)
 
-    def chunk(self, rows: Tensor, x: Tensor, targets: Tensor, coefficient: head.Coefficient) -> tuple[Tensor, Tensor]:
+    def chunk(
+        self, rows: Tensor, x: Tensor, targets: Tensor, coefficient: head.Coefficient
+    ) -> tuple[RowStatistics, Tensor]:
         logits = self.buffer[: x.shape[0]]
         if self.offset is None:
             torch.mm(x, self.matrix.T, out=logits)
         else:
             torch.addmm(self.offset, x, self.matrix.T, out=logits)
-        results = kernels.rows(
-            logits,
-            targets,
-            ignore_index=self.options.ignore_index,
-            scale=self.options.logit_scale,
-            softcap=self.options.softcap,
-        )
-        c = coefficient(slice(0, x.shape[0]), results.nll)
+        results = _rows(logits, targets, self.options)
+        c = coefficient(slice(0, x.shape[0]), results.statistics)
         if any(self.wanted):
             self._add(rows, x, targets, results, c)
-        return results.nll, results.hits
+        return results.statistics, results.hits
 
     def _add(self, rows: Tensor, x: Tensor, targets: Tensor, results: kernels.RowResults, coefficient: Tensor) -> None:
         live, source = kernels.live_rows(coefficient)
@@ -113,6 +109,18 @@ class _Fused(head.Engine):
         head.add_product(self.d_weight, d_logits.T, x, first=first)
 
 
+def _rows(logits: Tensor, targets: Tensor, options: Options) -> kernels.RowResults:
+    return kernels.rows(
+        logits,
+        targets,
+        ignore_index=options.ignore_index,
+        scale=options.logit_scale,
+        softcap=options.softcap,
+        needs=options.needs,
+        temperature=options.temperature,
+    )
+
+
 def logits_terms(logits: Tensor, rows: Rows, options: Options) -> Terms:
     """As `plain.logits_terms`: one read of the logits, and in the backward pass one read of live rows, one write.
 
@@ -131,23 +139,22 @@ class _LogitsLoss(torch.autograd.Function):
         token_weights: Tensor | None,
         denominator: Tensor | None,
         options: Options,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
         if logits.stride(1) != 1:
             logits = logits.contiguous()
-        results = kernels.rows(
-            logits, targets, ignore_index=options.ignore_index, scale=options.logit_scale, softcap=options.softcap
-        )
+        results = _rows(logits, targets, options)
         ignored = targets == options.ignore_index
-        value, slope = head.value_of(options, results.nll), derivative_of(options.loss, results.nll)
-        live = (slope != 0) & ~ignored
+        value, slope = value_of(options.loss, results.statistics), slopes_of(options.loss, results.statistics)
+        live = (slope != 0).any(0) & ~ignored
         if token_weights is not None:
             value, slope = value * token_weights, slope * token_weights
         value, slope = value.masked_fill(ignored, 0), slope.masked_fill(ignored, 0)
         by = value.new_ones(()) if denominator is None else denominator.to(value.dtype)
         ctx.options = options
         ctx.save_for_backward(logits, targets, results.highest, results.total, slope.to(value.dtype), by)
-        ctx.mark_non_differentiable(results.nll, live, results.hits)
-        return (value.sum() / by if options.reduce else value), results.nll, live, results.hits
+        entropy = results.statistics.entropy
+        ctx.mark_non_differentiable(results.nll, live, results.hits, *([] if entropy is None else [entropy]))
+        return (value.sum() / by if options.reduce else value), results.nll, live, results.hits, entropy
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:

@@ -5,8 +5,9 @@ a chunk's logits are there: with the seam's f', the gradient of row i is
 
     c_i * (softmax(z_i) - onehot(t_i)),    c_i = weight_i * f'(nll_i),
 
-so rows with c_i = 0 are left out of both gradient GEMMs. The backward pass multiplies what was stored by the
-upstream scalar. When the caller wants a loss for each row, the upstream gradient of each row is only known in
+so rows with c_i = 0 are left out of both gradient GEMMs. A loss of more than nll has up to three such coefficients
+for each row, see `losses.slopes_of`; a row is left out where all are 0. The backward pass multiplies what was stored by
+the upstream scalar. When the caller wants a loss for each row, the upstream gradient of each row is only known in
 the backward pass, and a weight gradient that is already summed over rows cannot be corrected: then only c is
 kept, and the backward pass computes the logits of rows with c_i * upstream_i != 0 anew.
 """
@@ -15,19 +16,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels.losses import derivative_of
-from kernels.plain import Linear, Options, Rows, Terms, wide
+from .losses import RowStatistics, coefficients_of, cross_entropy, slopes_of, value_of
+from .plain import Linear, Options, Rows, Terms, wide
 
 _SCALED_AT_ONCE = 2**20  # elements: what stays in the cache
 
-# From a slice of a chunk's rows and their nll (n,) to c (n,), of the wide type; 0 where dead.
-Coefficient = Callable[[slice, Tensor], Tensor]
+# From a slice of a chunk's rows and what is known of them to c (k, n), of the wide type; 0 where dead.
+Coefficient = Callable[[slice, RowStatistics], Tensor]
 
 
 class Engine(ABC):
@@ -65,13 +67,13 @@ class Engine(ABC):
         """How many rows make a chunk, from the options or from what memory allows."""
 
     @abstractmethod
-    def chunk(self, rows: Tensor, x: Tensor, targets: Tensor, coefficient: Coefficient) -> tuple[Tensor, Tensor]:
+    def chunk(self, rows: Tensor, x: Tensor, targets: Tensor, coefficient: Coefficient) -> tuple[RowStatistics, Tensor]:
         """Make a chunk's logits and add its gradients.
 
         rows: (n,) where its rows stand in `hidden`. x: (n, width) these rows, in the type of the GEMMs.
         coefficient: asked once for each row, in order, and in as many parts as the engine likes.
 
-        Returns nll (n,) of the wide type, and hits (n,), whether no logit is above the target's.
+        Returns what the options need of the rows, and hits (n,), whether no logit is above the target's.
         """
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -87,6 +89,13 @@ class Engine(ABC):
 def take(tensor: Tensor, rows: Tensor) -> Tensor:
     """tensor[rows] for ascending rows; without a copy when that is all of it."""
     return tensor if rows.numel() == tensor.shape[0] else tensor.index_select(0, rows)
+
+
+def joined(parts: Sequence[RowStatistics]) -> RowStatistics:
+    """The statistics of consecutive rows, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return RowStatistics._make(None if each[0] is None else torch.cat(each) for each in zip(*parts, strict=True))
 
 
 def even_chunks(rows: int, most: int, multiple: int) -> int:
@@ -143,10 +152,11 @@ class _LinearLoss(torch.autograd.Function):
         options: Options,
         compute: torch.dtype,
         wanted: tuple[bool, bool, bool],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
         kind = wide(compute)
         losses = torch.zeros(targets.shape, dtype=kind, device=hidden.device)
-        nll, coefficient = torch.zeros_like(losses), torch.zeros_like(losses)
+        nll, coefficient = torch.zeros_like(losses), losses.new_zeros(coefficients_of(options.loss), targets.numel())
+        entropy = torch.zeros_like(losses) if "entropy" in options.needs else None
         live = torch.zeros(targets.shape, dtype=torch.bool, device=hidden.device)
         hits = torch.zeros_like(live)
         by = losses.new_ones(()) if denominator is None else denominator.to(kind)
@@ -166,16 +176,20 @@ class _LinearLoss(torch.autograd.Function):
             factor = None if token_weights is None else token_weights[rows].to(kind)
             slopes: list[Tensor] = []
 
-            def c(part: slice, nll: Tensor, factor: Tensor | None = factor, slopes: list[Tensor] = slopes) -> Tensor:
-                slopes.append(derivative_of(options.loss, nll))
+            def c(
+                part: slice, found: RowStatistics, factor: Tensor | None = factor, slopes: list[Tensor] = slopes
+            ) -> Tensor:
+                slopes.append(slopes_of(options.loss, found))
                 return (slopes[-1] if factor is None else slopes[-1] * factor[part]) * mantissa
 
-            nll_, hits_ = engine.chunk(rows, x, chosen, c)
-            value, slope = value_of(options, nll_), torch.cat(slopes)
-            live[rows] = slope != 0
+            found, hits_ = engine.chunk(rows, x, chosen, c)
+            value, slope = value_of(options.loss, found), torch.cat(slopes, 1)
+            live[rows] = (slope != 0).any(0)
             if factor is not None:
                 value, slope = value * factor, slope * factor
-            losses[rows], nll[rows], hits[rows], coefficient[rows] = value, nll_, hits_, slope
+            losses[rows], nll[rows], hits[rows], coefficient[:, rows] = value, found.nll, hits_, slope
+            if entropy is not None and found.entropy is not None:
+                entropy[rows] = found.entropy
 
         ctx.make, ctx.options, ctx.compute, ctx.wanted = make, options, compute, wanted
         # saved through autograd, so that a second backward pass over freed tensors is refused by torch
@@ -184,8 +198,8 @@ class _LinearLoss(torch.autograd.Function):
         else:
             ctx.save_for_backward(hidden, weight, bias, targets, coefficient)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        ctx.mark_non_differentiable(nll, live, hits)
-        return (losses.sum() / by if options.reduce else losses), nll, live, hits
+        ctx.mark_non_differentiable(nll, live, hits, *([] if entropy is None else [entropy]))
+        return (losses.sum() / by if options.reduce else losses), nll, live, hits, entropy
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
@@ -216,22 +230,13 @@ def _recompute(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients for a loss per row, from an upstream gradient per row."""
     hidden, weight, bias, targets, coefficient = ctx.saved_tensors
     coefficient = coefficient * upstream.to(coefficient.dtype)
-    keep = coefficient.nonzero().squeeze(1)
-    engine = ctx.make(
-        hidden, weight, bias, rows=keep.numel(), wanted=ctx.wanted, compute=ctx.compute, options=ctx.options
-    )
+    keep = coefficient.any(0).nonzero().squeeze(1)
+    options = replace(ctx.options, loss=cross_entropy(), entropy=False)  # what the loss needs is in the coefficients
+    engine = ctx.make(hidden, weight, bias, rows=keep.numel(), wanted=ctx.wanted, compute=ctx.compute, options=options)
     for rows, x, chosen in _chunks(engine, hidden, targets, keep):
-        c = coefficient[rows]
-        engine.chunk(rows, x, chosen, lambda part, _, c=c: c[part])
+        c = coefficient[:, rows]
+        engine.chunk(rows, x, chosen, lambda part, _, c=c: c[:, part])
     return engine.gradients()
-
-
-def value_of(options: Options, nll: Tensor) -> Tensor:
-    """f(nll), without a graph; refuses one that is not elementwise."""
-    value = options.loss.value(nll)
-    if value.shape != nll.shape:
-        raise ValueError(f"loss.value: expected shape {tuple(nll.shape)}, got {tuple(value.shape)}")
-    return value
 
 
 def refuse_second_derivative(impl: str) -> None:

@@ -4,6 +4,8 @@
     Trainer(model=model, ...).train()         # never makes all logits; counts tokens as Trainer does
     head.remove()
 
+    install_loss_head(trainer, loss=losses.truncated(0.9))  # the same for a Trainer or SFTTrainer
+
 Only this instance's `forward` is patched, and only calls with labels are served by it: generation, saving,
 loading and the state dict do not notice. The class, and transformers' own loss functions, stay as they are.
 """
@@ -20,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.dispatch import Implementation, LossStatistics, linear_cross_entropy, linear_implementation
-from kernels.losses import LossFunctions
+from .dispatch import Implementation, LossStatistics, linear_cross_entropy, linear_implementation
+from .losses import LossFunctions
 
 _PROBE_TOKENS = 4
 
@@ -29,8 +31,9 @@ _PROBE_TOKENS = 4
 class Handle:
     """What `install_loss_head` returns. `statistics`: of the last batch with labels, detached; None before."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, trainer: Any = None) -> None:
         self.model = model
+        self._trainer = trainer
         self.active = True
         self.statistics: LossStatistics | None = None
         self._before: Any = model.__dict__.get("forward")
@@ -43,11 +46,18 @@ class Handle:
             del self.model.__dict__["forward"]
             if self._before is not None:
                 self.model.__dict__["forward"] = self._before
+        if self.active and self._trainer is not None:
+            self._trainer.__dict__.pop("compute_loss", None)
         self.active = False
 
 
 def install_loss_head(
-    model: nn.Module, *, loss: LossFunctions | None = None, chunk_rows: int | None = None, impl: Implementation = "auto"
+    model: Any,
+    *,
+    loss: LossFunctions | None = None,
+    chunk_rows: int | None = None,
+    impl: Implementation = "auto",
+    entropy: bool = False,
 ) -> Handle:
     """Patch `model.forward` so that calls with labels return this loss, and no logits.
 
@@ -64,15 +74,22 @@ def install_loss_head(
     averaged by their share of `num_items_in_batch`.
 
     Args:
-        model: a PreTrainedModel or PeftModel; patched in place.
+        model: a PreTrainedModel or PeftModel, or a Trainer that has one; patched in place. Of TRL's SFTTrainer, which
+            computes cross entropy by itself, the computation of the loss is replaced too; what it logs beside the loss
+            (entropy, accuracy) falls away with it.
         loss: f and f', see `kernels.losses`; cross entropy by default.
-        chunk_rows, impl: as in `linear_cross_entropy`.
+        chunk_rows, impl, entropy: as in `linear_cross_entropy`; nll and entropy are then in the handle's statistics.
+
+    A call may pass `sequence_baseline` on, (sequences,), for a loss that drops sequences (`losses.tail`).
 
     Raises:
         TypeError: the model is not of that kind. ValueError: its logits are computed in another way.
         RuntimeError: it has a loss head already.
     """
     linear_implementation(impl)
+    trainer: Any = None
+    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
+        trainer, model = _computes_its_own(model), model.model
     unwrap: Any = getattr(model, "get_base_model", None)  # peft
     inner: Any = unwrap() if unwrap is not None else model
     if isinstance(getattr(inner, "module", None), nn.Module) or hasattr(inner, "_orig_mod"):
@@ -85,7 +102,7 @@ def install_loss_head(
     if not any(p.is_meta for p in inner.parameters()):
         _probe(inner, body, head, softcap=softcap, scale=scale)
 
-    handle = Handle(inner)
+    handle = Handle(inner, trainer)
     original = inner.forward  # the class's, or what an earlier patch made of it
     signature = inspect.signature(original)
     models_own = getattr(original, "__func__", None) or (lambda self, *args, **kwargs: original(*args, **kwargs))
@@ -107,7 +124,9 @@ def install_loss_head(
         body, head = _parts(self)  # `self` may be a copy of the model this was installed on
         return _forward(self, body, head, given, handle, fused)
 
-    def call(hidden: Tensor, head: nn.Linear, targets: Tensor, items: Any) -> tuple[Tensor, LossStatistics]:
+    def call(
+        hidden: Tensor, head: nn.Linear, targets: Tensor, items: Any, baseline: Tensor | None
+    ) -> tuple[Tensor, LossStatistics]:
         live = loss is not None and loss.denominator == "live"
         value, statistics = linear_cross_entropy(
             hidden,
@@ -120,6 +139,8 @@ def install_loss_head(
             denominator=None if live else items,
             impl=impl,
             chunk_rows=chunk_rows,
+            entropy=entropy,
+            sequence_baseline=baseline,
         )
         if live and items is not None:
             value = value * (statistics.tokens / torch.as_tensor(items, device=value.device))
@@ -134,7 +155,23 @@ def install_loss_head(
     forward.__signature__ = accepting.replace(parameters=[first, *accepting.parameters.values()])
     forward.loss_head = handle
     inner.forward = MethodType(forward, inner)  # bound, so that a deep copy runs the copy's own weights
+    if trainer is not None:
+        from transformers import Trainer
+
+        trainer.compute_loss = MethodType(Trainer.compute_loss, trainer)
     return handle
+
+
+def _computes_its_own(trainer: Any) -> Any:
+    """The trainer, if the loss is computed by TRL's SFTTrainer; none if by Trainer, or by its owner's own method."""
+    if getattr(trainer, "compute_loss_func", None) is not None:
+        raise ValueError(
+            "model: the trainer has a compute_loss_func, which would never see a loss of the head; make it without one"
+        )
+    for each in type(trainer).__mro__:
+        if "compute_loss" in vars(each):
+            return trainer if each.__name__ == "SFTTrainer" and each.__module__.startswith("trl.") else None
+    return None
 
 
 def _handle_of(forward: Any) -> Handle | None:
@@ -232,6 +269,7 @@ def _forward(
     labels = given.pop("labels")
     items = given.pop("num_items_in_batch", None)
     shifted = given.pop("shift_labels", None)
+    baseline = given.pop("sequence_baseline", None)
     keep = given.pop("logits_to_keep", 0)
     return_dict = given.pop("return_dict", None)
     if not (keep is None or (isinstance(keep, int) and keep == 0)):
@@ -245,7 +283,9 @@ def _forward(
     if shifted is None:
         # the same rows as hidden, the last one without a target: no copy of hidden is needed
         shifted = nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
-    value, handle.statistics = call(hidden.to(head.weight.device), head, shifted.to(head.weight.device), items)
+    value, handle.statistics = call(
+        hidden.to(head.weight.device), head, shifted.to(head.weight.device), items, baseline
+    )
     # by the names that the class has: transformers 5.24 calls `past_key_values` `cache`
     others = {field.name for field in fields(CausalLMOutputWithPast)} - {"loss", "logits"}
     result = CausalLMOutputWithPast(loss=value, **{name: getattr(outputs, name, None) for name in others})

@@ -43,11 +43,22 @@ def allowed_code() -> list[str]:
 
 
 class Kind(NamedTuple):
-    """What a function is to be: the group of entry points that offers it, what it is called, and of what it is one."""
+    """What a function is to be: the group of entry points that offers it, what it is called, and of what it is one.
+
+    Attributes:
+        given: what it gets after that, where its parameters without a default name it.
+    """
 
     group: str
     what: str
     of: str
+    given: tuple[str, ...] = ()
+
+    def asked(self, function: Callable[..., Any]) -> list[str]:
+        """Those of `given` that a function asks for."""
+        after = list(inspect.signature(function).parameters.values())[1:]
+        names = (p.name for p in after if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD)
+        return [name for name in names if name in self.given]
 
 
 @dataclass(frozen=True)
@@ -186,7 +197,7 @@ def load_function(kind: Kind, function: str, options: Mapping[str, Any], field: 
             field, function, f"{name!r} is {what}, not a function of {kind.of} that is defined in {module_name}"
         )
     try:
-        inspect.signature(found).bind(None, **options)
+        inspect.signature(found).bind(None, *kind.asked(found), **options)
     except TypeError as error:
         raise ConfigError(
             field.removesuffix("function") + "options",

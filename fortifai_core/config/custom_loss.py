@@ -12,7 +12,7 @@ from fortifai_core.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOSSES = Kind("fortifai.losses", "loss", "nll")
+LOSSES = Kind("fortifai.losses", "loss", "nll", ("entropy", "lse", "smooth"))  # of `kernels.losses.RowStatistics`
 
 
 def source_of(function: str, field: str = "losses.function") -> Source:
@@ -20,14 +20,12 @@ def source_of(function: str, field: str = "losses.function") -> Source:
     return custom_code.source_of(LOSSES, function, field)
 
 
-def load_custom(
-    function: str, options: Mapping[str, Any], field: str = "losses.function"
-) -> Callable[[Tensor], Tensor]:
-    """Import f(nll, **options), as `custom_code.load_function`."""
+def load_custom(function: str, options: Mapping[str, Any], field: str = "losses.function") -> Callable[..., Tensor]:
+    """Import f(nll, **options) or, say, f(nll, entropy, **options), as `custom_code.load_function`."""
     return custom_code.load_function(LOSSES, function, options, field)
 
 
-def check_elementwise(function: str, value: Callable[[Tensor], Tensor], field: str = "losses.function") -> None:
+def check_elementwise(function: str, value: Callable[..., Tensor], field: str = "losses.function") -> None:
     """Try a custom loss on a few tokens, before any compute is spent.
 
     Raises:
@@ -36,23 +34,32 @@ def check_elementwise(function: str, value: Callable[[Tensor], Tensor], field: s
     """
     import torch
 
-    def of(nll: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses and their derivatives."""
-        leaf = nll.clone().requires_grad_()
-        loss = value(leaf)
-        if not isinstance(loss, torch.Tensor) or loss.shape != nll.shape:
-            shape = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-            remedy = f"must return one loss for each token; for shape {tuple(nll.shape)} it gave {shape}"
+    trial = {
+        "nll": torch.tensor([0.0, 1e-3, 0.1, 0.7, 2.0, 8.0, 100.0]),
+        "entropy": torch.tensor([0.0, 9.0, 1e-3, 0.5, 3.0, 6.0, 0.1]),
+        "lse": torch.tensor([-3.0, 0.0, 9.0, 30.0, 1.0, 2.0, 3.0]),
+        "smooth": torch.tensor([9.0, 12.0, 30.0, 10.0, 11.0, 3.0, 100.0]),
+    }
+    names = ["nll", *LOSSES.asked(value)]
+
+    def of(tokens: slice) -> tuple[Tensor, Tensor]:
+        """Losses and their derivatives, by all that they are given but the entropy, which is a constant."""
+        given = {name: trial[name][tokens].clone().requires_grad_(name != "entropy") for name in names}
+        loss, shape = value(*given.values()), tuple(given["nll"].shape)
+        if not isinstance(loss, torch.Tensor) or loss.shape != shape:
+            got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            remedy = f"must return one loss for each token; for shape {shape} it gave {got}"
             raise ConfigError(field, function, remedy)
         if not loss.requires_grad:
-            raise ConfigError(field, function, "has no derivative: it must be computed from nll by torch")
-        (derivative,) = torch.autograd.grad(loss.sum(), leaf)
-        return loss.detach(), derivative
+            raise ConfigError(field, function, f"has no derivative: torch must compute it from {', '.join(names)}")
+        leaves = [each for each in given.values() if each.requires_grad]
+        derivatives = torch.autograd.grad(loss.sum(), leaves, allow_unused=True, materialize_grads=True)
+        return loss.detach(), torch.stack(derivatives).sum(0)
 
-    nll = torch.tensor([0.0, 1e-3, 0.1, 0.7, 2.0, 8.0, 100.0])
+    nll = trial["nll"]
     try:
-        loss, derivative = of(nll)
-        alone = torch.cat([of(nll[i : i + 1])[0] for i in range(len(nll))])
+        loss, derivative = of(slice(None))
+        alone = torch.cat([of(slice(i, i + 1))[0] for i in range(len(nll))])
     except ConfigError:
         raise
     except Exception as error:

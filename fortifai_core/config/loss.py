@@ -44,8 +44,75 @@ class FocalLoss(Frozen):
         return f"focal-{self.gamma:g}"
 
 
+class LabelSmoothingLoss(Frozen):
+    """A share epsilon of the target is spread over the whole vocabulary (Szegedy et al. 2016)."""
+
+    type: Literal["label-smoothing"] = "label-smoothing"
+    epsilon: float = Field(0.1, gt=0, lt=1, description="The share that is spread.")
+
+    @property
+    def label(self) -> str:
+        return f"smoothing-{self.epsilon:g}"
+
+
+class ZLoss(Frozen):
+    """−log p + weight · log² Z, Z the softmax's sum (PaLM, Chowdhery et al. 2022)."""
+
+    type: Literal["z-loss"] = "z-loss"
+    weight: float = Field(1e-4, gt=0, le=1, description="Of log² Z; PaLM has 1e-4.")
+
+    @property
+    def label(self) -> str:
+        return f"z-{self.weight:g}"
+
+
+class DynamicLoss(Frozen):
+    """−p log p, the factor p a constant for the gradient: Dynamic Fine-Tuning (arXiv 2508.05629)."""
+
+    type: Literal["dft"] = "dft"
+
+    @property
+    def label(self) -> str:
+        return "dft"
+
+
+class EntropyLoss(Frozen):
+    """−min(H / ln 20, 1)^alpha log p, H the entropy of the prediction and a constant for the gradient: EAFT
+    (arXiv 2601.02151)."""
+
+    type: Literal["eaft"] = "eaft"
+    alpha: float = Field(1.0, gt=0, le=20, description="Exponent of the entropy's gate.")
+
+    @property
+    def label(self) -> str:
+        return f"eaft-{self.alpha:g}"
+
+
+class UntemperedLoss(Frozen):
+    """−log p weighted by p^(1 − 1/T) Σ p^(1/T): undoes that text was sampled at temperature T."""
+
+    type: Literal["undo-temperature"] = "undo-temperature"
+    temperature: float = Field(gt=0, le=100, description="At which the text was sampled: T. 1 is cross entropy.")
+    ceiling: float | None = Field(None, gt=0, description="No weight is larger; none: weights have no bound.")
+
+    @property
+    def label(self) -> str:
+        return f"untempered-{self.temperature:g}" + ("" if self.ceiling is None else f"-{self.ceiling:g}")
+
+
+class TailLoss(Frozen):
+    """−log p without the sequences of a batch that are fit best, by their own loss: TailSFT (arXiv 2608.25756)."""
+
+    type: Literal["tail"] = "tail"
+    drop: float = Field(0.2, gt=0, lt=1, description="The share of a batch's sequences that is left out.")
+
+    @property
+    def label(self) -> str:
+        return f"tail-{self.drop:g}"
+
+
 class CustomLoss(Frozen):
-    """A user's own f(nll), or one that an installed package offers; the derivative comes from autograd."""
+    """A user's own f(nll) or f(nll, entropy), or one that an installed package offers; its derivative is autograd's."""
 
     type: Literal["custom"] = "custom"
     function: str = Field(
@@ -60,4 +127,16 @@ class CustomLoss(Frozen):
         return self.name
 
 
-Loss = Annotated[CrossEntropyLoss | TruncatedCrossEntropyLoss | FocalLoss | CustomLoss, Field(discriminator="type")]
+Loss = Annotated[
+    CrossEntropyLoss
+    | TruncatedCrossEntropyLoss
+    | FocalLoss
+    | LabelSmoothingLoss
+    | ZLoss
+    | DynamicLoss
+    | EntropyLoss
+    | UntemperedLoss
+    | TailLoss
+    | CustomLoss,
+    Field(discriminator="type"),
+]

@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fortifai_core.config.custom_loss import check_elementwise, load_custom
-from fortifai_core.config.loss import CrossEntropyLoss, CustomLoss, FocalLoss, Loss, TruncatedCrossEntropyLoss
+from fortifai_core.config.loss import (
+    CrossEntropyLoss,
+    CustomLoss,
+    DynamicLoss,
+    EntropyLoss,
+    FocalLoss,
+    LabelSmoothingLoss,
+    Loss,
+    TailLoss,
+    TruncatedCrossEntropyLoss,
+    UntemperedLoss,
+    ZLoss,
+)
 from kernels import losses
 
 
@@ -22,6 +34,18 @@ def token_loss(loss: Loss) -> losses.TokenLoss:
             functions = losses.truncated(loss.gamma, denominator=loss.denominator)
         case FocalLoss():
             functions = losses.focal(loss.gamma)
+        case LabelSmoothingLoss():
+            functions = losses.label_smoothing(loss.epsilon)
+        case ZLoss():
+            functions = losses.z_loss(loss.weight)
+        case DynamicLoss():
+            functions = losses.dft()
+        case EntropyLoss():
+            functions = losses.eaft(loss.alpha)
+        case UntemperedLoss():
+            functions = losses.undo_temperature(loss.temperature, ceiling=loss.ceiling)
+        case TailLoss():
+            functions = losses.tail(loss.drop)
         case CustomLoss():
             function = load_custom(loss.function, loss.options)
             check_elementwise(loss.function, function)

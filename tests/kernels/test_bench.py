@@ -26,7 +26,8 @@ def test_batches_have_the_live_fraction_they_were_made_for(live: float, dtype: s
 def test_every_head_computes_the_same_at_f_1_and_the_masked_ones_below() -> None:
     entries = bench_heads.entries("cpu", lambda line: None, quick=True)
     names = {entry.name for entry in entries}
-    assert {"this package", "linear + cross_entropy", "torch linear_cross_entropy, chunked"} <= names
+    peers = {"linear + cross_entropy", "torch linear_cross_entropy, chunked", "TRL, chunked nll"}
+    assert {"this package", *peers} <= names
     batches = {live: bench_heads.make_batch(CASE, live, "cpu") for live in bench_heads.LIVE}
     for entry in entries:
         batch = batches[entry.live]
@@ -79,6 +80,8 @@ def test_cases_of_one_type_and_a_type_that_no_case_is_in(capsys: pytest.CaptureF
     both = bench.cases_of("cpu", quick=False)
     assert [case for case in both if case.dtype == "bfloat16"] == bench.cases_of("cpu", quick=False, dtype="bfloat16")
     assert {case.dtype for case in both} == {"float32", "bfloat16"}
+    shapes = {(case.rows, case.width, case.vocabulary) for case in bench.cases_of("cuda", quick=False)}
+    assert (8192, 4096, 151936) in shapes  # at which others publish their times
     with pytest.raises(SystemExit):
         bench.main(["--device", "cuda", "--dtype", "float32"])
     assert "--dtype float32: no case on cuda" in capsys.readouterr().err

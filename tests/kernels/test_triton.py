@@ -26,6 +26,10 @@ LOSSES = {
     "tce-live": losses.truncated(0.5, denominator="live"),
     "focal": losses.focal(2.0),
     "custom": losses.custom(lambda nll: torch.log1p(nll) ** 2),
+    "smoothing": losses.label_smoothing(0.2),
+    "z": losses.z_loss(0.05),
+    "custom-entropy": losses.custom(lambda nll, entropy: (1 + entropy) * nll**2),
+    "untempered": losses.undo_temperature(0.8),
 }
 
 
@@ -69,6 +73,20 @@ def test_row_statistics(shape: tuple[int, int], dtype: torch.dtype) -> None:
     assert torch.equal(found.hits, exact.gather(1, targets[:, None]).squeeze(1) >= exact.amax(1))
     lse = found.highest.double() + found.total.double().log()
     torch.testing.assert_close(lse, exact.logsumexp(1), rtol=1e-6, atol=1e-6)
+    # beside nll, which is the same to the bit, what a loss may ask for
+    needs, temperature = ("entropy", "lse", "smooth", "tempered"), 0.7
+    asked = triton_kernels.rows(
+        logits, targets, ignore_index=-100, scale=1.0, softcap=None, needs=needs, temperature=temperature
+    ).statistics
+    assert torch.equal(asked.nll, found.nll) and found.statistics[1:] == (None,) * 4
+    log_p = exact.log_softmax(1)
+    for name, value in (
+        ("entropy", -(log_p.exp() * log_p).sum(1)),
+        ("lse", exact.logsumexp(1)),
+        ("smooth", -log_p.mean(1)),
+        ("tempered", (log_p / temperature).logsumexp(1)),
+    ):
+        torch.testing.assert_close(getattr(asked, name).double(), value, rtol=2e-6, atol=5e-6, msg=name)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 64, 1500])  # 1500: more than one step of the prefix count
@@ -243,11 +261,13 @@ def build(function, pointers, **constants):
 for short, wide, kind in (("*bf16", "*fp32", tl.float32), ("*fp64", "*fp64", tl.float64)):
     p = dict(logits_ptr=short, out_ptr=short, targets_ptr="*i64", source_ptr="*i64", hits_ptr="*i8", rank_ptr="*i32",
              where_ptr="*i32", count_ptr="*i32")
-    p |= {n: wide for n in ("nll_ptr", "highest_ptr", "total_ptr", "coefficient_ptr", "upstream_ptr")}
-    build(k._rows, p, SCALE=0.7, CAP=30.0, WIDE=kind, BLOCK=4096)
+    p |= {n: wide for n in ("nll_ptr", "highest_ptr", "total_ptr", "others_ptr", "coefficient_ptr", "upstream_ptr")}
+    for asked, power in ((False, 0.0), (True, 0.0), (True, 1.4)):
+        build(k._rows, p, SCALE=0.7, CAP=30.0, ENTROPY=asked, MEAN=asked, POWER=power, WIDE=kind, BLOCK=4096)
     for upstream, has_source in (("none", True), ("rows", False)):
-        build(k._dlogits, p, SCALE=0.7, CAP=30.0, HAS_SOURCE=has_source, UPSTREAM=upstream, ROUND=False, WIDE=kind,
-              BLOCK=4096)
+        for coefficients in (1, 2, 3):
+            build(k._dlogits, p, SCALE=0.7, CAP=30.0, HAS_SOURCE=has_source, COEFFICIENTS=coefficients,
+                  UPSTREAM=upstream, ROUND=False, WIDE=kind, BLOCK=4096)
     build(k._ranks, p, BLOCK=1024)
     p["count"] = "i32"
     build(k._sources, p, BLOCK=1024)
@@ -259,7 +279,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", _COMPILE], check=True, cwd=ROOT, env=environment)
-    assert len(list(tmp_path.rglob("*.cubin"))) == 10
+    assert len(list(tmp_path.rglob("*.cubin"))) == 22
 
 
 # ------------------------------------------------------------------------------------------ on a GPU only

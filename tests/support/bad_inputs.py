@@ -171,6 +171,23 @@ def configs() -> Iterator[Case]:
             "losses: [{type: custom, function: os.system, name: x}]",
             ("losses.0.function", "'os.system'", "pattern"),
         ),
+        **{
+            f"a loss whose {field} is {value}": (
+                f"losses: [{{type: {kind}, {field}: {value}}}]",
+                (f"losses.0.{field} = {value}", said),
+            )
+            for kind, field, value, said in (
+                ("label-smoothing", "epsilon", 1.0, "less than 1"),
+                ("z-loss", "weight", 0.0, "greater than 0"),
+                ("eaft", "alpha", -1.0, "greater than 0"),
+                ("undo-temperature", "temperature", 0.0, "greater than 0"),
+                ("tail", "drop", 1.0, "less than 1"),
+            )
+        },
+        "a temperature to undo that is not said": (
+            "losses: [{type: undo-temperature}]",
+            ("losses.0.temperature", "required"),
+        ),
         "a mask of another family": (
             "family: {type: zipf}\narms: [{type: adaptive}]",
             ("arms.0.type", "'adaptive'", "has the arms"),

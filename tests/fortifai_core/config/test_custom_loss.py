@@ -39,6 +39,14 @@ def raises(nll):
     raise KeyError("gamma")
 def constant(nll):
     return torch.ones_like(nll)
+def doubtful(nll, entropy):
+    return nll * entropy
+def sharp(nll, entropy):
+    return nll / entropy
+def by_entropy_alone(nll, entropy):
+    return entropy
+def after_a_setting(nll, scale, entropy):
+    return nll * scale * entropy
 class Loss:
     def __call__(self, nll): return nll
     def method(self, nll): return nll
@@ -62,6 +70,12 @@ def test_a_function_is_loaded_with_its_options(user_module: str) -> None:
     loss = load_custom(f"{user_module}:power", {"exponent": 2.0})
     check_elementwise("my_losses:power", loss)
     assert loss(torch.tensor([3.0])).item() == 9.0
+
+
+def test_a_function_that_names_the_entropy_is_given_it(user_module: str) -> None:
+    loss = load_custom(f"{user_module}:doubtful", {})
+    check_elementwise("my_losses:doubtful", loss)
+    assert loss(torch.tensor([3.0]), torch.tensor([2.0])).item() == 6.0
 
 
 @pytest.mark.parametrize("allowed", ["", "other", "my_losses.sub", "my", "*"])
@@ -125,6 +139,7 @@ def test_a_module_in_a_package_needs_its_own_permission(tmp_path: Path, monkeypa
         ("my_losses:missing", {}, "has no 'missing'"),
         ("my_losses:power", {"base": 2}, "losses.options.*unexpected keyword"),
         ("my_losses", {}, "module:function"),
+        ("my_losses:after_a_setting", {"scale": 2.0}, "losses.options.*multiple values for argument 'scale'"),
     ],
 )
 def test_load_custom_says_what_is_wrong(
@@ -143,6 +158,8 @@ def test_load_custom_says_what_is_wrong(
         ("root", "derivative that is not finite"),
         ("raises", "KeyError: 'gamma'"),
         ("constant", "no derivative"),
+        ("sharp", "not finite"),  # where the entropy is 0
+        ("by_entropy_alone", "no derivative: torch must compute it from nll, entropy"),
     ],
 )
 def test_a_function_that_is_no_loss_of_single_tokens_is_refused(user_module: str, name: str, message: str) -> None:
