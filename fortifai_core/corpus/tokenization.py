@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fortifai_core.errors import DataError
 
@@ -70,3 +70,9 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
             verbose=False,  # a document may be longer than the model's input: it is cut into sequences later
         )["input_ids"]
     return encoded
+
+
+def automatic_bos(tokenizer: Any) -> int | None:
+    """The token that the tokenizer puts before every text by itself, as in the model's own training; or none."""
+    first = tokenizer("a")["input_ids"][0]
+    return int(first) if first == tokenizer.bos_token_id else None
