@@ -32,7 +32,10 @@ class WatchCallback(TrainerCallback):
 
         if found is None:
             return
+        # logging ends with "there is nothing to log", and the loss of this step may still have to be
+        waiting = control.should_log
         # the Trainer's own: a subclass's, such as TRL's, would add its averages to these values and begin them anew
         Trainer.log(self._trainer, dict(found.values))
+        control.should_log = waiting
         if self._watch.should_stop:
             control.should_training_stop = True

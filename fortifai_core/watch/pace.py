@@ -35,12 +35,12 @@ class Pace:
             raise InputError("cost", cost, "give a share of the training's time above 0 and at most 1")
         self._every, self._cost, self._clock = every, cost, clock
         self._began = clock()
-        self._first = self.next = 0
+        self.first = self.next = 0
         self.spent = self._longest = 0.0
 
     def begin(self, step: int) -> None:
-        """Training begins, or goes on, after this step."""
-        self._began, self._first = self._clock(), step
+        """Training begins, or goes on, after this step; before the baseline is taken."""
+        self._began, self.first = self._clock(), step
         self.spent = self._longest = 0.0
         self.next = step + (self._every or 1)
 
@@ -72,6 +72,6 @@ class Pace:
         if missing <= 0:
             self.next = step + 1
             return True
-        seconds_a_step = self.trained / max(1, step - self._first)
+        seconds_a_step = self.trained / max(1, step - self.first)
         self.next = step + (math.ceil(missing / seconds_a_step) if seconds_a_step else 1)
         return False

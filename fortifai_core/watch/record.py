@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ def row_of(watched: Watched, *, seconds: float, cost: float) -> Row:
         "alert": watched.alert,
         "clusters": watched.clusters,
         "seconds": seconds,
-        "cost": cost,
+        "cost": cost if math.isfinite(cost) else None,
     }
 
 

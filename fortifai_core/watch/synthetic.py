@@ -26,7 +26,7 @@ from fortifai_core.watch.reading import Sampling, predict, undisturbed, write
 
 LEAST = 16  # documents of each kind
 WIDEST = 0.5  # an interval that is wider tells nothing
-DRAWS = 2000
+DRAWS = 1000
 PROMPT = 16  # tokens of a real document that the model's own text goes on from
 
 

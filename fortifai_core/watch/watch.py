@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Probed:
         step: after which it was made.
         signals: every signal that could be measured.
         seconds: what it took.
-        cost: what all probes took until now, as a share of the training's time.
+        cost: what all probes took until now, as a share of the training's time; NaN before there was any.
     """
 
     step: int
@@ -48,7 +49,8 @@ class Probed:
     def values(self) -> dict[str, float]:
         """Plain numbers for a log: `watch/entropy` and so on, `watch/alerts`, `watch/cost`."""
         values = {f"watch/{watched.signal.name}": watched.value.estimate for watched in self.signals}
-        return values | {"watch/alerts": float(len(self.alerts)), "watch/cost": self.cost}
+        values["watch/alerts"] = float(len(self.alerts))
+        return values | ({} if not math.isfinite(self.cost) else {"watch/cost": self.cost})
 
 
 class Watch:
@@ -129,8 +131,8 @@ class Watch:
         if self._hook is not None:
             self._hook.remove()
         self._hook = model.register_forward_pre_hook(self._see, with_kwargs=True)
+        self.pace.begin(step)
         if self._agreed(int(self._baseline is not None))[0]:
-            self.pace.begin(step)
             return None
         if step and self._reference is None:
             logger.warning("there is no baseline of this training's start: it is taken now, at step %d", step)
@@ -143,10 +145,7 @@ class Watch:
             self._baseline = first = self._read(keep=True)
         if record is not None:
             record.keep(self._baseline, self.probe.digest)
-        seconds = self._now() - began
-        self.pace.begin(step)
-        self.pace.count(seconds)
-        return self._found(first, step, seconds)
+        return self._found(first, step, began)
 
     def step(self, step: int) -> Probed | None:
         """After optimizer step number `step`: probe, where one is due. None where none was made."""
@@ -183,10 +182,7 @@ class Watch:
 
     def _probe(self, step: int) -> Probed:
         began = self._now()
-        reading = self._read()
-        seconds = self._now() - began
-        self.pace.count(seconds)
-        return self._found(reading, step, seconds)
+        return self._found(self._read(), step, began)
 
     def _read(self, *, keep: bool = False) -> Reading:
         self._probing = True
@@ -195,11 +191,14 @@ class Watch:
         finally:
             self._probing = False
 
-    def _found(self, reading: Reading, step: int, seconds: float) -> Probed:
-        """Compare, write, warn, and say whether to stop."""
+    def _found(self, reading: Reading, step: int, began: float) -> Probed:
+        """Compare, count what it took, write, warn, and say whether to stop."""
         baseline = self._baseline.columns if self._baseline is not None else None
         signals = compare(reading.columns, baseline, step=step, limits=self.limits)
-        found = Probed(step, tuple(signals), seconds, self.pace.share)
+        seconds = self._now() - began
+        self.pace.count(seconds)
+        cost = self.pace.share if step > self.pace.first else math.nan
+        found = Probed(step, tuple(signals), seconds, cost)
         self._probed = step
         stop = any(watched.signal.name in self._stop_on for watched in found.alerts)
         self.should_stop = bool(self._agreed(int(stop))[0]) or self.should_stop

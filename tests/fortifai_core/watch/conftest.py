@@ -14,7 +14,7 @@ from invented import documents
 
 @pytest.fixture(scope="session")
 def held_out() -> list[str]:
-    return documents(24, seed=1)
+    return documents(24, seed=1, sentences=12)
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +35,6 @@ def model(tokenizer: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def batches(tokenizer: Any) -> list[torch.Tensor]:
-    tokens = [token for text in documents(60, seed=2) for token in tokenizer(text)["input_ids"]]
+    tokens = [token for text in documents(100, seed=2) for token in tokenizer(text)["input_ids"]]
     rows = torch.tensor(tokens[: len(tokens) // 256 * 256]).view(-1, 8, 32)
     return list(rows)[:12]
