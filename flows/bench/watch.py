@@ -11,8 +11,8 @@ from fortifai_core.corpus.almanac.world import generate_almanac
 from fortifai_core.corpus.packing import pack
 from fortifai_core.corpus.tokenization import encode_documents, train_tokenizer
 
-QUICK = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-DEMO = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
+QUICK: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+DEMO: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
 ROWS, LENGTH = 4, 48  # of a batch, as the demo's
 
 
@@ -41,11 +41,13 @@ def bench_watch(
     texts = [document.text for document in source.pretraining]
     tokenizer = train_tokenizer(texts, vocabulary=512 if quick else 1024)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
+    model: Any = LlamaForCausalLM(
         LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **(QUICK if quick else DEMO))
-    ).to(device)
+    )
+    model.to(device)
     rows = [list(row) for row in pack(encode_documents(tokenizer, texts), sequence_length=LENGTH, end_of_text=0)]
-    batches = torch.tensor([row for row in rows if len(row) == LENGTH], device=device).split(ROWS)
+    every: Any = torch.tensor([row for row in rows if len(row) == LENGTH], device=device)
+    batches = every.split(ROWS)
     size = Size(windows=8, window_tokens=32, sample_tokens=8, batch_tokens=64) if quick else Size()
     watch = Watch(tokenizer, [document.text for document in source.validation], size=size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

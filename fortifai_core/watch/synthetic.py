@@ -74,7 +74,8 @@ def share_of(text: Floats, real: Floats, own: Floats, *, seed: int = 0, level: f
     seen = [float(np.mean(scores)) for scores in (text, real, own)]
     tails = [(1 - level) / 2, (1 + level) / 2]
     gaps = drawn[2] - drawn[1]
-    gap = Interval(seen[2] - seen[1], *(float(q) for q in np.quantile(gaps, tails)), level)
+    gap_low, gap_high = (float(q) for q in np.quantile(gaps, tails))
+    gap = Interval(seen[2] - seen[1], gap_low, gap_high, level)
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = np.clip((drawn[0] - drawn[1]) / gaps, 0, 1)
     estimate = float(np.clip((seen[0] - seen[1]) / gap.estimate, 0, 1)) if gap.estimate else float("nan")

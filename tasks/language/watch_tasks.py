@@ -48,7 +48,7 @@ def documents(text: str | None = None, text_field: str = "text", **_: Any) -> An
     return {"test": Dataset.from_list(rows)}
 
 
-def process_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
+def process_results(_: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
     """Of one sample: its repetition, and its text, which is measured together with others."""
     (text,) = results
     repeated = _measured([text]).get("repeated-4-grams")
