@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +60,8 @@ def bench_watch(
         found = call()
         taken = time.perf_counter() - start
         if found is not None:
-            say(f"step {found.step}: a probe of {taken:.2f} s; {found.cost:.2%} of the training so far")
+            so_far = "" if math.isnan(found.cost) else f"; {found.cost:.2%} of the training so far"
+            say(f"step {found.step}: a probe of {taken:.2f} s{so_far}")
             probes.append(taken)
         within.append(taken)
 

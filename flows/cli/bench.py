@@ -151,7 +151,7 @@ def model(
 
 @benches.command("watch")
 def watch(
-    seconds: Annotated[float, typer.Option(min=1, help="Of training.")] = 240,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Of training. [1200; 60 with --quick]")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch, on the CPU.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Quick = False,
@@ -170,7 +170,8 @@ def watch(
     def say(text: str) -> None:
         err.print(f"[dim]{markup(text)}[/]", highlight=False, soft_wrap=True)
 
-    found = bench_watch(seconds=min(seconds, 3) if quick else seconds, quick=quick, device=device, say=say)
+    length = seconds if seconds is not None else 60 if quick else 1200
+    found = bench_watch(seconds=length, quick=quick, device=device, say=say)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fortifai_core.errors import InputError
 
 COST = 0.02
+SLOWER = 2  # a probe may take so many times as long as those before it: the baseline reads no batch and knows no KL
 
 
 class Pace:
@@ -67,7 +68,7 @@ class Pace:
         if self._every is not None:
             self.next = step + self._every
             return True
-        needed = (self.spent + 2 * self._longest) / self._cost
+        needed = (self.spent + 2 * SLOWER * self._longest) / self._cost
         missing = needed - self.trained
         if missing <= 0:
             self.next = step + 1

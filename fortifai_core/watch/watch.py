@@ -64,7 +64,7 @@ class Watch:
         tokenizer: the model's.
         texts: held-out documents that the training does not read, 48 or more.
         every: steps between probes; by default so seldom that they take at most `cost` of the training's time.
-        cost: a share. A training that is shorter than 150 probes pays more, for the baseline and the last probe.
+        cost: a share. A training that is shorter than some 250 probes pays more, for the baseline and the last probe.
         size: how much a probe looks at.
         reference: a model to compare with; by default the trained one as it is at the start.
         limits: other limits than those of `signals.SIGNALS`, by signal.
