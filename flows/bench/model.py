@@ -196,9 +196,9 @@ def scoring(
     model: Any, tokenizer: Any, questions: Sequence[Question], *, repeats: int, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """The KR-test and lm-eval's multiple choice on the same items, the latter in the best of two batches."""
+    from fortifai_core.corpus.tokenization import automatic_bos
     from fortifai_core.measures.retention import score_questions
     from tasks.language.benchmarks import score_choices
-    from tasks.language.evaluate import automatic_bos
 
     answers: dict[str, list[tuple[float, float]]] = {}
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from flows.cli.bench import benches
 from flows.cli.kr import app as kr
 from flows.cli.models import app as models
+from flows.cli.watch import leads, watch
 from flows.embedded import quiet_environment
 from flows.hints import command_line
 from flows.outputs import folder_to_make
@@ -376,7 +377,9 @@ def trace(
 
 @app.command()
 def path(
-    what: Annotated[str, typer.Argument(help="catalog, store, report, or the first digits of a key.")] = "store",
+    what: Annotated[
+        str, typer.Argument(help="catalog, store, report, lm-eval (tasks for it), or the first digits of a key.")
+    ] = "store",
     store: Store = None,
 ) -> None:
     """Print where something lies: `duckdb $(fortifai path catalog)`."""
@@ -551,6 +554,8 @@ def import_file(
     print_outcome(opened, import_results(opened, file, name=name), out)
 
 
+app.command()(watch)
+app.command()(leads)
 app.add_typer(benches, name="bench")
 app.add_typer(kr, name="kr")
 app.add_typer(models, name="models")

@@ -1,4 +1,4 @@
-"""`fortifai bench kernels | regeneration | model | catalog`: speed and memory on this machine."""
+"""`fortifai bench kernels | regeneration | model | catalog | watch | synthetic`: measured in one run."""
 
 from __future__ import annotations
 
@@ -147,6 +147,87 @@ def model(
         typer.echo(json.dumps(rows, indent=2))
     else:
         model_table(rows, Terminal())
+
+
+@benches.command("watch")
+def watch(
+    seconds: Annotated[float | None, typer.Option(min=1, help="Of training. [1200; 60 with --quick]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch, on the CPU.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """What a watch costs a training of the demo's model, as a share of its time."""
+    check_device(device)
+    import torch
+
+    from flows.bench.watch import bench_watch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    err = Terminal(stderr=True)
+
+    def say(text: str) -> None:
+        err.print(f"[dim]{markup(text)}[/]", highlight=False, soft_wrap=True)
+
+    length = seconds if seconds is not None else 60 if quick else 1200
+    found = bench_watch(seconds=length, quick=quick, device=device, say=say)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        Terminal().print(
+            f"{found['share']:.2%} of the training's time: {found['probes']} probes, the baseline among them, in "
+            f"{found['train_seconds']:.0f} s of training ({found['steps']:,} steps)",
+            highlight=False,
+        )
+
+
+@benches.command("synthetic")
+def synthetic(
+    path: Annotated[str, typer.Option("--model", help="Hub id (FORTIFAI_MODELS first), or a folder.")],
+    text: Annotated[Path, typer.Option("--text", help="Real documents: .txt, .jsonl or .parquet.")],
+    other: Annotated[Path | None, typer.Option(help="Real documents of another kind.")] = None,
+    gguf_file: Annotated[str | None, typer.Option(help="The GGUF file there.")] = None,
+    text_field: Annotated[str, typer.Option(help="Column of the text in .jsonl and .parquet files.")] = "text",
+    tokens: Annotated[int, typer.Option(min=32, help="Of each document.")] = 96,
+    documents: Annotated[int, typer.Option(min=16, help="Of a mixture.")] = 80,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """How often the estimate of a text's synthetic share is right, on mixtures of known share."""
+    check_device(device)
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from flows.bench.synthetic import bench_synthetic
+    from flows.tools.watching import texts_of
+    from storage.sources.pretrained import Pretrained
+
+    texts = texts_of("--text", text, text_field=text_field)
+    others = [] if other is None else texts_of("--other", other, text_field=text_field)
+    found = Pretrained.find(path, None, gguf_file)
+    found.check(longest=tokens + 1)
+    err = Terminal(stderr=True)
+    rows = bench_synthetic(
+        found.fetch_model(dtype="float32").to(device),
+        found.fetch_tokenizer(),
+        texts,
+        others=others,
+        tokens=tokens,
+        documents=documents,
+        most=3 * max(documents, 100),
+        say=lambda line: err.print(f"[dim]{markup(line)}[/]", highlight=False, soft_wrap=True),
+    )
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    table = Table("the text is", "T", "supposed", "share", "told", "held", "estimate", "width", "gap", box=None)
+    for row in rows:
+        rates = ["–" if v is None else f"{v:.0%}" for v in (row.told, row.covered, row.estimate, row.width)]
+        cells = (f"{row.temperature:g}", f"{row.supposed:g}", f"{row.share:.0%}", *rates, f"{row.gap:+.2f}")
+        table.add_row(row.condition, *cells)
+    Terminal().print(table)
 
 
 @benches.command("catalog")

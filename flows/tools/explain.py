@@ -121,9 +121,13 @@ def _by_prefix(store: ArtifactStore, prefix: str) -> Manifest:
 
 
 def locate(store: ArtifactStore, what: str) -> Path | str:
-    """The path of the catalog (made up to date), the store, the newest report, or an artifact."""
+    """The path of the catalog (made up to date), the store, the newest report, lm-eval's tasks, or an artifact."""
     if what == "store":
         return store.name
+    if what == "lm-eval":
+        from tasks.language.watch_tasks import FOLDER
+
+        return FOLDER
     if what == "catalog":
         from storage.catalog.catalog import refresh_catalog
 

@@ -164,8 +164,8 @@ def _ask(
     model: Any, tokenizer: Any, question_set: QuestionSet, seen: set[int], *, record: Experiment, batch: int
 ) -> tuple[list[bool], list[bool]]:
     """Whether each question was answered right, and whether it was asked: its split has been seen."""
+    from fortifai_core.corpus.tokenization import automatic_bos
     from fortifai_core.measures.retention import score_questions
-    from tasks.language.evaluate import automatic_bos
 
     was_asked = [question.split in seen for question in question_set.questions]
     scores = score_questions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fortifai_core.errors import DataError
 
@@ -76,3 +76,9 @@ def iter_encoded(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> It
             return_token_type_ids=False,
             verbose=False,  # a document may be longer than the model's input: it is cut into sequences later
         )["input_ids"]
+
+
+def automatic_bos(tokenizer: Any) -> int | None:
+    """The token that the tokenizer puts before every text by itself, as in the model's own training; or none."""
+    first = tokenizer("a")["input_ids"][0]
+    return int(first) if first == tokenizer.bos_token_id else None

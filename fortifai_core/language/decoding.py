@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,13 +27,29 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from fortifai_core.config.stages import Regeneration
 from fortifai_core.errors import StageFailed
 
 
+class Decoding(Protocol):
+    """How tokens are chosen; the fields mean what they mean in a configuration's `regeneration`."""
+
+    @property
+    def decoding(self) -> str: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def beams(self) -> int: ...
+    @property
+    def repetition_penalty(self) -> float: ...
+
+
 @contextmanager
-def inference(model: Any) -> Iterator[Any]:
-    """The model without an adapter's wrapper, in evaluation mode and `torch.inference_mode`.
+def evaluating(model: Any) -> Iterator[Any]:
+    """The model without an adapter's wrapper, in evaluation mode.
 
     Afterwards every module is in the mode in which it was found.
     """
@@ -41,11 +57,17 @@ def inference(model: Any) -> Iterator[Any]:
     training = [module for module in core.modules() if module.training]
     core.eval()
     try:
-        with torch.inference_mode():
-            yield core
+        yield core
     finally:
         for module in training:
             module.training = True  # train() would recurse into modules that were not training
+
+
+@contextmanager
+def inference(model: Any) -> Iterator[Any]:
+    """As `evaluating`, in `torch.inference_mode`."""
+    with evaluating(model) as core, torch.inference_mode():
+        yield core
 
 
 def pad_left(prompts: Sequence[Sequence[int] | np.ndarray], *, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,7 +112,7 @@ class RefuseNonFinite(LogitsProcessor):
             raise StageFailed("regeneration: the model's logits are not finite; its training has diverged")
 
 
-def warpers(config: Regeneration) -> LogitsProcessorList:
+def warpers(config: Decoding) -> LogitsProcessorList:
     """What turns scores into the distribution that is drawn from: temperature, then top-k, then top-p."""
     steps = LogitsProcessorList()
     if config.decoding == "sample":
@@ -105,7 +127,7 @@ def warpers(config: Regeneration) -> LogitsProcessorList:
 
 def choose(
     logits: torch.Tensor,
-    config: Regeneration,
+    config: Decoding,
     *,
     suppress: torch.Tensor,
     seen: torch.Tensor | None,
@@ -159,7 +181,7 @@ def decode(
     core: Any,
     prompts: Sequence[Sequence[int] | np.ndarray],
     steps: int,
-    config: Regeneration,
+    config: Decoding,
     *,
     suppress: Sequence[int],
     pad_id: int,

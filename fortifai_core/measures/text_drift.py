@@ -11,10 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fortifai_core.corpus.almanac.readback import fact_survival
-from fortifai_core.corpus.almanac.world import Entity
 from fortifai_core.errors import DataError
+
+if TYPE_CHECKING:
+    from fortifai_core.corpus.almanac.world import Entity
 
 # Texygen, where self-BLEU comes from, smooths an order without a match by this many matches (Chen and Cherry 2014,
 # method 1): without it one missing 4-gram would make a whole sequence count as unlike all others.
@@ -96,18 +98,17 @@ class Tail:
     mass: float
 
 
-def tail(real: Mapping[str, int], synthetic: Mapping[str, int], *, share: float = 0.1) -> Tail:
-    """Survival of the rare real vocabulary, from word counts.
+def rare_words(real: Mapping[str, int], *, share: float = 0.1) -> list[str]:
+    """The least frequent words of a text, as many as make up at most `share` of it, from word counts.
 
-    Rare are the least frequent words of the real text, as many as make up at most `share` of it; words of equal count
-    are rare together or not at all. A model that loses its tails (Shumailov et al. 2024) writes fewer of them.
+    Words of equal count are rare together or not at all.
 
     Raises:
-        DataError: either side is without words, or no word is rare (a `share` below the rarest words' own).
+        DataError: there are no words, or none is rare (a `share` below the rarest words' own).
     """
-    totals = sum(real.values()), sum(synthetic.values())
-    if not all(totals):
-        raise DataError("words", totals, "there is no text to compare")
+    total = sum(real.values())
+    if not total:
+        raise DataError("words", total, "there is no text to compare")
     by_count: dict[int, list[str]] = {}
     for word, count in real.items():
         by_count.setdefault(count, []).append(word)
@@ -115,11 +116,26 @@ def tail(real: Mapping[str, int], synthetic: Mapping[str, int], *, share: float 
     mass = 0
     for count in sorted(by_count):
         mass += count * len(by_count[count])
-        if mass > share * totals[0] and rare:
+        if mass > share * total and rare:
             break
         rare += by_count[count]
-        if mass > share * totals[0]:
+        if mass > share * total:
             break  # the words that occur once are more than the share by themselves: the tail is these
+    return rare
+
+
+def tail(real: Mapping[str, int], synthetic: Mapping[str, int], *, share: float = 0.1) -> Tail:
+    """Survival of the rare real vocabulary (`rare_words`), from word counts.
+
+    A model that loses its tails (Shumailov et al. 2024) writes fewer of them.
+
+    Raises:
+        DataError: either side is without words, or no word is rare (a `share` below the rarest words' own).
+    """
+    totals = sum(real.values()), sum(synthetic.values())
+    if not all(totals):
+        raise DataError("words", totals, "there is no text to compare")
+    rare = rare_words(real, share=share)
     return Tail(
         types=len(rare),
         surviving=sum(synthetic.get(word, 0) > 0 for word in rare),
@@ -213,6 +229,8 @@ def fact_shares(entities: Mapping[str, Entity], documents: Iterable[tuple[str, s
         entities: by the id of their document.
         documents: (id, text); documents of no entity are passed over.
     """
+    from fortifai_core.corpus.almanac.readback import fact_survival
+
     true = false = absent = 0
     for name, text in documents:
         if name in entities:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from fortifai_core.config.stages import Reading, Regime
 from fortifai_core.errors import InputError
 from fortifai_core.interval import Interval, Measured
+from fortifai_core.outcomes.resampling import cluster_weights
 from fortifai_core.outcomes.time_to_failure import Unit, crossings, effort
 
 Floats = NDArray[np.float64]
@@ -349,21 +350,15 @@ def _resample(runs: list[_Run], draws: int, seed: int) -> Iterator[Floats]:
     step = max(1, _CHUNK // max(len(run.names) for run in runs))
     for start in range(0, draws, step):
         size = min(step, draws - start)
-        common = _weights(rng, size, len(runs[0].names)) if shared else None
+        common = cluster_weights(rng, size, len(runs[0].names)) if shared else None
         worlds = np.zeros((size, seen.shape[1]))
         for run in runs:
-            weights = _weights(rng, size, len(run.names)) if common is None else common
+            weights = cluster_weights(rng, size, len(run.names)) if common is None else common
             worlds += _means(weights, run) / number
         if number > 1:
             chosen = rng.integers(number, size=(size, number))
             worlds += (seen[chosen].mean(axis=1) - seen.mean(axis=0)) * math.sqrt(number / (number - 1))
         yield worlds
-
-
-def _weights(rng: np.random.Generator, size: int, clusters: int) -> Floats:
-    """How often each cluster was drawn: [size, clusters]."""
-    picks = rng.integers(clusters, size=(size, clusters)) + clusters * np.arange(size)[:, None]
-    return np.bincount(picks.ravel(), minlength=size * clusters).reshape(size, clusters).astype(float)
 
 
 def _means(weights: Floats, run: _Run) -> Floats:

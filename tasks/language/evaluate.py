@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fortifai_core.corpus.tokenization import automatic_bos
 from storage.tables import parquet
 from storage.tables.questions import read_questions
 from tasks.engine.context import Context
@@ -65,9 +66,3 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
     if metrics:
         parquet.write_table(context.directory / "metrics.parquet", metrics, schema="metrics")
     return {row["metric"]: row["value"] for row in metrics}
-
-
-def automatic_bos(tokenizer: Any) -> int | None:
-    """The token that the tokenizer puts before every text by itself, as in the model's own training; or none."""
-    first = tokenizer("a")["input_ids"][0]
-    return int(first) if first == tokenizer.bos_token_id else None

@@ -71,6 +71,48 @@ def test_kernels_and_core_without_prefect_duckdb_datasets_and_pyarrow(tmp_path: 
     assert done.stdout.strip() == "fine"
 
 
+_WATCH = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+import fortifai_core.watch.synthetic
+from fortifai_core.watch.probe import Size
+from fortifai_core.watch.watch import Watch
+
+class Tokenizer:  # letters
+    bos_token_id, pad_token_id, eos_token_id, all_special_ids = None, 0, 0, [0]
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [ord(letter) - 31 for letter in text]}
+    def __len__(self):
+        return 97
+    def batch_decode(self, rows):
+        return ["".join(chr(31 + token) for token in row) for row in rows]
+
+torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=97, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                                     num_attention_heads=2, max_position_embeddings=64))
+size = Size(windows=8, window_tokens=24, prompt_tokens=4, sample_tokens=8, batch_tokens=32)
+watch = Watch(Tokenizer(), [f"document number {n} says something of {n * n}" for n in range(9)], every=1, size=size)
+watch.start(model)
+ids = torch.randint(1, 97, (2, 16))
+model.train()
+model(input_ids=ids, labels=ids).loss.backward()
+assert watch.step(1).values["watch/live-fraction"] == 1.0
+assert not HIDDEN & {name.partition(".")[0] for name in sys.modules}
+print("fine")
+"""
+
+
+def test_the_watch_with_torch_and_transformers_alone() -> None:
+    more = '"pydantic", "scipy", "sklearn", "jinja2", "pandas", "rich", "typer", "peft", "lm_eval"'
+    hide = _HIDE.replace('"pyarrow"}', f'"pyarrow", {more}}}')
+    assert hide != _HIDE
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", hide + _WATCH]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.strip() == "fine"
+
+
 def test_kernels_without_triton() -> None:
     code = """
 import sys

@@ -165,11 +165,31 @@ def the_sft_trainer_takes_our_loss(names: dict[str, Any], before: float, output:
     assert loss_of(names) < before
 
 
+def the_watch_alerts_in_the_trainers_log(names: dict[str, Any], before: float, output: str) -> None:
+    logged = [line for line in names["trainer"].state.log_history if "watch/alerts" in line]
+    assert [line["step"] for line in logged] == [0, 20, 40, 60]
+    assert logged[0]["watch/alerts"] == 0 < logged[1]["watch/alerts"]
+    assert Path("watch.parquet").stat().st_size > 0
+
+
+def the_watch_alerts_in_the_loop(names: dict[str, Any], before: float, output: str) -> None:
+    assert output.startswith("20 [") and "top-mass" in output and not names["watch"].should_stop
+
+
+def the_watch_alerts_under_trl(names: dict[str, Any], before: float, output: str) -> None:
+    logged = [line for line in names["trainer"].state.log_history if "watch/alerts" in line]
+    assert [line["step"] for line in logged] == [0, 20, 40] and logged[-1]["watch/alerts"] > 0
+    assert "mean_token_accuracy" not in logged[-1], "TRL's own averages stay in its own lines"
+
+
 # What has to be true after a program, beyond that it ran; `before` is the loss after its first block.
 AFTERWARDS: dict[tuple[str, str], Callable[[dict[str, Any], float, str], None]] = {
     ("docs/kernels.md", "loop"): the_loop_learns_and_tokens_die,
     ("docs/kernels.md", "trainer"): the_trainer_learns_and_saves,
     ("docs/kernels.md", "sft"): the_sft_trainer_takes_our_loss,
+    ("docs/watch.md", "trainer"): the_watch_alerts_in_the_trainers_log,
+    ("docs/watch.md", "loop"): the_watch_alerts_in_the_loop,
+    ("docs/watch.md", "sft"): the_watch_alerts_under_trl,
 }
 PROGRAMS = {(name_of(page), name): blocks for page in PAGES for name, blocks in programs_of(page).items()}
 
