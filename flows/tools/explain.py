@@ -38,7 +38,8 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
                     manifest = store.peek(stage.kind, stage.key)
                     if manifest is not None:
                         earlier.setdefault(_place(stage), []).append(manifest)
-    rows, first = [], dict[Reference, str]()
+    rows: list[dict[str, Any]] = []
+    first: dict[Reference, str] = {}
     found = needs(plan, store)
     to_do = {stage.reference for stage in found.to_do}
     for planned in plan.uses():

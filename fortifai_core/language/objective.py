@@ -49,7 +49,9 @@ class Objective:
         """
         given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         targets = inputs["labels"][:, 1:]
-        logits, taught, weight = model(**given).logits[:, :-1], None, None
+        logits = model(**given).logits[:, :-1]
+        taught: Tensor | None = None
+        weight: Tensor | None = None
         if self.teacher is not None and synthetic is not None and bool(synthetic.any()):
             with torch.no_grad():
                 taught = self.teacher(**given).logits[:, :-1]
