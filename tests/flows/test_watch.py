@@ -45,6 +45,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy.deepcopy(model).save_pretrained(folder / "run" / f"checkpoint-{step}")
         tokenizer.save_pretrained(folder / "run" / f"checkpoint-{step}")
     (folder / "held-out.txt").write_text("\n\n".join(documents(24, seed=1)), encoding="utf-8")
+    (folder / "short.txt").write_text("no more than one line\n", encoding="utf-8")
     (folder / "seen.txt").write_text("\n\n".join(["the same again and again. " * 20] * 10), encoding="utf-8")
     return folder
 
@@ -87,7 +88,7 @@ def test_the_table_marks_what_alerts(series: Path, capsys: pytest.CaptureFixture
     [
         (["run/nowhere", "--text", "held-out.txt"], "run/nowhere"),
         (["run/checkpoint-100", "--text", "nowhere.txt"], "nowhere.txt"),
-        (["run/checkpoint-100", "--text", "seen.txt"], "windows of 8 tokens or more"),
+        (["run/checkpoint-100", "--text", "short.txt"], "windows of 8 tokens or more"),
         (["run/checkpoint-100", "--text", "held-out.txt", "--windows", "3"], "windows = 3"),
         (["run/checkpoint-100", "--text", "held-out.txt", "--gamma", "2"], "gamma = 2"),
         (["run/checkpoint-100", "--text", "held-out.txt", "--limit", "entropy"], "give a number"),

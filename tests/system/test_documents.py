@@ -69,7 +69,7 @@ def check_fortifai(words: list[str]) -> None:
             assert equals or rest, f"{name} has no value: {words}"
             values.setdefault(name, []).append(value if equals else rest.pop(0))
     arguments = [p for p in getattr(command, "params", []) if p.param_type_name == "argument"]
-    assert len(positional) <= len(arguments), words
+    assert len(positional) <= len(arguments) or any(p.nargs == -1 for p in arguments), words
     if words[1] in ("run", "plan", "init") and positional and not positional[0].endswith(".yaml"):
         limit = values.get("--limit", [None])[0]
         asked = benchmark_overrides(values.get("--benchmarks", [None])[0], int(limit) if limit else None, [])
