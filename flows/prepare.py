@@ -212,9 +212,10 @@ def check_space(config: AnyExperiment, plan: Plan, store: ArtifactStore) -> None
         if shape is None or arm.experiment.model.lora:
             continue
         trained = sum(stage.role == "train" and stage.arm == arm.label for stage in missing)
-        counts = {"bases": bases, "generations": trained, "at_once": len(config.seeds)}
-        size = shape.parameters
-        needed += disk_for_models(arm.experiment, parameters=size, trained=size, **counts)
+        size, seeds = shape.parameters, len(config.seeds)
+        needed += disk_for_models(
+            arm.experiment, parameters=size, trained=size, bases=bases, generations=trained, at_once=seeds
+        )
     if needed > free:
         raise StoreError(
             "store",

@@ -157,11 +157,13 @@ class _Chunked(head.Engine):
         place, exponentials, slope (of the soft cap): (n, vocabulary). t (targets), total: (n, 1). c: (k, n, 1), see
         `losses.slopes_of`.
         """
-        scale, of_target = c[0] / total, c[min(1, len(c) - 1)]
+        of_target = c[min(1, len(c) - 1)]
+        scale: Tensor | None = None
         if len(c) == 3:
-            exponentials = exponentials.mul_(scale).sub_(c[2] / exponentials.shape[1])
-            at_target, scale = exponentials.gather(1, t) - of_target, None
+            exponentials = exponentials.mul_(c[0] / total).sub_(c[2] / exponentials.shape[1])
+            at_target = exponentials.gather(1, t) - of_target
         else:
+            scale = c[0] / total
             at_target = exponentials.gather(1, t) * scale - of_target  # before anything is rounded to a short type
         if slope is not None:
             exponentials = exponentials.mul_(slope)

@@ -70,8 +70,8 @@ def synthetic_store(root: Path, artifacts: int, *, first: int = 0) -> ArtifactSt
                 key = artifact_key(kind, version=1, content=content, parents=before)
                 parents = dict(before)
                 _put(store, kind, key, {name: files[name] for name in names}, content, parents, provenance)
-                place = {"arm": "ce", "seed": 0, "generation": generation}
-                stages.append(StageRecord(kind, key, _ROLES.get(kind, kind), **place, parents=parents))
+                role = _ROLES.get(kind, kind)
+                stages.append(StageRecord(kind, key, role, arm="ce", seed=0, generation=generation, parents=parents))
                 if kind == "model":
                     before = {"model": key}
         config = ExperimentConfig(name=f"made-up-{number}").model_dump(mode="json")

@@ -51,7 +51,7 @@ def documents_of(source: str, *, text_field: str = "text") -> list[Document]:
 
     config = load_experiment_config(source)
     read = load_source(config.corpus, splits=config.splits, seed=config.seeds[0])
-    return read.documents
+    return list(read.documents)
 
 
 @app.command()

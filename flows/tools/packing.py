@@ -153,7 +153,10 @@ def _verified(file: Path, packed: zipfile.ZipFile, store: ArtifactStore | None) 
 def _digest(packed: zipfile.ZipFile, name: str) -> str:
     try:
         with packed.open(name) as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.sha256()
+            while block := stream.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
     except zipfile.BadZipFile:  # the zip's own check
         return ""
 

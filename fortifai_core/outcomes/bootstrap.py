@@ -226,13 +226,13 @@ def bootstrap_error(runs: Sequence[tuple[Sequence[str], Floats, Floats]], *, dra
 @lru_cache(maxsize=8)
 def _drawn_once(draws: int, clusters: int, run: int, seed: int) -> Floats:
     """The same worlds for every measure and arm, so that many errors cost one drawing: [draws, clusters]."""
-    return _weights(np.random.default_rng([seed, run]), draws, clusters)
+    return cluster_weights(np.random.default_rng([seed, run]), draws, clusters)
 
 
 @lru_cache(maxsize=8)
 def _runs_once(draws: int, runs: int, seed: int) -> Floats:
     """How often each run was drawn, as shares: [draws, runs]."""
-    return _weights(np.random.default_rng([seed, 1 << 20]), draws, runs) / runs
+    return cluster_weights(np.random.default_rng([seed, 1 << 20]), draws, runs) / runs
 
 
 def mcnemar(scores_a: Any, scores_b: Any) -> McNemar:

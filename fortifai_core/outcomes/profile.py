@@ -259,9 +259,9 @@ def _comparisons(observed: Observed, definitions: Iterable[Definition], level: f
             continue
         seen.add(definition.measure)
         for arm in arms[1:]:
-            pair = [observed[label].get(definition.measure, {}) for label in (arm, arms[0])]
-            at = _last(pair)
-            effect = _between(*pair, at, definition) if at is not None else None
+            ours, first = (observed[label].get(definition.measure, {}) for label in (arm, arms[0]))
+            at = _last([ours, first])
+            effect = _between(ours, first, at, definition) if at is not None else None
             if at is not None and effect is not None:
                 found.append((arm, definition, at, effect))
     differs = holm([effect.p_differs() for *_, effect in found])

@@ -19,7 +19,8 @@ def check_upload(repository: str) -> None:
     """
     import huggingface_hub
     from huggingface_hub import constants
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(repository)
@@ -43,14 +44,14 @@ def upload_folder(folder: Path, repository: str, *, kind: Kind) -> str:
     Raises:
         StageFailed: the hub refuses, or is not reached; the folder stays as it is.
     """
-    import huggingface_hub.utils
+    import httpx
     from huggingface_hub import HfApi
 
     api = HfApi()
     try:
         made = api.create_repo(repository, repo_type=kind, private=True, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repository, repo_type=kind, commit_message="Export of fortifai")
-    except (huggingface_hub.utils.httpx.HTTPError, OSError, ValueError) as error:
+    except (httpx.HTTPError, OSError, ValueError) as error:
         said = without_secrets(str(error)).strip().splitlines() or [type(error).__name__]
         raise StageFailed(f"{repository} was not written ({said[-1]}); {folder} has everything, try again") from error
     return str(made)
