@@ -153,7 +153,8 @@ def test_logits_level_is_the_reference(name: str, reduction: str) -> None:
     torch.testing.assert_close(results[1], results[0])
 
 
-@pytest.mark.parametrize("name", LOSSES)
+# of the others the weight is a constant for the gradient: test_row_losses.py
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("custom-entropy", "untempered")])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_logits_level_gradcheck(name: str, reduction: str) -> None:
     logits, targets = logits_and_targets(5, 4)
