@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from flows.tools.profiling import read_profile
+from flows.tools.result_table import print_rows
 from fortifai_core.errors import ArtifactDamaged, InputError
 from fortifai_core.outcomes.power import detectable, runs_for
 from fortifai_core.outside import markup
@@ -72,13 +72,13 @@ def as_json(found: list[Told]) -> list[dict[str, Any]]:
 def show(label: str, found: list[Told], console: Console) -> None:
     """A row a comparison, and what the numbers are."""
     names = ("arm", "measure", "seeds", "told from", "corrected", "to tell", "takes seeds", "corrected")
-    table = Table(*names, box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    rows = []
     for one in found:
         sizes = (one.smallest, one.corrected, one.wanted)
         seeds = ("–" if n is None else str(n) for n in (one.seeds, one.seeds_corrected))
-        table.add_row(markup(arm_title(one.arm)), one.measure, str(one.runs), *map(number, sizes), *seeds)
+        rows.append([arm_title(one.arm), one.measure, str(one.runs), *map(number, sizes), *seeds])
     console.print(f"\n[bold]{markup(label)}: what its runs can tell[/]")
-    console.print(table)
+    print_rows(names, rows, console)
     console.print(
         f"[dim]80% power, two-sided 5%, paired by seed and document, against {markup(arm_title(found[0].against))}; "
         f"corrected: among all {len(found)} comparisons (Holm, at worst). Shares, and of logarithms what they come to: "
