@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fortifai_core.errors import Unusable
 from storage.sources import mirror
+from storage.sources.network import network_errors
 from storage.sources.textfiles import folder_digest
 
 if TYPE_CHECKING:
@@ -147,7 +148,6 @@ def _from_hub(
 def _hub_errors(dataset: str) -> Iterator[None]:
     """What goes wrong between here and the hub, as one error with a remedy."""
     import datasets.exceptions
-    import httpx
     import huggingface_hub.errors
 
     try:
@@ -155,7 +155,7 @@ def _hub_errors(dataset: str) -> Iterator[None]:
     except (
         OSError,
         ValueError,
-        httpx.HTTPError,
+        network_errors(),
         datasets.exceptions.DatasetsError,
         huggingface_hub.errors.EntryNotFoundError,
     ) as error:

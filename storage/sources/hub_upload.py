@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from fortifai_core.errors import InputError, StageFailed, without_secrets
+from storage.sources.network import network_errors
 
 Kind = Literal["model", "dataset"]
 FIELD = "--push-to-hub"
@@ -44,14 +45,13 @@ def upload_folder(folder: Path, repository: str, *, kind: Kind) -> str:
     Raises:
         StageFailed: the hub refuses, or is not reached; the folder stays as it is.
     """
-    import httpx
     from huggingface_hub import HfApi
 
     api = HfApi()
     try:
         made = api.create_repo(repository, repo_type=kind, private=True, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repository, repo_type=kind, commit_message="Export of fortifai")
-    except (httpx.HTTPError, OSError, ValueError) as error:
+    except (network_errors(), OSError, ValueError) as error:
         said = without_secrets(str(error)).strip().splitlines() or [type(error).__name__]
         raise StageFailed(f"{repository} was not written ({said[-1]}); {folder} has everything, try again") from error
     return str(made)

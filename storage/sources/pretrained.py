@@ -24,6 +24,7 @@ from fortifai_core.errors import ConfigError, DataError
 from fortifai_core.parsing import local_path
 from storage.sources.gguf_header import FIELD, GgufHeader, read_header
 from storage.sources.model_folder import check_folder, check_settings, is_whole
+from storage.sources.network import network_errors
 from storage.store.tree import is_stray
 from storage.tables.models import SAFELY, why_not
 
@@ -223,7 +224,6 @@ class Pretrained:
     @contextmanager
     def _hub_errors(self, name: str) -> Iterator[None]:
         """What goes wrong between here and the hub, as one error with a remedy."""
-        import httpx
         import huggingface_hub.errors as hub
 
         here = f"put it into {root() / self.path} (`make models` fetches some), or let {VARIABLE} name a mirror with it"
@@ -235,7 +235,7 @@ class Pretrained:
         except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
             remedy = f"the hub has no such model, or a private one: correct it, set HF_TOKEN, or {here}"
             raise DataError("model.path", self.path, remedy) from error
-        except (hub.EntryNotFoundError, hub.HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        except (hub.EntryNotFoundError, hub.HfHubHTTPError, network_errors(), OSError) as error:
             reason = " ".join(str(error).split())[:160]
             remedy = f"is not on this machine, and the hub did not give {name} ({reason}): {here}"
             raise DataError("model.path", self.path, remedy) from error
@@ -246,7 +246,6 @@ class Pretrained:
         Raises:
             DataError: it cannot be loaded.
         """
-        import httpx
         from transformers import AutoModelForCausalLM
 
         if self.gguf_file is not None:
@@ -254,7 +253,7 @@ class Pretrained:
         how: dict[str, Any] = {"revision": self.revision, "dtype": dtype, "use_safetensors": True, **SAFELY}
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(self._place, output_loading_info=True, **how)
-        except httpx.HTTPError:
+        except network_errors():
             raise  # trouble on the way to the hub, which is tried again
         except Exception as error:
             raise DataError("model.path", self.path, f"cannot be loaded: {why_not(error)}") from error
@@ -301,7 +300,6 @@ class Pretrained:
         Raises:
             DataError: it cannot be loaded, or has no end-of-text token.
         """
-        import httpx
         from transformers import AutoTokenizer
 
         place: dict[str, Any] = {"pretrained_model_name_or_path": self._place, "revision": self.revision}
@@ -310,7 +308,7 @@ class Pretrained:
             place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
         try:
             tokenizer = AutoTokenizer.from_pretrained(**place, **SAFELY)
-        except httpx.HTTPError:
+        except network_errors():
             raise  # trouble on the way to the hub, which is tried again
         except Exception as error:
             raise DataError("model.path", self.path, f"its tokenizer cannot be loaded: {why_not(error)}") from error
