@@ -110,12 +110,6 @@ class ByWindow:
         return max(0.0, float(self.divergence.sum() / self.positions.sum()))
 
 
-def model_kl(first: Any, model: Any, sample: Sequence[Sequence[int]], *, batch: int) -> tuple[float, int]:
-    """Mean D(first ‖ model) over the sample's positions, in nats, and the positions; as `model_kl_by_window`."""
-    found = model_kl_by_window(first, model, sample, batch=batch)
-    return found.kl, int(found.positions.sum())
-
-
 def model_kl_by_window(first: Any, model: Any, sample: Sequence[Sequence[int]], *, batch: int) -> ByWindow:
     """D(first ‖ model) and the model's entropy on every window; see the module's formula.
 

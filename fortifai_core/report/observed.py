@@ -90,8 +90,8 @@ def _of_generation(result: GenerationResult) -> Values:
     if answers:
         documents, place = np.unique([document for document, _ in answers.values()], return_inverse=True)
         right = np.array([correct for _, correct in answers.values()], dtype=np.float64)
-        sums, counts = np.bincount(place, right), np.bincount(place, np.ones_like(right))
-        values["kr-split-0"] = Sampled.of(Clusters(tuple(documents.tolist()), sums, counts))
+        of_document = [np.bincount(place, each).astype(np.float64) for each in (right, np.ones_like(right))]
+        values["kr-split-0"] = Sampled.of(Clusters(tuple(documents.tolist()), *of_document))
     return values
 
 

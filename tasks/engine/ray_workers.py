@@ -107,6 +107,7 @@ def connect(runtime: AnyRuntime, threads: int) -> int:
     with _connecting:
         if not ray.is_initialized():
             try:
+                _reach(runtime.address)
                 ray.init(address=runtime.address, include_dashboard=None, log_to_driver=False, configure_logging=False)
             except (OSError, ValueError, RuntimeError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -17,10 +17,15 @@ from fortifai_core.measures.model_drift import (
     confidence_histogram,
     live_fraction,
     live_fraction_of,
-    model_kl,
+    model_kl_by_window,
     sample_windows,
     target_log_probabilities,
 )
+
+
+def model_kl(first: Any, model: Any, sample: Any, *, batch: int) -> tuple[float, int]:
+    found = model_kl_by_window(first, model, sample, batch=batch)
+    return found.kl, int(found.positions.sum())
 
 
 class Table(torch.nn.Module):

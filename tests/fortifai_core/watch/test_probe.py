@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fortifai_core.errors import InputError
-from fortifai_core.measures.model_drift import model_kl
+from fortifai_core.measures.model_drift import model_kl_by_window
 from fortifai_core.watch.probe import GROUP, Probe, Size, of_samples
 from fortifai_core.watch.reading import live_in_batch, predict, undisturbed, write
 
@@ -59,7 +59,8 @@ def test_kl_is_a_lower_bound_that_is_tight_where_the_tokens_hold_the_mass(
         top = predict(core, probe.windows, keep=True).top
     with undisturbed(other) as core:
         seen = predict(core, probe.windows, against=top)
-    exact, positions = model_kl(model, other, probe.windows, batch=4)
+    by_window = model_kl_by_window(model, other, probe.windows, batch=4)
+    exact, positions = by_window.kl, int(by_window.positions.sum())
     assert positions == seen.positions.sum()
     assert exact * 0.98 < seen.kl.sum() / positions <= exact + 1e-6
     with undisturbed(model) as core:
