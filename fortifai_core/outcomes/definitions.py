@@ -79,7 +79,7 @@ class Definition:
         if not math.isfinite(value):
             return "–"
         if self.log:
-            ratio = math.exp(min(700.0, value))
+            ratio = math.exp(min(value, 700.0))
             return wording.number(ratio) + ("×" if self.against is not None else "")
         if self.share:
             return wording.points(value) if self.against is not None else wording.share(value, 1).replace(".0%", "%")
@@ -88,7 +88,7 @@ class Definition:
     def difference(self, value: float) -> str:
         """A difference between two arms: points, a factor, or a plain number with its sign."""
         if self.log:
-            return f"{wording.number(math.exp(min(700.0, value)))}×"
+            return f"{wording.number(math.exp(min(value, 700.0)))}×"
         if self.share:
             return f"{wording.points(value)} points"
         return f"{'+' if value > 0 else ''}{wording.number(value)}"

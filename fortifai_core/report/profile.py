@@ -150,7 +150,7 @@ def _ends(definition: Definition, effect: Effect) -> tuple[float | None, float |
     interval = effect.interval()
     ends = interval.estimate, interval.low, interval.high
     if definition.log:
-        ends = tuple(math.exp(min(700.0, end)) for end in ends)  # type: ignore[assignment]
+        ends = tuple(math.exp(min(end, 700.0)) for end in ends)  # type: ignore[assignment]  # NaN stays NaN
     return finite(ends[0]), finite(ends[1]), finite(ends[2])
 
 
@@ -197,7 +197,7 @@ def _value(definition: Definition, effect: Effect) -> str:
     def shown(value: float) -> str:
         if definition.share:
             return share(value, 1)
-        return number(math.exp(min(700.0, value)) if definition.log else value)
+        return number(math.exp(min(value, 700.0)) if definition.log else value)
 
     interval: Interval = effect.interval()
     ends = f" ({shown(interval.low)} to {shown(interval.high)})" if interval.known else ""

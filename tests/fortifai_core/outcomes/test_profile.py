@@ -19,6 +19,7 @@ from fortifai_core.outcomes.definitions import (
 )
 from fortifai_core.outcomes.inference import Clusters, Sampled
 from fortifai_core.outcomes.profile import Course, profile_of
+from fortifai_core.report.profile import as_json
 
 HALF = Definition("half", "Half", "share", "", "by hand", True, 0.5, 0.05, share=True)
 DOUBLE = Definition("double", "Doubled", "loss", "", "by hand", False, 2.0, 0.1, against=0, log=True)
@@ -73,6 +74,12 @@ def test_a_logarithm_is_judged_as_a_ratio_to_the_first_model() -> None:
     assert verdict.describe() == "collapsed in M2"
     assert verdict.effect is not None and math.exp(verdict.effect.value) == pytest.approx(3.0, rel=0.02)
     assert (DOUBLE.rule, DOUBLE.shown(math.log(3))) == ("above 2 × M0's", "3×")
+
+
+def test_a_ratio_without_an_interval_has_no_ends() -> None:
+    found = profile_of({"a": {"loss": runs([0.0, math.log(3)])}}, [DOUBLE])
+    (row,) = as_json(found)["profile"]
+    assert row["value"] == pytest.approx(3) and (row["low"], row["high"]) == (None, None)
 
 
 def test_correction_takes_back_what_many_cells_would_find_by_chance() -> None:
