@@ -181,7 +181,7 @@ def test_treatments_of_one_type_are_counted_in_the_plan() -> None:
     treatments = "treatments=[{type: verifier}, {type: deduplicate}, {type: verifier, false_reject: 0.1}]"
     plan = plan_experiment(load_experiment_config("smoke", [treatments]), Digests({}))
     stages = plan.runs[0].generations[1].treat
-    assert [one.spec.earlier for one in stages] == [0, 0, 1]
+    assert [one.spec.model_dump()["earlier"] for one in stages] == [0, 0, 1]
     assert ["earlier" in one.content for one in stages] == [False, False, True]
 
 
