@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from flows.hints import command_line
 from flows.outputs import folder_to_make
+from fortifai_core.config.arms import ArmSettings
 from fortifai_core.config.loss import Loss
-from fortifai_core.config.stages import Regime
-from fortifai_core.corpus.schedule import SplitVersion, subsample_splits, training_set
+from fortifai_core.config.stages import Mixture, Reading, Regime, reading_of
+from fortifai_core.corpus.schedule import SplitVersion, subsample_splits, text_shares, training_set
 from fortifai_core.errors import InputError
 from fortifai_core.outside import fenced, markdown, visible
 from storage.store import durable
@@ -35,7 +36,7 @@ def export_model(store: ArtifactStore, experiment: str, *, arm: str, seed: int, 
 
     Args:
         experiment: name, label or id of an experiment, or `latest`.
-        generation: which model; -1 is the base model, which all runs share.
+        generation: which model; -1 is the base model that the arm starts from.
 
     Returns:
         The folder: `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load it.
@@ -80,7 +81,7 @@ def export_dataset(
     stage = model_stage(record, arm=arm, seed=seed, generation=generation)
     if generation == BASE:
         raise InputError("--generation", generation, "the base model's text is in no split; choose 0 or above")
-    regime = Regime(record.config["regime"])
+    reading = reading_of_arm(record, arm)
     treated = "treated" in stage.parents
     parts = [
         (
@@ -88,15 +89,13 @@ def export_dataset(
             version.version,
             treated_text_of(store, record, stage, n) if treated else text_of(store, record, stage, version),
         )
-        for n, version in enumerate(training_set(regime, generation))
+        for n, version in enumerate(training_set(reading, generation))
     ]
     with _new_folder(target) as folder:
         (folder / "data").mkdir()
         held = export_text(folder / "data", parts)
         rows = [f"| {text.split} | {text.version} | {text.documents} | {text.tokens} |" for text in held]
-        card = _dataset_card(
-            store, record, stage, rows, subsampled=subsample_splits(regime) is not None and len(held) > 1
-        )
+        card = _dataset_card(store, record, stage, rows, note=_read_in_part(reading, generation))
         (folder / "README.md").write_text(card, encoding="utf-8")
     return target
 
@@ -125,7 +124,8 @@ def model_stage(record: Experiment, *, arm: str, seed: int, generation: int) -> 
     record.refuse_family("experiment", "`fortifai path KEY` names the folder of an artifact, its samples as Parquet")
     models = [stage for stage in record.stages if stage.role == "base"]
     if generation == BASE and models:
-        return models[0]
+        started = {s.parents.get("model") for s in record.stages if (s.role, s.arm, s.generation) == ("train", arm, 0)}
+        return next((model for model in models if model.key in started), models[0])
     models = [stage for stage in record.stages if stage.role == "train"]
     if not models:
         raise InputError("experiment", record.label, f"has no plan; `fortifai resume {record.label}` makes it anew")
@@ -138,6 +138,19 @@ def model_stage(record: Experiment, *, arm: str, seed: int, generation: int) -> 
             )
         models = [stage for stage in models if getattr(stage, field) == value]
     return models[0]
+
+
+def settings_of_arm(record: Experiment, arm: str | None) -> Mapping[str, Any]:
+    """The recorded configuration as it is under an arm; as it stands where arms are losses."""
+    own = next((one for one in record.config.get("arms", ()) if one["name"] == arm), None)
+    return record.config if own is None else ArmSettings.model_validate(own).over(record.config)
+
+
+def reading_of_arm(record: Experiment, arm: str | None) -> Reading:
+    """What makes up the text of an arm's generations."""
+    config = settings_of_arm(record, arm)
+    mixture = config.get("mixture")
+    return reading_of(Regime(config["regime"]), None if mixture is None else Mixture.model_validate(mixture))
 
 
 def artifact_of(store: ArtifactStore, record: Experiment, kind: str, key: str) -> Artifact:
@@ -216,10 +229,7 @@ def _model_card(store: ArtifactStore, record: Experiment, stage: StageRecord, ar
     return _card(front, f"{record.name}: {name}", text, store, record, stage, created=artifact.manifest.created)
 
 
-def _dataset_card(
-    store: ArtifactStore, record: Experiment, stage: StageRecord, rows: list[str], *, subsampled: bool
-) -> str:
-    note = ["Of these the model read a random sample as large as one split.", ""] if subsampled else []
+def _dataset_card(store: ArtifactStore, record: Experiment, stage: StageRecord, rows: list[str], *, note: str) -> str:
     front = {"configs": [{"config_name": "default", "data_files": "data/*.parquet"}], "tags": ["fortifai"]}
     title = f"{record.name}: the training text of {_run(stage)} · generation {stage.generation}"
     text = [
@@ -229,9 +239,22 @@ def _dataset_card(
         "|---|---|---|---|",
         *rows,
         "",
-        *note,
+        *([note, ""] if note else []),
     ]
     return _card(front, title, text, store, record, stage)
+
+
+def _read_in_part(reading: Reading, generation: int) -> str:
+    """What a generation left out of its texts; nothing where it read all of them."""
+    texts, shares = training_set(reading, generation), text_shares(reading, generation)
+    if shares is not None:
+        parts = [
+            f"{share:.4g} of version {text.version} of split {text.split}"
+            for share, text in zip(shares, texts, strict=True)
+        ]
+        return f"Of the training sequences that these make the model read a random share: {', '.join(parts)}."
+    sampled = subsample_splits(reading) is not None and len(texts) > 1
+    return "Of these the model read a random sample as large as one split." if sampled else ""
 
 
 def _run(stage: StageRecord) -> str:
@@ -263,7 +286,9 @@ def _lineage(store: ArtifactStore, record: Experiment, stage: StageRecord) -> li
     """Generation, loss, synthetic share of the training text, and every model before this one."""
     if stage.generation is None:
         return ["- generation: none, the base model of all runs"]
-    loss = next((loss for loss in record.config["losses"] if _label(loss) == stage.arm), None)
+    named = {one["name"] for one in record.config.get("arms", ())}
+    losses = settings_of_arm(record, stage.arm)["losses"]
+    loss = next((loss for loss in losses if stage.arm in named or _label(loss) == stage.arm), None)
     lines = [f"- generation: {stage.generation}"]
     lines += [f"- loss: {', '.join(f'{name} {value}' for name, value in loss.items())}"] if loss else []
     manifest = store.peek(stage.kind, stage.key)
@@ -272,11 +297,12 @@ def _lineage(store: ArtifactStore, record: Experiment, stage: StageRecord) -> li
         synthetic = manifest.metrics["tokens-synthetic"]
         share = float(synthetic) / float(read)
         lines.append(f"- synthetic share of its training text: {share:.1%} ({synthetic:,} of {read:,} tokens)")
-    models = [s for s in record.stages if s.role in ("base", "train") and s.arm in (None, stage.arm)]
-    before = [s for s in models if s.seed in (None, stage.seed) and (s.generation or -1) <= stage.generation]
-    chain = sorted(before, key=lambda s: -1 if s.generation is None else s.generation)
-    named = [f"{'base' if s.generation is None else f'M{s.generation}'} `{s.key[:12]}`" for s in chain]
-    return [*lines, f"- lineage: {' → '.join(dict.fromkeys(named))}"]
+    models = {s.key: s for s in record.stages if s.role in ("base", "train")}
+    chain = [stage]
+    while (before := models.get(chain[0].parents.get("model", ""))) is not None:
+        chain.insert(0, before)
+    written = [f"{'base' if s.generation is None else f'M{s.generation}'} `{s.key[:12]}`" for s in chain]
+    return [*lines, f"- lineage: {' → '.join(written)}"]
 
 
 def _label(loss: dict[str, Any]) -> str | None:

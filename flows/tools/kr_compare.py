@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from flows.tools.exporting import reading_of_arm
 from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
-from fortifai_core.config.stages import Regime
 from fortifai_core.corpus.documents import Question
 from fortifai_core.corpus.schedule import splits_seen
 from fortifai_core.corpus.splitting import assign_questions
@@ -74,7 +74,6 @@ def compare(
     if not trained:
         remedy = f"none of its models is in the store with its weights: `fortifai resume {record.label} --weights`"
         raise InputError("experiment", record.label, remedy)
-    regime = Regime(record.config["regime"])
     sets: dict[str, list[QuestionSet]] = {}
     answers: list[list[tuple[Any, Any]]] = [[], []]
     rows = []
@@ -88,7 +87,7 @@ def compare(
         adapted = store.read("model", base) if base else None
         model = load_model(artifact.path, base=adapted.path if adapted else None, dtype=dtype)
         tokenizer = load_tokenizer(artifact.path / "tokenizer")
-        seen = set(splits_seen(regime, stage.generation or 0))
+        seen = set(splits_seen(reading_of_arm(record, stage.arm), stage.generation or 0))
         for answers_of_set, question_set in zip(answers, sets[corpus], strict=True):
             correct, asked = _ask(model, tokenizer, question_set, seen, record=record, batch=batch)
             answers_of_set.append((correct, asked))

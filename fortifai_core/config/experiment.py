@@ -129,6 +129,9 @@ class ExperimentConfig(Frozen):
             first = self.arm_labels.index(arm.name)
             if first < index:
                 raise Inconsistent(f"arms.{index}.name", arm.name, f"is that of arms.{first} too: name it otherwise")
+            if arm.regime is not None and arm.mixture:
+                remedy = f"the regime {arm.regime} sets a share of its own: leave it out, or the mixture"
+                raise Inconsistent(f"arms.{index}.mixture", arm.mixture, remedy)
             with warnings.catch_warnings():
                 if not arm.regeneration:
                     warnings.simplefilter("ignore")  # the experiment's own warning

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fortifai_core.errors import ConfigError
 
 # How transformers calls what a block adds to the residual stream, in the architectures that it has.
-_BRANCHES = ("self_attn", "attn", "attention", "mlp", "feed_forward")
+_BRANCHES = ("self_attn", "self_attention", "attn", "attention", "mlp", "ffn", "feed_forward")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,12 @@ def residual_dropout(model: nn.Module, rate: float) -> Iterator[None]:
     if not rate:
         yield
         return
-    found = [module for name, module in model.named_modules() if name.rpartition(".")[2] in _BRANCHES]
+    found = [
+        module
+        for name, module in model.named_modules()
+        # of one within another, as attn.attention, the outer one is what a block adds
+        if (path := name.split("."))[-1] in _BRANCHES and not set(path[:-1]) & set(_BRANCHES)
+    ]
     if not found:
         remedy = f"{type(model).__name__} has no blocks named {', '.join(_BRANCHES)}: set it to 0"
         raise ConfigError("training.dropout", rate, remedy)

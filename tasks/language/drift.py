@@ -16,7 +16,7 @@ from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
 from tasks.engine.context import Context
-from tasks.language.files import CLUSTERS, Rows, cluster_rows, metric_row, text_files, trained_files
+from tasks.language.files import CLUSTERS, Rows, cluster_rows, metric_row, text_files, trained_files, trained_texts
 from tasks.language.specs import DriftSpec, VersionedText
 
 if TYPE_CHECKING:
@@ -126,7 +126,6 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[Rows, Rows, Rows]:
     """Model KL, the base model's perplexity on what M_i wrote, live fraction; the histograms of Figure 1; clusters."""
     import torch
 
-    from fortifai_core.corpus.packing import pack
     from fortifai_core.measures import model_drift
     from storage.tables.models import load_model, load_tokenizer
 
@@ -140,9 +139,8 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[Rows, Rows, Rows]:
         return model_drift.sample_windows(sequences, length=length, tokens=max(size, length), seed=seed)
 
     rewritten = (tokens for text in spec.rewritten for tokens in _tokens(context, text))
-    trained_on = parquet.iter_column(trained_files(context), "tokens")
     # as in training, where documents stand in one stream
-    packed = pack(trained_on, sequence_length=length, end_of_text=tokenizer.eos_token_id)
+    packed = _seen(context, sequence_length=length, end_of_text=tokenizer.eos_token_id)
     texts = {
         "real": sample("real", parquet.iter_column(context.artifact(spec.corpus).file("validation.parquet"), "tokens")),
         "seen": sample("seen", packed),
@@ -182,6 +180,20 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[Rows, Rows, Rows]:
         for low, high, count in zip(edges, edges[1:], model_drift.confidence_histogram(values), strict=False)
     ]
     return metrics, rows, clusters
+
+
+def _seen(context: Context[DriftSpec], **packing: int) -> Iterator[list[int]]:
+    """The sequences that M_i was trained on; of a text of which it read a share, as many, evenly spaced."""
+    from fortifai_core.corpus.packing import pack
+
+    shares = context.spec.shares
+    if shares is None:
+        yield from pack(parquet.iter_column(trained_files(context), "tokens"), **packing)
+        return
+    for share, (_, paths) in zip(shares, trained_texts(context), strict=True):
+        for number, sequence in enumerate(pack(parquet.iter_column(paths, "tokens") if paths else (), **packing)):
+            if int((number + 1) * share + 0.5) > int(number * share + 0.5):
+                yield sequence
 
 
 def _scores(model: Any, text: list[list[int]], batch: int) -> Any:

@@ -158,6 +158,7 @@ class TreatSpec(Spec):
         model: the model that the treatment reads the text with, if it does; base: M_-1, where it is an adapter of it.
         text: what the generation is trained on, in order; shares: how much of each, None: all of it.
         treated: the text as the treatment before left it.
+        earlier: how many treatments of this type come before it, so that it draws anew.
         corpus_config, splits, world: for the ground truth of an almanac; that it is this corpus's follows from its key.
     """
 
@@ -177,6 +178,7 @@ class TreatSpec(Spec):
     text: tuple[VersionedText, ...]
     shares: tuple[float, ...] | None
     treated: Reference | None
+    earlier: int = 0
     corpus_config: Corpus
     splits: int
     world: int
@@ -187,6 +189,7 @@ class TreatSpec(Spec):
         content = super().content() | {"treatment": treatment, "text": text_content(self.text)}
         content |= {} if self.code is None else {"code": self.code}
         content |= {} if self.model is None else {"window": self.window}
+        content |= {"earlier": self.earlier} if self.earlier else {}
         if isinstance(self.treatment, Weights) and self.shares is not None:
             content["shares"] = list(self.shares)
         return content
@@ -281,6 +284,7 @@ class DriftSpec(Spec):
         first: M_0 of the run.
         base: M_-1.
         text, rewritten: what M_i was trained on, and what it wrote.
+        shares: how much of each text it read; None: all of it.
         treated: the text as its treatments left it, if any did.
         corpus_config, splits, world: for the ground truth of an almanac; that it is this corpus's follows from its key.
     """
@@ -296,6 +300,7 @@ class DriftSpec(Spec):
     base: Reference
     corpus: Reference
     text: tuple[VersionedText, ...]
+    shares: tuple[float, ...] | None = None
     treated: Reference | None = None
     rewritten: tuple[VersionedText, ...]
     corpus_config: Corpus
@@ -303,7 +308,8 @@ class DriftSpec(Spec):
     world: int
 
     def content(self) -> dict[str, Any]:
-        texts = {"text": text_content(self.text), "rewritten": text_content(self.rewritten)}
+        texts: dict[str, Any] = {"text": text_content(self.text), "rewritten": text_content(self.rewritten)}
+        texts |= {} if self.shares is None else {"shares": list(self.shares)}
         return super().content() | texts
 
 

@@ -115,7 +115,7 @@ class _Work:
             rest["entities"] = entities_by_document(spec.corpus_config, splits=spec.splits, world=spec.world)
         shares = zip(spec.text, spec.shares or (), strict=False)
         return Material(
-            seed=derive_seed("treat", spec.seed, spec.generation),
+            seed=derive_seed("treat", spec.seed, spec.generation, *([spec.earlier] if spec.earlier else [])),
             called=spec.called,
             shares={(text.split, text.version): share for text, share in shares},
             told=told,

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from flows.load import load_experiment_config
+from flows.load import load_experiment_config, validate
 from flows.prepare import Prepared, prepare_experiment
 from flows.tools.exporting import export_dataset, export_model, export_report
 from flows.tools.kr_compare import compare, question_sets
@@ -61,6 +61,13 @@ def artifact_path(run: Prepared, role: str, generation: int | None = None) -> Pa
     artifact = run.store.find(stage.kind, stage.key)
     assert artifact is not None
     return artifact.path
+
+
+def as_asked(questions: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """A store's questions as a file of one's own has them."""
+    names = {"context": "context", "sentence_true": "true_answer", "sentence_false": "false_answer"}
+    names["location"] = "document"
+    return [{name: row[column] for name, column in names.items()} for row in questions]
 
 
 def logits(model: Any) -> Any:
@@ -237,6 +244,66 @@ def test_a_generation_that_read_a_sample_says_so(run: Prepared, tmp_path: Path) 
     assert "random sample" in (made / "README.md").read_text()
 
 
+ARMS = [
+    {"name": "paper"},
+    {"name": "old", "regime": "accumulate"},
+    {"name": "half", "mixture": {"synthetic": 0.5, "real": "original"}},
+    {"name": "narrow", "model": {"hidden_size": 16}, "loss": {"type": "tce", "gamma": 0.9}},
+]
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Named arms that read different text, one from a base model of its own; M_1 of each, on what M_0 rewrote."""
+    small = load_experiment_config("smoke", [*TINY[1:], "name=arms"]).model_dump(mode="json")
+    config = validate({**small, "losses": [{"type": "cross-entropy"}], "arms": ARMS})
+    assert isinstance(config, ExperimentConfig)
+    roles = ("pretraining", "source", "tokenizer", "base", "corpus", "train", "regenerate")
+    return prepared(tmp_path_factory.mktemp("arms"), config, *roles)
+
+
+@pytest.mark.parametrize(
+    ("arm", "read", "note"),
+    [
+        ("paper", ["split-0-version-1", "split-1-version-0"], ""),
+        ("old", ["split-0-version-0", "split-0-version-1"], ""),
+        (
+            "half",
+            ["split-0-version-1", "split-0-version-0"],
+            "the model read a random share: 0.5 of version 1 of split 0, 0.5 of version 0 of split 0",
+        ),
+    ],
+)
+def test_the_exported_text_is_that_of_the_arm(
+    arms: Prepared, tmp_path: Path, arm: str, read: list[str], note: str
+) -> None:
+    made = export_dataset(arms.store, "arms", arm=arm, seed=0, generation=1, target=tmp_path / "data")
+    files = sorted((made / "data").iterdir())
+    assert [path.stem.partition("-")[2] for path in files] == read
+    card = (made / "README.md").read_text()
+    assert note in card and ("random" in card) == bool(note)
+
+
+def test_questions_are_asked_of_what_an_arm_has_read(arms: Prepared, tmp_path: Path) -> None:
+    """Generation 1 of `paper` has read two splits, that of `old` one."""
+    write_questions(tmp_path / "own.json", as_asked(read_rows(artifact_path(arms, "corpus") / "questions.parquet")))
+    found = compare(arms.store, load_experiment(arms.store, "arms"), [tmp_path / "own.json"], draws=100)
+    asked = {row["arm"]: row["questions"] for row in found.rows if row["generation"] == 1}
+    assert asked["old"] == asked["half"] < asked["paper"]
+
+
+def test_the_base_model_and_the_lineage_are_the_arms_own(arms: Prepared, tmp_path: Path) -> None:
+    base = export_model(arms.store, "arms", arm="narrow", seed=0, generation=-1, target=tmp_path / "base")
+    assert json.loads((base / "config.json").read_text())["hidden_size"] == 16
+    made = export_model(arms.store, "arms", arm="narrow", seed=0, generation=1, target=tmp_path / "model")
+    card = (made / "README.md").read_text()
+    lineage = next(line for line in card.splitlines() if line.startswith("- lineage"))
+    trained = [stage.key[:12] for g in arms.plan.run("narrow", 0).generations for stage in [g.train]]
+    started = arms.plan.run("narrow", 0).generations[0].train.parents["model"].key[:12]
+    assert lineage == f"- lineage: base `{started}` → M0 `{trained[0]}` → M1 `{trained[1]}`"
+    assert "- loss: type tce, gamma 0.9" in card
+
+
 @pytest.mark.parametrize("export", [export_model, export_dataset])
 @pytest.mark.parametrize(
     ("choice", "message"),
@@ -370,15 +437,7 @@ def test_an_experiment_without_questions_is_compared_with_two_files(tmp_path: Pa
 
 def test_the_same_questions_from_a_file_are_answered_alike(run: Prepared, tmp_path: Path) -> None:
     own = read_rows(artifact_path(run, "corpus") / "questions.parquet")
-    rows = [
-        {
-            "context": row["context"],
-            "sentence_true": row["true_answer"],
-            "sentence_false": row["false_answer"],
-            "location": row["document"],
-        }
-        for row in own
-    ]
+    rows = as_asked(own)
     path = tmp_path / "again.json"
     write_questions(path, [*rows, {**rows[0], "location": "somebody-else"}])
     found = compare(run.store, load_experiment(run.store, run.record_id), [path], draws=100)

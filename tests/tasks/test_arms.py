@@ -13,6 +13,7 @@ from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import ConfigError
 from storage.store.store import ArtifactStore
+from storage.tables import parquet
 from tasks.engine.build import build
 from tasks.engine.plans import Plan, RunPlan
 from tasks.language.plan import Digests, plan_experiment
@@ -92,6 +93,11 @@ def test_two_arms_that_come_to_the_same_are_refused(arm: dict[str, Any]) -> None
         planned([{"name": "first"}, {"name": "again", **arm}], training={"epochs": 1, "batch_size": 8})
 
 
+def test_a_regime_and_a_mixture_in_one_arm_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"arms\.1\.mixture.*the regime accumulate sets a share of its own"):
+        planned([{"name": "first"}, {"name": "both", "regime": "accumulate", "mixture": {"synthetic": 1}}])
+
+
 def test_a_share_of_everything_is_the_regime_replace() -> None:
     arms = [{"name": "regime", "regime": "replace"}, {"name": "share", "mixture": {"synthetic": 1, "real": "fresh"}}]
     with pytest.raises(ConfigError, match="comes to the same as regime"):
@@ -137,6 +143,20 @@ def test_every_training_arm_is_built(tmp_path: Path) -> None:
         ends[run.arm] = losses[evaluate.key]
     assert all(math.isfinite(value) for value in ends.values())
     assert len(set(ends.values())) == len(ends)
+
+
+def test_drift_is_measured_on_the_share_that_was_read(tmp_path: Path) -> None:
+    """The confidence on the training text is that on so much of each text as the model read, of the one as of both."""
+    arm = {"name": "tenth", "mixture": {"synthetic": 0.1, "real": "original"}}
+    plan = planned([arm], generations=2, evaluation={"drift_sample": 100_000}, training={"sequence_length": 8})
+    store, made = ArtifactStore(str(tmp_path)), {}
+    for stage in plan.stages():
+        if stage.role != "report" and (stage.generation or 0) < 2:
+            made[stage.role, stage.generation], _ = build(stage, store, Runtime(), progress=lambda *_: None)
+    rows = parquet.read_rows(made["drift", 1].file("confidence.parquet"))
+    seen = sum(row["count"] for row in rows if (row["model"], row["text"]) == ("base", "seen"))
+    # every sequence has one token that nothing foretells
+    assert seen == pytest.approx(made["train", 1].manifest.metrics["tokens-read"] * 7 / 8, rel=0.1)
 
 
 def test_an_arm_alone_needs_its_own_stages_and_the_shared_ones_once() -> None:

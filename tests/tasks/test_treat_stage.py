@@ -89,7 +89,9 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> tuple[ArtifactStore, di
     return store, made
 
 
-def stage(parents: dict[str, Any], treatment: Treatment, *, treated: Reference | None = None, seed: int = 0) -> Stage:
+def stage(
+    parents: dict[str, Any], treatment: Treatment, *, treated: Reference | None = None, seed: int = 0, earlier: int = 0
+) -> Stage:
     reads = parents["model"] if treatment.reads else None
     spec = TreatSpec(
         treatment=treatment,
@@ -105,6 +107,7 @@ def stage(parents: dict[str, Any], treatment: Treatment, *, treated: Reference |
         text=(VersionedText(0, 1, parents["split"]), VersionedText(1, 0)),
         shares=None,
         treated=treated,
+        earlier=earlier,
         corpus_config=CORPUS,
         splits=2,
         world=0,
@@ -162,6 +165,24 @@ def test_each_does_what_it_is_for(parents: tuple[ArtifactStore, dict[str, Any]])
     shares = [sum(row["weight"] * len(row["tokens"]) for row in of_text) for of_text in texts(weights)]
     assert shares[1] / sum(shares) == pytest.approx(0.75)
     assert sum(shares) == pytest.approx(weights.manifest.metrics["tokens"])
+
+
+def test_a_second_verifier_errs_by_itself(parents: tuple[ArtifactStore, dict[str, Any]]) -> None:
+    """Of what the first rejects in error, the second would reject nothing more if it made the same errors."""
+    store, references = parents
+    verifier = Verifier(false_reject=0.5)
+    first = stage(references, verifier)
+    made(store, first)
+    second = made(store, stage(references, verifier, treated=first.reference, earlier=1))
+    assert "rejected in error" in {row["why"] for row in fates(second)}
+
+
+def test_treatments_of_one_type_are_counted_in_the_plan() -> None:
+    treatments = "treatments=[{type: verifier}, {type: deduplicate}, {type: verifier, false_reject: 0.1}]"
+    plan = plan_experiment(load_experiment_config("smoke", [treatments]), Digests({}))
+    stages = plan.runs[0].generations[1].treat
+    assert [one.spec.earlier for one in stages] == [0, 0, 1]
+    assert ["earlier" in one.content for one in stages] == [False, False, True]
 
 
 def test_a_treatment_reads_what_the_one_before_left(parents: tuple[ArtifactStore, dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from fortifai_core.config.stages import Training
 from fortifai_core.errors import ConfigError
@@ -109,6 +109,15 @@ def test_dropout_of_everything_but_a_trace_leaves_the_residual_stream() -> None:
         assert torch.allclose(model.train()(ids).logits, stream, atol=1e-5)
 
 
+def test_dropout_within_a_block_that_has_one_is_not_doubled() -> None:
+    """GPT-Neo's attention is `attn.attention`; both would be dropped from."""
+    shape: dict[str, Any] = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "attention_types": [[["global"], 2]]}
+    model = GPTNeoForCausalLM(GPTNeoConfig(vocab_size=24, max_position_embeddings=32, **shape))
+    with residual_dropout(model, 0.5):
+        hooked = {name for name, module in model.named_modules() if module._forward_hooks}
+    assert hooked == {f"transformer.h.{n}.{branch}" for n in (0, 1) for branch in ("attn", "mlp")}
+
+
 def test_dropout_of_a_model_without_blocks_is_refused() -> None:
     with (
         pytest.raises(ConfigError, match=r"training\.dropout = 0\.1: Linear has no blocks"),
@@ -120,10 +129,11 @@ def test_dropout_of_a_model_without_blocks_is_refused() -> None:
 def test_a_training_follows_its_teacher(tmp_path: Path) -> None:
     """A model that starts as its own teacher stays where it is on synthetic rows; on real ones it moves."""
     teacher = tiny_model().eval().requires_grad_(False)
-    told = {"config": {"distillation": 1.0}, "teacher": teacher}
+    plainly = {"optimizer": "sgd"}  # Adam would make steps of rounding alone
+    told = {"config": {"distillation": 1.0, **plainly}, "teacher": teacher}
     on_written = trained(tmp_path / "a", data=rows(synthetic=True), **told)
     on_real = trained(tmp_path / "b", data=rows(synthetic=False), **told)
-    plain = trained(tmp_path / "c", {})
+    plain = trained(tmp_path / "c", plainly)
     assert distance(on_real, plain) < 1e-4
     ids = torch.arange(8)[None]
     gap = [float((model.eval()(ids).logits - teacher(ids).logits).abs().max()) for model in (on_written, plain)]
