@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def pack(store: ArtifactStore, record: Experiment, target: Path) -> Path:
     """Write the pack of a finished experiment.
 
     Raises:
-        InputError: there is no report yet, or an artifact of the experiment is missing.
+        InputError: there is no report yet, or the store has none of the experiment's artifacts.
         ArtifactDamaged: one is damaged.
     """
     _, folder = read_report(store, record)
@@ -119,7 +120,7 @@ def verify(file: Path, store: ArtifactStore | None = None) -> Verified:
     try:
         with zipfile.ZipFile(file) as packed:
             return _verified(file, packed, store)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise DataError("--verify", str(file), f"is no readable zip ({error}): fetch it again") from error
     except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise DataError("--verify", str(file), f"is no pack of this software ({type(error).__name__})") from error
@@ -157,7 +158,7 @@ def _digest(packed: zipfile.ZipFile, name: str) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
             return digest.hexdigest()
-    except zipfile.BadZipFile:  # the zip's own check
+    except (zipfile.BadZipFile, zlib.error):  # the zip's own checks
         return ""
 
 

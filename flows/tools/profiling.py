@@ -46,8 +46,12 @@ def show(record: Experiment, profile: dict[str, Any], console: Console) -> None:
     console.print(table)
     for line in profile["summary"]:
         console.print(f"\n{markup(line)}", highlight=False)
+    by_reason: dict[str, list[str]] = {}
     for name, why in profile["not_measured"].items():
-        console.print(f"[dim]not judged: {markup(name)} ({markup(why)})[/]", highlight=False)
+        by_reason.setdefault(why, []).append(name)
+    console.print()
+    for why, names in by_reason.items():
+        console.print(f"[dim]not judged: {markup('; '.join(names))} ({markup(why)})[/]", highlight=False)
 
 
 def _coloured(cell: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flows.cli.app import exit_code
 from flows.load import load_any_config
 from flows.prepare import Prepared, prepare_experiment
 from flows.tools import packing, powering, profiling
+from fortifai_core.charts.png import png
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import DataError, InputError
 from fortifai_core.families.gaussian.theory import amplification, threshold_of
@@ -34,10 +36,20 @@ ZIPF = [
 
 
 def finished(store: Path, preset: str, *overrides: str, report: bool = True) -> tuple[ArtifactStore, Experiment]:
-    """Every stage of an experiment by its own builder, in this process; the report, which draws, if it is asked for."""
+    """Every stage of an experiment by its own builder, in this process; the report, if it is asked for.
+
+    Of its pictures the profile's alone is painted: the others take most of the time, and have tests of their own.
+    """
+
+    def paint(drawings: Sequence[tuple[str, str]], path: Path, *, title: str) -> None:
+        path.touch() if path.stem != "profile" else png(drawings, path, title=title)
+
     made: Prepared = prepare_experiment(load_any_config(preset, overrides), store=str(store))
-    for stage in made.plan.stages() if report else made.plan.stages()[:-1]:
-        build(stage, made.store, Runtime(), progress=lambda *_: None)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("tasks.families.report.draw", lambda *_: [])
+        patched.setattr("fortifai_core.report.page.png", paint)
+        for stage in made.plan.stages() if report else made.plan.stages()[:-1]:
+            build(stage, made.store, Runtime(), progress=lambda *_: None)
     config = made.plan.config.model_dump(mode="json")
     record_experiment(made.store, config=config, status="finished")
     return made.store, load_experiment(made.store, made.record_id)
@@ -246,3 +258,30 @@ def test_what_is_no_pack_is_refused(gaussian: tuple[ArtifactStore, Experiment], 
         (tmp_path / "cut.zip").write_bytes(whole.read_bytes()[:length])
         with pytest.raises(DataError, match=r"no readable zip"):
             packing.verify(tmp_path / "cut.zip")
+
+
+def test_a_damaged_byte_is_a_file_that_was_changed(gaussian: tuple[ArtifactStore, Experiment], tmp_path: Path) -> None:
+    """Wherever it is: in compressed data zlib finds it before any digest does."""
+    whole = packing.pack(*gaussian, tmp_path / "pack.zip")
+    with zipfile.ZipFile(whole) as packed:
+        places = {name: packed.getinfo(name).header_offset for name in ("report/report.html", packing.SUMS)}
+    said = {}
+    for name, offset in places.items():
+        content = bytearray(whole.read_bytes())
+        start = offset + 30 + len(name)
+        content[start : start + 40] = bytes(40 * [0xFF])
+        (tmp_path / "damaged.zip").write_bytes(content)
+        try:
+            said[name] = packing.verify(tmp_path / "damaged.zip").problems
+        except DataError as error:
+            said[name] = (str(error),)
+    assert said["report/report.html"] == ("report/report.html was changed",)
+    assert "no readable zip" in said[packing.SUMS][0]
+
+
+def test_arms_that_are_alike_say_nothing_of_what_would_be_told() -> None:
+    row = {"arm": "b", "against": "a", "measure": "m", "runs": 3, "clusters": 0, "logarithmic": False, "margin": 0.05,
+           "spread": 0.01}  # fmt: skip
+    rows = [{**row, "error": error} for error in (0.0, None, 0.01)]
+    (found,) = powering.told({"profile_differences": rows, "level": 0.05})
+    assert found.smallest > 0.01
