@@ -325,6 +325,10 @@ def _checklist(
     )
     licences = sorted({str(row["licence"]) for row in data if "licence" in row})
     one = len(seeds) == 1
+    commits = ", ".join(
+        str(git.get("revision", "unknown")) + (", with changes of its own" if git.get("dirty") else "")
+        for git in circumstances.get("git", [])
+    )
     answers = [
         ("Are the main claims stated, with their limits?",
          "Yes, as sentences that the tests allow: " + " ".join(said) if said else "In report/report.html."),
@@ -337,7 +341,7 @@ def _checklist(
             f"{len(seeds)} seeds: they cover retraining as far as so many runs show it.")),
         ("Which random seeds?", ", ".join(map(str, seeds)) + "; every draw derives from them by name."),
         ("Is the code available, and which version ran?",
-         f"FORTIFAI {releases}; git: {circumstances.get('git', 'none')}."),
+         f"FORTIFAI {releases}; git: {commits or 'none'}."),
         ("Are the data available, with versions and licences?",
          f"data.json has the digests. Licences: {'; '.join(licences)}."),
         ("What hardware, how long, how much memory and disk?",

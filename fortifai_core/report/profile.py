@@ -137,7 +137,7 @@ def as_json(profile: Profile) -> dict[str, Any]:
         "arms": list(profile.arms),
         "table": {"headers": headers, "rows": cells},
         "level": profile.level,
-        "summary": summary(profile),
+        "summary": summary(profile) if profile.definitions else [],
         "not_measured": dict(profile.missing),
         **rows,
     }

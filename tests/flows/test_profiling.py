@@ -8,9 +8,11 @@ import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from flows.cli.app import exit_code
 from flows.load import load_any_config
@@ -28,8 +30,8 @@ GAUSSIAN = [
     "family.samples=2000", "family.replicates=20", "generations=31", "arms=[{type: none}, {type: threshold}]",
 ]  # fmt: skip
 ZIPF = [
-    "family.vocabulary=300",
-    "family.documents=40",
+    "family.vocabulary=2000",
+    "family.documents=4",
     "generations=4",
     "arms=[{type: none}, {type: threshold, gamma: 0.05}]",
 ]
@@ -151,6 +153,24 @@ def test_power_from_the_seeds_of_a_finished_experiment(
     assert powering.seen_power("nobody", store) == ""
 
 
+@pytest.mark.parametrize("arms", [1, 3, 8])
+def test_any_number_of_arms_can_be_read_in_80_columns(arms: int) -> None:
+    names = [f"TCE 0.{i} live" for i in range(arms)]
+    fell = [f"collapsed in M{i} (0.04{i}×)" for i in range(arms)]
+    rows = [["Unlike each other", "below 0.5 × the real text's", *fell],
+            ["Facts turned false", "above 10%", *("cannot be told (12.5%)" for _ in names)]]  # fmt: skip
+    profile = {"table": {"headers": ["definition", "collapse is", *names], "rows": rows}, "summary": ["[A] said."],
+               "not_measured": {"a": "why", "b": "why"}}  # fmt: skip
+    printed = io.StringIO()
+    record = SimpleNamespace(label="arena-1")
+    profiling.show(record, profile, Console(file=printed, width=80))  # type: ignore[arg-type]
+    said = printed.getvalue()
+    assert "…" not in said and max(map(len, said.splitlines())) <= 80
+    for i, name in enumerate(names):
+        assert name in said and f"collapsed in M{i}" in said and f"(0.04{i}×)" in said
+    assert said.count("cannot be told") == arms and "[A] said." in said and "not judged: a; b (why)" in said
+
+
 def test_bad_input_is_one_line(folder: Path, zipf: tuple[ArtifactStore, Experiment], tmp_path: Path,
                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     store = zipf[0].url
@@ -207,6 +227,7 @@ def test_the_configuration_in_a_pack_runs_again(gaussian: tuple[ArtifactStore, E
     made = prepare_experiment(load_any_config(str(tmp_path / "config.yaml"), []), store=str(tmp_path / "new"))
     assert made.record_id == record.label
     assert {"report/report.html", "report/profile.json", "report/figures/profile.png", "data.json"} <= names
+    assert "[{" not in checklist and "git: " in checklist
     assert "ONE SEED" in checklist and "Apache-2.0" not in checklist and "collapsed by variance (M12)" in checklist
     assert packing.pack(store, record, tmp_path / "twin.zip").read_bytes() == file.read_bytes()
 

@@ -64,6 +64,11 @@ def test_a_logarithm_without_an_interval_has_no_ends() -> None:
     assert "and for 0 comparisons" in found["summary"][-1]
 
 
+def test_where_nothing_can_be_judged_nothing_is_said() -> None:
+    found = as_json(judged({"a": {}}, HALF))
+    assert (found["summary"], found["table"]["rows"]) == ([], [])
+
+
 def test_shares_end_at_all_and_nothing() -> None:
     """Ten of ten right leave room below and none above; the ranking has it too."""
     names = tuple(map(str, range(10)))
