@@ -39,7 +39,7 @@ test: $(VENV)/.dev lint  ## lint, types, import contracts, and all tests but the
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not long" --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-long: $(VENV)/.dev  ## the tests that start servers and browsers or kill processes
-	@$(BIN)/python -m pytest -q -m long
+	@$(BIN)/python -m pytest -q -m long --numprocesses 2 --dist loadfile
 
 KILLS ?= 50
 chaos: $(VENV)/.dev $(VENV)/.database  ## kill, crowd and soak small experiments for about an hour; figures in chaos.json

@@ -284,7 +284,8 @@ def power(
         record = load_experiment(opened, source)
         found = powering.told(profiling.read_profile(opened, record), difference=difference)
         if not found:
-            raise InputError("experiment", record.label, "has one arm, or one run without documents: nothing varies")
+            remedy = "has one arm, or one run without documents, or arms that are alike: nothing varies"
+            raise InputError("experiment", record.label, remedy)
         if as_json:
             show_json({"experiment": record.label, "comparisons": powering.as_json(found)})
         else:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def pack(store: ArtifactStore, record: Experiment, target: Path) -> Path:
     """Write the pack of a finished experiment.
 
     Raises:
-        InputError: there is no report yet, or an artifact of the experiment is missing.
+        InputError: there is no report yet, or the store has none of the experiment's artifacts.
         ArtifactDamaged: one is damaged.
     """
     _, folder = read_report(store, record)
@@ -119,7 +120,7 @@ def verify(file: Path, store: ArtifactStore | None = None) -> Verified:
     try:
         with zipfile.ZipFile(file) as packed:
             return _verified(file, packed, store)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise DataError("--verify", str(file), f"is no readable zip ({error}): fetch it again") from error
     except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise DataError("--verify", str(file), f"is no pack of this software ({type(error).__name__})") from error
@@ -157,7 +158,7 @@ def _digest(packed: zipfile.ZipFile, name: str) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
             return digest.hexdigest()
-    except zipfile.BadZipFile:  # the zip's own check
+    except (zipfile.BadZipFile, zlib.error):  # the zip's own checks
         return ""
 
 
@@ -324,6 +325,10 @@ def _checklist(
     )
     licences = sorted({str(row["licence"]) for row in data if "licence" in row})
     one = len(seeds) == 1
+    commits = ", ".join(
+        str(git.get("revision", "unknown")) + (", with changes of its own" if git.get("dirty") else "")
+        for git in circumstances.get("git", [])
+    )
     answers = [
         ("Are the main claims stated, with their limits?",
          "Yes, as sentences that the tests allow: " + " ".join(said) if said else "In report/report.html."),
@@ -336,7 +341,7 @@ def _checklist(
             f"{len(seeds)} seeds: they cover retraining as far as so many runs show it.")),
         ("Which random seeds?", ", ".join(map(str, seeds)) + "; every draw derives from them by name."),
         ("Is the code available, and which version ran?",
-         f"FORTIFAI {releases}; git: {circumstances.get('git', 'none')}."),
+         f"FORTIFAI {releases}; git: {commits or 'none'}."),
         ("Are the data available, with versions and licences?",
          f"data.json has the digests. Licences: {'; '.join(licences)}."),
         ("What hardware, how long, how much memory and disk?",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from fortifai_core.outside import markup
 from storage.store.experiments import Experiment
 from storage.store.store import ArtifactStore
 
+GAP = 2  # between columns
 COLOURS = {"collapsed": "red", "did not": "green", "cannot": "dim"}
 
 
@@ -39,15 +41,44 @@ def read_profile(store: ArtifactStore, record: Experiment) -> dict[str, Any]:
 def show(record: Experiment, profile: dict[str, Any], console: Console) -> None:
     """A row a definition and a column an arm; then what it says in words."""
     headers, rows = profile["table"]["headers"], profile["table"]["rows"]
-    table = Table(*map(markup, headers), box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for row in rows:
-        table.add_row(*map(markup, row[:2]), *(_coloured(cell) for cell in row[2:]))
     console.print(f"\n[bold]{markup(record.label)}: collapse profile[/]")
-    console.print(table)
+    for table in _tables(headers, rows, console):
+        console.print(table)
     for line in profile["summary"]:
         console.print(f"\n{markup(line)}", highlight=False)
+    by_reason: dict[str, list[str]] = {}
     for name, why in profile["not_measured"].items():
-        console.print(f"[dim]not judged: {markup(name)} ({markup(why)})[/]", highlight=False)
+        by_reason.setdefault(why, []).append(name)
+    console.print()
+    for why, names in by_reason.items():
+        console.print(f"[dim]not judged: {markup('; '.join(names))} ({markup(why)})[/]", highlight=False)
+
+
+def _tables(headers: list[str], rows: list[list[str]], console: Console) -> Iterator[Table]:
+    """One table where all arms fit beside each other; otherwise in two lines a row, so many arms in each as fit."""
+
+    def table(names: list[str]) -> Table:
+        return Table(*map(markup, names), box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+
+    widths = [max(map(len, column)) + GAP for column in zip(headers, *rows, strict=True)]
+    if sum(widths) - GAP <= console.width:
+        whole = table(headers)
+        for row in rows:
+            whole.add_row(*map(markup, row[:2]), *(_coloured(cell) for cell in row[2:]))
+        yield whole
+        return
+    first = max(len(words) for row in rows for words in row[:2]) + GAP
+    split = [[cell.replace(" (", "\n(", 1) for cell in row[2:]] for row in rows]
+    arms = headers[2:]
+    widest = max(len(line) for cells in [arms, *split] for cell in cells for line in cell.split("\n")) + GAP
+    fit = max(1, (console.width - first + GAP) // widest)
+    for start in range(0, len(arms), fit):
+        part = table([headers[0], *arms[start : start + fit]])
+        for row, cells in zip(rows, split, strict=True):
+            part.add_row(markup(row[0]) + f"\n[dim]{markup(row[1])}[/]", *map(_coloured, cells[start : start + fit]))
+        if start:
+            console.print()
+        yield part
 
 
 def _coloured(cell: str) -> str:

@@ -204,8 +204,11 @@ def bootstrap_failure_ratio(
 def bootstrap_error(runs: Sequence[tuple[Sequence[str], Floats, Floats]], *, draws: int = 2000, seed: int = 0) -> float:
     """Standard error of a mean over runs of a mean over clusters, by the resampling that all intervals here rest on.
 
+    The documents' part is stretched as the runs' is, by √(n / (n − 1)): it goes into t tests, whose level with few
+    documents holds with that alone.
+
     Args:
-        runs: of each run the clusters' names, their sums and their counts, [cluster].
+        runs: of each run the clusters' names, two at least, their sums and their counts, [cluster].
     """
     given = [
         _Run(tuple(names), np.asarray(sums, np.float64)[:, None], np.asarray(counts, np.float64), int(counts.sum()))
@@ -216,7 +219,9 @@ def bootstrap_error(runs: Sequence[tuple[Sequence[str], Floats, Floats]], *, dra
     worlds = np.zeros(draws)
     for place, run in enumerate(given):
         weights = _drawn_once(draws, len(run.names), 0 if shared else place, seed)
-        worlds += _means(weights, run)[:, 0] / number
+        seen_here = run.sums.sum() / run.counts.sum()
+        stretch = math.sqrt(len(run.names) / (len(run.names) - 1))
+        worlds += (_means(weights, run)[:, 0] - seen_here) * stretch / number
     if number > 1:
         seen = np.array([run.sums.sum() / run.counts.sum() for run in given])
         worlds += (_runs_once(draws, number, seed) @ seen - seen.mean()) * math.sqrt(number / (number - 1))

@@ -24,6 +24,9 @@ from fortifai_core.outcomes.time_to_failure import TimeToFailure
 
 Floats = NDArray[np.float64]
 
+# An error below this share of what it is the error of is rounding, and so none.
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
 class Clusters:
@@ -144,24 +147,28 @@ def effect_of(
         values, minus: by seed.
         share: the statistic is a share. Where all documents are alike, resampling shows no spread, yet n without an
             exception leave room for a rate of up to 1 − 0.025^(1/n) (Clopper and Pearson 1934).
+
+    A run in which the statistic is NaN makes the mean NaN: who is left out would be the one that collapsed. Two runs
+    alike show no spread either, and do not say that there is none: they have no error.
     """
     from scipy.stats import t
 
     seeds = sorted(values if minus is None else values.keys() & minus.keys())
-    gaps = [_gap(values[seed], None if minus is None else minus[seed]) for seed in seeds]
-    gaps = [gap for gap in gaps if not math.isnan(gap.value)]
-    if not gaps:
+    if not seeds:
         return None
+    gaps = [_gap(values[seed], None if minus is None else minus[seed]) for seed in seeds]
     runs, means = len(gaps), np.array([gap.value for gap in gaps])
     if not np.isfinite(means).all():
         return Effect(float(means.mean()), math.nan, 1, runs)
-    spread = float(means.std(ddof=1)) if runs > 1 else math.nan
+    size = max(abs(side.value) for sides in (values, minus or {}) for seed, side in sides.items() if seed in seeds)
+    nothing = _ROUNDING * (size if math.isfinite(size) else 0.0)
+    spread = _unless_rounding(float(means.std(ddof=1)), nothing) if runs > 1 else math.nan
     clusters = [gap.clusters for gap in gaps if gap.clusters is not None and len(gap.clusters.names) > 1]
     mean = float(means.mean())
     if len(clusters) < runs:
-        error = spread / math.sqrt(runs) if runs > 1 else math.nan
+        error = spread / math.sqrt(runs) if runs >= FEWEST_RUNS or spread > 0 else math.nan
         return Effect(mean, error, max(1, runs - 1), runs, 0, spread)
-    error = bootstrap_error([(c.names, c.sums, c.counts) for c in clusters])
+    error = _unless_rounding(bootstrap_error([(c.names, c.sums, c.counts) for c in clusters]), nothing)
     smallest = min(len(c.names) for c in clusters)
     of_runs = spread**2 / runs if runs > 1 else 0.0
     of_documents = max(0.0, error**2 - of_runs)
@@ -171,6 +178,10 @@ def effect_of(
         room = 1 - 0.025 ** (1 / smallest)
         error = room / float(t.ppf(0.975, freedom))
     return Effect(mean, error, freedom, runs, smallest, spread)
+
+
+def _unless_rounding(error: float, nothing: float) -> float:
+    return 0.0 if error <= nothing else error
 
 
 def _gap(value: Sampled, minus: Sampled | None) -> Sampled:

@@ -6,7 +6,8 @@ own, shown by a test in every generation, and not the absence of the other.
 **Verdicts.** With p_g the one-sided p of "not beyond the threshold in generation g", p of "never beyond" is the least
 of them times their number (Bonferroni); p of "ever beyond" is the greatest p of "beyond in g" (an intersection-union
 test: Berger, Technometrics 24, 1982). Twice the smaller of the two is the cell's p. Holm's correction goes over all
-cells, arms × definitions. A cell whose corrected p is at or below the level is told, on the side of the smaller.
+cells, arms × definitions. A cell whose corrected p is at or below the level is told, on the side of the smaller. The
+generation it names is the first whose own p, with the number of generations and Holm's factor, is as low.
 
 **Comparisons** with the first arm are of the last generation that both reached, paired by seed and by document. Two
 tests each: that the two differ, and that they differ by less than the definition's margin (TOST). Holm's correction
@@ -42,6 +43,7 @@ class Verdict:
     Attributes:
         generation: where it collapsed first, as far as can be told; None otherwise.
         at: the generation that `effect` is of: that one, or the one nearest to collapse.
+        until: for "did not", the last generation that was judged, where some run of the arm went further.
         effect: the statistic that the definition judges; None where nothing was measured.
         p, adjusted: of the verdict, before and after Holm's correction; NaN where there is no error.
         why: for "cannot be told".
@@ -56,12 +58,18 @@ class Verdict:
     p: float
     adjusted: float
     why: str = ""
+    until: int | None = None
 
-    def describe(self) -> str:
-        """`collapsed in M3`, `did not`, `cannot be told: one run, no interval`."""
+    @property
+    def words(self) -> str:
+        """`collapsed in M3`, `did not`, `did not to M2`, `cannot be told`."""
         if self.status == "collapsed":
             return f"collapsed in M{self.generation}"
-        return f"{self.status}: {self.why}" if self.why else self.status
+        return self.status if self.until is None else f"{self.status} to M{self.until}"
+
+    def describe(self) -> str:
+        """The same with its reason: `cannot be told: one run, so no interval`."""
+        return f"{self.words}: {self.why}" if self.why else self.words
 
 
 @dataclass(frozen=True)
@@ -148,11 +156,18 @@ def profile_of(
         level: two-sided, over all cells together.
     """
     arms = tuple(observed)
-    judged = {d.name: [_draft(arm, d, observed[arm].get(d.measure, {})) for arm in arms] for d in definitions}
+    reached = {arm: _reached(observed[arm].values()) for arm in arms}
+    judged = {
+        d.name: [_draft(arm, d, observed[arm].get(d.measure, {}), reached[arm]) for arm in arms] for d in definitions
+    }
     measured = tuple(d for d in definitions if any(draft.effect is not None for draft in judged[d.name]))
     drafts = [judged[d.name][place] for place in range(len(arms)) for d in measured]
-    adjusted = holm([draft.p for draft in drafts])
-    verdicts = tuple(_decided(draft, p, level) for draft, p in zip(drafts, adjusted, strict=True))
+    p_values = [draft.p for draft in drafts]
+    verdicts = tuple(
+        # Holm's factor for this cell: how many cells have a p as large
+        _decided(draft, p, level, sum(q >= draft.p for q in p_values))
+        for draft, p in zip(drafts, holm(p_values), strict=True)
+    )
     ranked = next((d for d in measured if d.name == headline), measured[0] if measured else None)
     at, ranking = _ranking(observed, ranked, level) if ranked is not None else (None, ())
     times = failures or {}
@@ -173,23 +188,32 @@ def profile_of(
 
 @dataclass(frozen=True)
 class _Draft:
-    """A verdict before correction; `beyond` says to which side the evidence points."""
+    """A verdict before correction; `beyond` says to which side the evidence points.
+
+    ever: for that side, each generation's effect and its p among all generations.
+    """
 
     arm: str
     definition: Definition
     beyond: bool
-    generation: int | None
     at: int | None
     effect: Effect | None
     p: float
     why: str = ""
+    until: int | None = None
+    ever: Mapping[int, tuple[Effect, float]] = field(default_factory=dict)
 
 
-def _draft(arm: str, definition: Definition, courses: Mapping[int, Course]) -> _Draft:
-    """Judge one arm by one definition, without regard to the others."""
+def _reached(measures: Iterable[Mapping[int, Course]]) -> int:
+    """The last generation that any run of an arm has anything of."""
+    return max((g for courses in measures for course in courses.values() for g in course), default=FIRST)
+
+
+def _draft(arm: str, definition: Definition, courses: Mapping[int, Course], reached: int) -> _Draft:
+    """Judge one arm by one definition, without regard to the others. `reached`: how far any run of the arm went."""
 
     def untold(why: str, at: int | None = None, effect: Effect | None = None) -> _Draft:
-        return _Draft(arm, definition, False, None, at, effect, math.nan, why)
+        return _Draft(arm, definition, False, at, effect, math.nan, why)
 
     if not courses:
         return untold("not measured")
@@ -208,18 +232,20 @@ def _draft(arm: str, definition: Definition, courses: Mapping[int, Course]) -> _
             return untold("one generation", FIRST, first)
         worst = max(effects, key=lambda g: sign * effects[g].value)
     if not all(effect.known for effect in effects.values()):
-        alone = all(effect.runs == 1 for effect in effects.values())
-        return untold("one run, so no interval" if alone else "not a number", worst, effects[worst])
+        worst, first_unknown = next((g, effect) for g, effect in sorted(effects.items()) if not effect.known)
+        if not math.isfinite(first_unknown.value):
+            return untold(f"not a number in M{worst}", worst, first_unknown)
+        alone = first_unknown.runs == 1
+        return untold("one run, so no interval" if alone else "two runs alike, so no interval", worst, first_unknown)
     beyond = {g: e.p_below(definition.bound) if definition.falls else e.p_above(definition.bound)
               for g, e in effects.items()}  # fmt: skip
     p_ever = min(1.0, len(beyond) * min(beyond.values()))
     p_never = max(1 - p for p in beyond.values())
     if p_ever < p_never:
-        # the first generation that alone would do; the correction is that of the smallest
-        told = [g for g, p in sorted(beyond.items()) if len(beyond) * p <= max(p_ever, LEVEL / 2)]
-        generation = told[0]
-        return _Draft(arm, definition, True, generation, generation, effects[generation], min(1.0, 2 * p_ever))
-    return _Draft(arm, definition, False, None, worst, effects[worst], min(1.0, 2 * p_never))
+        ever = {g: (effects[g], min(1.0, 2 * len(beyond) * p)) for g, p in sorted(beyond.items())}
+        return _Draft(arm, definition, True, worst, effects[worst], min(1.0, 2 * p_ever), ever=ever)
+    until = max(effects) if max(effects) < reached else None
+    return _Draft(arm, definition, False, worst, effects[worst], min(1.0, 2 * p_never), until=until)
 
 
 def _effects(definition: Definition, courses: Mapping[int, Course]) -> dict[int, Effect]:
@@ -241,13 +267,16 @@ def _effects(definition: Definition, courses: Mapping[int, Course]) -> dict[int,
     return found
 
 
-def _decided(draft: _Draft, adjusted: float, level: float) -> Verdict:
-    status: Status = "cannot be told"
-    generation, why = None, draft.why
-    if not math.isnan(adjusted) and adjusted <= level:
-        status = "collapsed" if draft.beyond else "did not"
-        generation = draft.generation
-    return Verdict(draft.arm, draft.definition, status, generation, draft.at, draft.effect, draft.p, adjusted, why)
+def _decided(draft: _Draft, adjusted: float, level: float, factor: int) -> Verdict:
+    arm, definition, at, effect = draft.arm, draft.definition, draft.at, draft.effect
+    if math.isnan(adjusted) or adjusted > level:
+        return Verdict(arm, definition, "cannot be told", None, at, effect, draft.p, adjusted, draft.why)
+    if not draft.beyond:
+        return Verdict(arm, definition, "did not", None, at, effect, draft.p, adjusted, draft.why, draft.until)
+    # the smallest p is among them: a cell that is told has a generation that is
+    smallest = min(p for _, p in draft.ever.values())
+    first = next(g for g, (_, p) in draft.ever.items() if factor * p <= level or p == smallest)
+    return Verdict(arm, definition, "collapsed", first, first, draft.ever[first][0], draft.p, adjusted, draft.why)
 
 
 def _comparisons(observed: Observed, definitions: Iterable[Definition], level: float) -> tuple[Compared, ...]:
@@ -310,8 +339,15 @@ def _ranking(observed: Observed, by: Definition, level: float) -> tuple[int | No
             winner, loser = (a, b) if (gap.value > 0) == by.falls else (b, a)
             better[loser] += 1
             worse[winner] += 1
-    values = {arm: effect_of({s: course[at] for s, course in side.items()}) for arm, side in sides.items()}
+    values = {
+        arm: effect_of({s: course[at] for s, course in side.items()}, share=by.share) for arm, side in sides.items()
+    }
     ranks = [
         Rank(arm, 1 + better[arm], len(sides) - worse[arm], value) for arm, value in values.items() if value is not None
     ]
-    return at, tuple(sorted(ranks, key=lambda rank: -rank.value.value if by.falls else rank.value.value))
+
+    def place(rank: Rank) -> float:
+        value = -rank.value.value if by.falls else rank.value.value
+        return math.inf if math.isnan(value) else value
+
+    return at, tuple(sorted(ranks, key=place))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from fortifai_core.outcomes.time_to_failure import TimeToFailure
 from fortifai_core.report.data import GenerationResult, ReportData, RunResult
 from fortifai_core.report.family_analysis import FamilyReport, spread
 
-# Of a long run so many generations are judged, evenly: each costs a correction, and neighbours say the same.
+# Of a long run so many generations are judged, evenly: each costs a correction, and neighbours say the same. Where runs
+# were stopped, the last of each are judged too, so that all have them in common.
 JUDGED = 41
 # Logarithms of what has vanished: a statistic of 0 is written as this share.
 LEAST = 1e-12
@@ -40,9 +41,11 @@ def profile_of_family(report: FamilyReport, failures: Mapping[str, Sequence[Time
     """The profile of an experiment on another model class."""
     kind = report.results.config.type
     definitions = FAMILIES.get(kind, ())
+    runs = {arm: tuple(report.results.of(arm)) for arm in report.results.arms}
+    judged = _judged(run for of_arm in runs.values() for run in of_arm)
     observed = {
-        arm: _by_measure(definitions, {run.seed: _of_family(run, kind) for run in report.results.of(arm)})
-        for arm in report.results.arms
+        arm: _by_measure(definitions, {run.seed: _of_family(run, kind, judged) for run in of_arm})
+        for arm, of_arm in runs.items()
     }
     headline = {"gmm": "variance", "zipf": "tail-types"}.get(kind, "")
     return profile_of(observed, definitions, headline=headline, failures=failures)
@@ -66,7 +69,10 @@ def _named(values: Values, measure: str) -> Sampled | None:
     if measure in values:
         return values[measure]
     plain = values.get(measure.removeprefix("log-")) if measure.startswith("log-") else None
-    return None if plain is None else Sampled(math.log(max(LEAST, plain.value)))
+    if plain is None:
+        return None
+    # what is not a number has not vanished: max() would make it the least there is
+    return Sampled(math.nan if math.isnan(plain.value) else math.log(max(LEAST, plain.value)))
 
 
 def _of_run(run: RunResult) -> dict[int, Values]:
@@ -102,8 +108,15 @@ def _plain(drift: Mapping[str, float]) -> dict[str, Sampled]:
     return values
 
 
-def _of_family(run: Run, kind: str) -> dict[int, Values]:
-    return {g.generation: _of_model(g, kind) for g in spread(run.generations, JUDGED)}
+def _judged(runs: Iterable[Run]) -> set[int]:
+    """The longest run's generations, thinned, and the last of every other: all runs then have them in common."""
+    reached = [tuple(g.generation for g in run.generations) for run in runs]
+    longest = max(reached, key=len, default=())
+    return {*spread(longest, JUDGED), *(one[-1] for one in reached if one)}
+
+
+def _of_family(run: Run, kind: str, judged: Collection[int]) -> dict[int, Values]:
+    return {g.generation: _of_model(g, kind) for g in run.generations if g.generation in judged}
 
 
 def _of_model(generation: Generation, kind: str) -> Values:

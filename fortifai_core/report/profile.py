@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fortifai_core.charts.svg import element, text
-from fortifai_core.interval import Interval
 from fortifai_core.outcomes.definitions import Definition
 from fortifai_core.outcomes.inference import Effect
 from fortifai_core.outcomes.profile import Compared, Profile, Rank, Verdict
@@ -20,7 +19,7 @@ _LARGEST, _SMALLEST = 9.0, 3.5  # radii
 
 VERDICTS = (
     "arm", "definition", "title", "literature", "source", "rule", "verdict", "generation", "at", "value", "low", "high",
-    "p", "p_holm", "runs", "clusters", "why",
+    "p", "p_holm", "runs", "clusters", "why", "until",
 )  # fmt: skip
 COMPARED = (
     "arm", "against", "measure", "at", "difference", "low", "high", "margin", "outcome", "p_holm_differs",
@@ -51,11 +50,15 @@ def summary(profile: Profile) -> list[str]:
 def corrected(profile: Profile) -> str:
     """What was corrected for, and what an error rests on."""
     tested = sum(not math.isnan(v.p) for v in profile.verdicts)
-    runs = min((v.effect.runs for v in profile.verdicts if v.effect is not None), default=0)
-    scope = "one run an arm: other seeds may differ" if runs == 1 else f"{runs} runs an arm or more"
+    compared = sum(not math.isnan(c.p_differs) for c in profile.compared)
+    runs = {v.effect.runs for v in profile.verdicts if v.effect is not None} or {0}
+    few, many = min(runs), max(runs)
+    scope = f"{few} runs an arm" if few == many else f"{few} to {many} runs an arm, by measure"
+    if many == 1:
+        scope = "one run an arm: other seeds may differ"
     return (
         f"Corrected together for {tested} verdicts ({len(profile.arms)} arms, {len(profile.definitions)} definitions) "
-        f"and for {len(profile.compared)} comparisons (Holm, {share(profile.level)}); {scope}."
+        f"and for {compared} comparisons (Holm, {share(profile.level)} each); {scope}."
     )
 
 
@@ -64,15 +67,26 @@ def _nothing(profile: Profile) -> str:
     open_ = len(profile.verdicts) - len(told)
     if not told:
         return "Nothing is shown to have collapsed, and nothing not to have: this experiment is too small to tell."
-    rest = f"; the other {open_} cannot be told" if open_ else ""
-    return f"Nothing collapsed: {len(told)} of {len(profile.verdicts)} verdicts are that it did not{rest}."
+    found = f"{len(told)} of {len(profile.verdicts)} verdicts are that it did not"
+    if open_:
+        return f"Nothing is shown to have collapsed: {found}; the other {open_} cannot be told."
+    return f"Nothing collapsed: {found}."
+
+
+def _words(definition: Definition, *said: str, whole: bool = True) -> str:
+    """A definition in a list: `perplexity (any rise, M3)`; not `whole`: its measure, `perplexity (1.2×)`."""
+    head, _, rest = definition.title.partition(", ")
+    head = head[0].lower() + head[1:]
+    brackets = ", ".join([*([rest] if rest and whole else []), *said])
+    return f"{head} ({brackets})" if brackets else head
 
 
 def _of_arm(profile: Profile, arm: str) -> str:
     verdicts = profile.of(arm)
-    fell = [f"{v.definition.title.lower()} (M{v.generation})" for v in verdicts if v.status == "collapsed"]
-    held = [v.definition.title.lower() for v in verdicts if v.status == "did not"]
-    unknown = [v.definition.title.lower() for v in verdicts if v.status == "cannot be told"]
+    fell = [_words(v.definition, f"M{v.generation}") for v in verdicts if v.status == "collapsed"]
+    sound = [v for v in verdicts if v.status == "did not"]
+    held = [_words(v.definition, *([] if v.until is None else [f"to M{v.until}"])) for v in sound]
+    unknown = [_words(v.definition) for v in verdicts if v.status == "cannot be told"]
     parts = [f"collapsed by {', '.join(fell)}"] if fell else []
     parts += [f"did not by {', '.join(held)}"] if held else []
     parts += [f"cannot be told by {', '.join(unknown)}"] if unknown else []
@@ -82,8 +96,8 @@ def _of_arm(profile: Profile, arm: str) -> str:
 def _against(profile: Profile, arm: str) -> str:
     first = arm_title(profile.arms[0])
     mine = [c for c in profile.compared if c.arm == arm]
-    differs = [f"{c.definition.title.lower()} ({_signed(c)})" for c in mine if c.outcome == "differs"]
-    equal = [c.definition.title.lower() for c in mine if c.outcome == "equal"]
+    differs = [_words(c.definition, _signed(c), whole=False) for c in mine if c.outcome == "differs"]
+    equal = [_words(c.definition, whole=False) for c in mine if c.outcome == "equal"]
     unknown = sum(c.outcome == "cannot be told" for c in mine)
     parts = [f"differs in {', '.join(differs)}"] if differs else []
     parts += [f"no difference beyond the margin in {', '.join(equal)}"] if equal else []
@@ -123,7 +137,7 @@ def as_json(profile: Profile) -> dict[str, Any]:
         "arms": list(profile.arms),
         "table": {"headers": headers, "rows": cells},
         "level": profile.level,
-        "summary": summary(profile),
+        "summary": summary(profile) if profile.definitions else [],
         "not_measured": dict(profile.missing),
         **rows,
     }
@@ -140,27 +154,38 @@ def wide_rows(profile: Profile) -> tuple[list[str], list[list[str]]]:
 
 def _cell(verdict: Verdict) -> str:
     """`collapsed in M3 (0.41)`."""
-    words = verdict.status if verdict.status != "collapsed" else f"collapsed in M{verdict.generation}"
     effect = verdict.effect
-    return words if effect is None else f"{words} ({verdict.definition.shown(effect.value)})"
+    return verdict.words if effect is None else f"{verdict.words} ({verdict.definition.shown(effect.value)})"
 
 
-def _ends(definition: Definition, effect: Effect) -> tuple[float | None, float | None, float | None]:
-    """Value and interval as they are shown: ratios where the statistic is a logarithm."""
+def _ends(
+    definition: Definition, effect: Effect, *, least: float = -1.0
+) -> tuple[float | None, float | None, float | None]:
+    """Value and interval as they are shown: ratios where the statistic is a logarithm, shares from `least` to 1."""
     interval = effect.interval()
-    ends = interval.estimate, interval.low, interval.high
-    if definition.log:
-        ends = tuple(math.exp(min(end, 700.0)) for end in ends)  # type: ignore[assignment]  # NaN stays NaN
-    return finite(ends[0]), finite(ends[1]), finite(ends[2])
+
+    def shown(value: float) -> float | None:
+        if not math.isfinite(value):  # among them the ends of what has no interval
+            return None
+        if definition.log:
+            return math.exp(min(value, 700.0))
+        return min(1.0, max(least, value)) if definition.share else value
+
+    return shown(interval.estimate), shown(interval.low), shown(interval.high)
+
+
+def _least(definition: Definition) -> float:
+    """The least value of a share; a difference of two goes down to −1."""
+    return 0.0 if definition.against is None else -1.0
 
 
 def _verdict_row(verdict: Verdict) -> tuple[Any, ...]:
     d, effect = verdict.definition, verdict.effect
-    seen = (None, None, None) if effect is None else _ends(d, effect)
+    seen = (None, None, None) if effect is None else _ends(d, effect, least=_least(d))
     size = (0, 0) if effect is None else (effect.runs, effect.clusters)
     return (
         verdict.arm, d.name, d.title, d.number, d.source, d.rule, verdict.status, verdict.generation, verdict.at, *seen,
-        finite(verdict.p), finite(verdict.adjusted), *size, verdict.why,
+        finite(verdict.p), finite(verdict.adjusted), *size, verdict.why, verdict.until,
     )  # fmt: skip
 
 
@@ -178,7 +203,7 @@ def _ranking_rows(profile: Profile) -> Iterator[tuple[Any, ...]]:
     d = profile.headline
     if d is not None:
         for rank in profile.ranking:
-            yield (rank.arm, d.measure, profile.ranked_at, rank.best, rank.worst, *_ends(d, rank.value))
+            yield (rank.arm, d.measure, profile.ranked_at, rank.best, rank.worst, *_ends(d, rank.value, least=0.0))
 
 
 def ranking_words(profile: Profile) -> list[tuple[str, str, str]]:
@@ -194,14 +219,13 @@ def _places(rank: Rank) -> str:
 
 
 def _value(definition: Definition, effect: Effect) -> str:
-    def shown(value: float) -> str:
-        if definition.share:
-            return share(value, 1)
-        return number(math.exp(min(value, 700.0)) if definition.log else value)
+    def shown(value: float | None) -> str:
+        if value is None:
+            return "–"
+        return share(value, 1) if definition.share else number(value)
 
-    interval: Interval = effect.interval()
-    ends = f" ({shown(interval.low)} to {shown(interval.high)})" if interval.known else ""
-    return shown(interval.estimate) + ends
+    value, low, high = _ends(definition, effect, least=0.0)
+    return shown(value) + (f" ({shown(low)} to {shown(high)})" if effect.known else "")
 
 
 def profile_svg(profile: Profile, *, width: int, standalone: bool = False) -> str:
@@ -244,7 +268,7 @@ _KINDS: Mapping[str, str] = {"collapsed": "collapsed", "did not": "sound", "cann
 def _mark(verdict: Verdict, x: float, y: float, step: float) -> str:
     evidence = 0.0 if math.isnan(verdict.adjusted) else -math.log10(max(1e-4, verdict.adjusted)) / 4
     radius = _SMALLEST + (_LARGEST - _SMALLEST) * evidence
-    tip = f"{arm_title(verdict.arm)}, {verdict.definition.title.lower()}: {verdict.describe()}"
+    tip = f"{arm_title(verdict.arm)}, {_words(verdict.definition)}: {verdict.describe()}"
     if verdict.effect is not None:
         tip += f"; {verdict.definition.shown(verdict.effect.value)} at M{verdict.at}, {verdict.definition.rule}"
     label = ""

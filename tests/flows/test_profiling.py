@@ -6,15 +6,19 @@ import csv
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from flows.cli.app import exit_code
 from flows.load import load_any_config
 from flows.prepare import Prepared, prepare_experiment
 from flows.tools import packing, powering, profiling
+from fortifai_core.charts.png import png
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import DataError, InputError
 from fortifai_core.families.gaussian.theory import amplification, threshold_of
@@ -26,18 +30,28 @@ GAUSSIAN = [
     "family.samples=2000", "family.replicates=20", "generations=31", "arms=[{type: none}, {type: threshold}]",
 ]  # fmt: skip
 ZIPF = [
-    "family.vocabulary=300",
-    "family.documents=40",
+    "family.vocabulary=2000",
+    "family.documents=4",
     "generations=4",
     "arms=[{type: none}, {type: threshold, gamma: 0.05}]",
 ]
 
 
 def finished(store: Path, preset: str, *overrides: str, report: bool = True) -> tuple[ArtifactStore, Experiment]:
-    """Every stage of an experiment by its own builder, in this process; the report, which draws, if it is asked for."""
+    """Every stage of an experiment by its own builder, in this process; the report, if it is asked for.
+
+    Of its pictures the profile's alone is painted: the others take most of the time, and have tests of their own.
+    """
+
+    def paint(drawings: Sequence[tuple[str, str]], path: Path, *, title: str) -> None:
+        path.touch() if path.stem != "profile" else png(drawings, path, title=title)
+
     made: Prepared = prepare_experiment(load_any_config(preset, overrides), store=str(store))
-    for stage in made.plan.stages() if report else made.plan.stages()[:-1]:
-        build(stage, made.store, Runtime(), progress=lambda *_: None)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("tasks.families.report.draw", lambda *_: [])
+        patched.setattr("fortifai_core.report.page.png", paint)
+        for stage in made.plan.stages() if report else made.plan.stages()[:-1]:
+            build(stage, made.store, Runtime(), progress=lambda *_: None)
     config = made.plan.config.model_dump(mode="json")
     record_experiment(made.store, config=config, status="finished")
     return made.store, load_experiment(made.store, made.record_id)
@@ -139,6 +153,24 @@ def test_power_from_the_seeds_of_a_finished_experiment(
     assert powering.seen_power("nobody", store) == ""
 
 
+@pytest.mark.parametrize("arms", [1, 3, 8])
+def test_any_number_of_arms_can_be_read_in_80_columns(arms: int) -> None:
+    names = [f"TCE 0.{i} live" for i in range(arms)]
+    fell = [f"collapsed in M{i} (0.04{i}×)" for i in range(arms)]
+    rows = [["Unlike each other", "below 0.5 × the real text's", *fell],
+            ["Facts turned false", "above 10%", *("cannot be told (12.5%)" for _ in names)]]  # fmt: skip
+    profile = {"table": {"headers": ["definition", "collapse is", *names], "rows": rows}, "summary": ["[A] said."],
+               "not_measured": {"a": "why", "b": "why"}}  # fmt: skip
+    printed = io.StringIO()
+    record = SimpleNamespace(label="arena-1")
+    profiling.show(record, profile, Console(file=printed, width=80))  # type: ignore[arg-type]
+    said = printed.getvalue()
+    assert "…" not in said and max(map(len, said.splitlines())) <= 80
+    for i, name in enumerate(names):
+        assert name in said and f"collapsed in M{i}" in said and f"(0.04{i}×)" in said
+    assert said.count("cannot be told") == arms and "[A] said." in said and "not judged: a; b (why)" in said
+
+
 def test_bad_input_is_one_line(folder: Path, zipf: tuple[ArtifactStore, Experiment], tmp_path: Path,
                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     store = zipf[0].url
@@ -195,6 +227,7 @@ def test_the_configuration_in_a_pack_runs_again(gaussian: tuple[ArtifactStore, E
     made = prepare_experiment(load_any_config(str(tmp_path / "config.yaml"), []), store=str(tmp_path / "new"))
     assert made.record_id == record.label
     assert {"report/report.html", "report/profile.json", "report/figures/profile.png", "data.json"} <= names
+    assert "[{" not in checklist and "git: " in checklist
     assert "ONE SEED" in checklist and "Apache-2.0" not in checklist and "collapsed by variance (M12)" in checklist
     assert packing.pack(store, record, tmp_path / "twin.zip").read_bytes() == file.read_bytes()
 
@@ -246,3 +279,30 @@ def test_what_is_no_pack_is_refused(gaussian: tuple[ArtifactStore, Experiment], 
         (tmp_path / "cut.zip").write_bytes(whole.read_bytes()[:length])
         with pytest.raises(DataError, match=r"no readable zip"):
             packing.verify(tmp_path / "cut.zip")
+
+
+def test_a_damaged_byte_is_a_file_that_was_changed(gaussian: tuple[ArtifactStore, Experiment], tmp_path: Path) -> None:
+    """Wherever it is: in compressed data zlib finds it before any digest does."""
+    whole = packing.pack(*gaussian, tmp_path / "pack.zip")
+    with zipfile.ZipFile(whole) as packed:
+        places = {name: packed.getinfo(name).header_offset for name in ("report/report.html", packing.SUMS)}
+    said = {}
+    for name, offset in places.items():
+        content = bytearray(whole.read_bytes())
+        start = offset + 30 + len(name)
+        content[start : start + 40] = bytes(40 * [0xFF])
+        (tmp_path / "damaged.zip").write_bytes(content)
+        try:
+            said[name] = packing.verify(tmp_path / "damaged.zip").problems
+        except DataError as error:
+            said[name] = (str(error),)
+    assert said["report/report.html"] == ("report/report.html was changed",)
+    assert "no readable zip" in said[packing.SUMS][0]
+
+
+def test_arms_that_are_alike_say_nothing_of_what_would_be_told() -> None:
+    row = {"arm": "b", "against": "a", "measure": "m", "runs": 3, "clusters": 0, "logarithmic": False, "margin": 0.05,
+           "spread": 0.01}  # fmt: skip
+    rows = [{**row, "error": error} for error in (0.0, None, 0.01)]
+    (found,) = powering.told({"profile_differences": rows, "level": 0.05})
+    assert found.smallest > 0.01

@@ -111,10 +111,11 @@ def test_a_chart_of_mermaid_keeps_its_lines(text: str) -> None:
     assert title == f'    title "{mermaid(text)}"' and not set(mermaid(text)) & set('"`{}<>\n')
 
 
-def test_a_card_of_an_export_stays_one_block_of_configuration() -> None:
+def test_a_card_of_an_export_stays_one_block_of_configuration(tmp_path: Path) -> None:
     config = {"name": "x", "files": list(HOSTILE), "nested": {text: text for text in HOSTILE}}
     record = Experiment("i" * 64, "x", config, "", "", "finished")
-    card = _card({"tags": []}, "[a](b) \x1b", ["text"], record, StageRecord("model", "k" * 64, "train"))
+    stage = StageRecord("model", "k" * 64, "train")
+    card = _card({"tags": []}, "[a](b) \x1b", ["text"], ArtifactStore(tmp_path), record, stage)
     assert not set(OBEYED) & set(card)
     read = MarkdownIt("commonmark").parse(card.partition("---\n\n")[2])
     assert [token.type for token in read].count("fence") == 1 and read[-1].type == "fence"

@@ -111,7 +111,8 @@ def test_a_node_that_dies_in_a_stage_changes_nothing(cluster: Any, expected: dic
         for name in {**made.get(artifact, {}), **expected.get(artifact, {})}
         if made.get(artifact, {}).get(name) != expected.get(artifact, {}).get(name)
     }
-    assert not differing
+    # a report's page names the settings of the run that made it
+    assert not [one for one in differing if not one.endswith("/report.html")]
 
 
 def test_a_cancelled_stage_leaves_no_process_and_nothing_half_written(cluster: Any, tmp_path: Path) -> None:

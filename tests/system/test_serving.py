@@ -164,7 +164,7 @@ def test_the_form_has_a_field_for_everything_and_a_tab_for_each_alternative(made
     experiment = schema["definitions"]["ExperimentConfig"]["properties"]
     titles = {part["$ref"].rsplit("/", 1)[1] for part in experiment["corpus"]["anyOf"]}
     assert titles == {"AlmanacCorpus", "TextCorpus", "HuggingFaceCorpus", "MixtureCorpus"}
-    assert len(experiment["losses"]["items"]["anyOf"]) == 4
+    assert len(experiment["losses"]["items"]["anyOf"]) == 10
     for name in ("generations", "seeds", "store", "refresh"):
         assert schema["properties"][name]["description"]
     assert schema["required"] == ["experiment"]

@@ -195,6 +195,9 @@ def test_one_run_of_a_language_model_is_judged_where_documents_tell(built: tuple
         assert found[name]["runs"] == 1 and found[name]["clusters"] > 1 and found[name]["low"] is not None
     for name in ("unigram-kl", "tail-types", "distinct-2", "unlike"):
         assert (found[name]["verdict"], found[name]["why"]) == ("cannot be told", "one run, so no interval")
-    # a model that was trained for one epoch writes nothing true of what it read
-    assert (found["facts-true"]["verdict"], found["facts-true"]["generation"]) == ("collapsed", 0)
+    # a model that was trained for one epoch writes nothing true of what it read, but five documents do not show that
+    # it is less than half: 0 of 5 leaves room for 52% (Clopper and Pearson)
+    facts = found["facts-true"]
+    assert (facts["verdict"], facts["value"], facts["low"]) == ("cannot be told", 0, 0)
+    assert facts["high"] == pytest.approx(1 - 0.025 ** (1 / 5))
     assert found["model-kl"]["verdict"] == "did not"

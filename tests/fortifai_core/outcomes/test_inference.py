@@ -39,14 +39,14 @@ def test_pairs_take_out_what_two_arms_share() -> None:
 
 
 def test_the_error_of_one_run_is_that_of_its_documents() -> None:
-    """A ratio r of sums to counts has the error √Σ(sum − r · count)² / Σ count."""
+    """A ratio r of sums to counts has the error √(n/(n−1) · Σ(sum − r · count)²) / Σ count, n documents."""
     sums, counts = [3.0, 1.0, 0.0, 4.0, 2.0, 5.0, 1.0, 0.0], [5.0, 4.0, 2.0, 5.0, 3.0, 5.0, 4.0, 1.0]
     effect = effect_of({1: clusters(sums, counts)})
     assert effect is not None
     ratio = sum(sums) / sum(counts)
     by_hand = math.sqrt(sum((s - ratio * n) ** 2 for s, n in zip(sums, counts, strict=True))) / sum(counts)
     assert effect.value == pytest.approx(ratio)
-    assert effect.error == pytest.approx(by_hand, rel=0.05)
+    assert effect.error == pytest.approx(by_hand * math.sqrt(8 / 7), rel=0.05)
     assert (effect.runs, effect.clusters, effect.freedom) == (1, 8, 7)
 
 
@@ -77,6 +77,40 @@ def test_all_documents_alike_still_leave_room_for_exceptions() -> None:
     effect = effect_of({1: clusters([1.0] * 10)}, share=True)
     assert effect is not None
     assert effect.interval().low == pytest.approx(0.025**0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [3, 7, 10])
+def test_all_documents_alike_in_many_runs_leave_as_much_room(seeds: int) -> None:
+    """A seventh seven times is not 1 to the last digit: rounding is no spread, which would make it certain."""
+    effect = effect_of({seed: clusters([3.0] * 8, [3.0] * 8) for seed in range(seeds)}, share=True)
+    assert effect is not None
+    assert effect.interval().low == pytest.approx(0.025 ** (1 / 8), abs=1e-6)
+    assert effect.p_below(0.5) > 0.9 and effect.p_above(0.5) > 1e-4
+
+
+def test_rounding_between_runs_is_no_spread() -> None:
+    effect = effect_of({1: Sampled(0.1 + 0.2), 2: Sampled(0.3), 3: Sampled(0.3)}, {s: Sampled(0.3) for s in (1, 2, 3)})
+    assert effect is not None and effect.error == 0 and effect.spread == 0
+
+
+def test_two_runs_alike_do_not_say_that_runs_do_not_vary() -> None:
+    two, three = (effect_of({seed: Sampled(1.0) for seed in range(n)}) for n in (2, 3))
+    assert two is not None and not two.known and math.isnan(two.p_below(2.0))
+    assert three is not None and three.error == 0
+
+
+def test_a_run_that_is_not_a_number_is_not_left_out() -> None:
+    effect = effect_of({1: Sampled(0.9), 2: Sampled(0.91), 3: Sampled(math.nan)})
+    assert effect is not None and effect.runs == 3 and not effect.known and math.isnan(effect.p_above(0.5))
+
+
+def test_the_level_holds_with_few_documents() -> None:
+    """Three documents of a normal distribution, one run: the t test's 5%, in 1,000 worlds (0.073 without n/(n−1))."""
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_normal((1000, 3))
+    effects = (effect_of({1: clusters(list(world))}) for world in drawn)
+    wrong = np.mean([effect is not None and effect.p_differs() <= 0.05 for effect in effects])
+    assert 0.029 < wrong < 0.071  # three standard errors
 
 
 def test_an_interval_over_documents_and_runs_holds_the_truth() -> None:

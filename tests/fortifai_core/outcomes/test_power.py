@@ -33,13 +33,13 @@ def simulate(
 )
 def test_the_paired_bootstrap_has_80_percent_power_there(documents: int, each: int, runs: int, shared: bool) -> None:
     found = smallest_difference(documents * each, documents, runs=runs, shared=shared)
-    rng, worlds = np.random.default_rng(1), 600
+    rng, worlds = np.random.default_rng(1), 300
     names = [[f"{0 if shared else run}-{d}" for d in range(documents) for _ in range(each)] for run in range(runs)]
     told = 0
     for world in range(worlds):
         first, second = simulate(rng, found.difference, documents=documents, each=each, runs=runs, shared=shared)
         told += paired_difference(first, second, clusters=names, draws=200, seed=world).excludes_zero
-    assert 0.75 <= told / worlds <= 0.85  # three standard errors
+    assert 0.73 <= told / worlds <= 0.87  # three standard errors
 
 
 def test_the_formula_by_hand() -> None:

@@ -92,6 +92,38 @@ def test_correction_takes_back_what_many_cells_would_find_by_chance() -> None:
     assert verdict.p == alone.verdict("a", "half").p and verdict.status == "cannot be told"
 
 
+def test_the_generation_named_is_told_under_the_same_correction() -> None:
+    """M1 is below half at p = 0.01, M2 at 10⁻⁸: of one cell M1 is told, of forty only M2."""
+    curves = [[0.9, 0.40 + shift, 0.10 + 0.01 * shift] for shift in (0.0, 0.05, -0.05, 0.03, -0.03, 0.01)]
+    alone = profile_of({"a": {"share": runs(*curves)}}, [HALF])
+    assert alone.verdict("a", "half").generation == 1
+    unsure = runs([0.9, 0.5, 0.5], [0.9, 0.8, 0.8], [0.9, 0.2, 0.2], [0.9, 0.5, 0.5])
+    crowd = {"a": {"share": runs(*curves)}} | {f"b{i}": {"share": unsure} for i in range(40)}
+    verdict = profile_of(crowd, [HALF]).verdict("a", "half")
+    assert (verdict.status, verdict.generation, verdict.at) == ("collapsed", 2, 2)
+    assert verdict.effect is not None and verdict.effect.value == pytest.approx(0.1, abs=1e-3)
+
+
+def test_did_not_says_how_far_where_a_run_was_stopped() -> None:
+    """The second seed was stopped after M1: of M2 the others show nothing that holds for all."""
+    stopped = runs([0.9, 0.9, 0.89], [0.9, 0.91], [0.9, 0.89, 0.2])
+    verdict = profile_of({"a": {"share": stopped}}, [HALF]).verdict("a", "half")
+    assert (verdict.status, verdict.until, verdict.describe()) == ("did not", 1, "did not to M1")
+    whole = runs([0.9, 0.9], [0.9, 0.91], [0.9, 0.89])
+    assert profile_of({"a": {"share": whole}}, [HALF]).verdict("a", "half").describe() == "did not"
+    # so does a measure that ends before the run does
+    other = {"share": whole, "loss": runs([1.0, 1.0, 1.0], [1.0, 1.1, 1.0], [1.0, 1.0, 1.1])}
+    assert profile_of({"a": other}, [HALF, DOUBLE]).verdict("a", "half").until == 1
+
+
+def test_what_is_not_a_number_is_no_verdict() -> None:
+    broken = runs([0.9, 0.9, 0.9], [0.9, 0.91, 0.89], [0.9, 0.89, math.nan])
+    verdict = profile_of({"a": {"share": broken}}, [HALF]).verdict("a", "half")
+    assert verdict.describe() == "cannot be told: not a number in M2"
+    alike = runs([0.9, 0.9], [0.9, 0.9])
+    assert profile_of({"a": {"share": alike}}, [HALF]).verdict("a", "half").why == "two runs alike, so no interval"
+
+
 def test_no_difference_and_cannot_tell_are_two_outcomes() -> None:
     first = runs([0.9, 0.80], [0.9, 0.84], [0.9, 0.76], [0.9, 0.80])
     same = runs([0.9, 0.801], [0.9, 0.839], [0.9, 0.761], [0.9, 0.80])
