@@ -23,7 +23,7 @@ def run_of(rights: list[int]) -> RunResult:
 def data_of(labels: tuple[str, ...] = LABELS) -> ReportData:
     arms = tuple(ArmResult(label, (run_of([8, 7, 4]),)) for label in labels)
     differences = {label: "" if label == "ce" else f"training.epochs 3 <of {label}>" for label in labels}
-    return ReportData("mine", {}, "fortifai run mine", {}, arms, draws=50, differences=differences)
+    return ReportData("mine", {}, "fortifai run mine", {}, arms, draws=100, differences=differences)
 
 
 def test_the_page_says_of_each_arm_how_it_differs(tmp_path: Path) -> None:
