@@ -163,7 +163,8 @@ async def _artifacts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     evaluation = SimpleNamespace(reference=("evaluation", "0"), generation=0)
     plan = SimpleNamespace(config=config, shows="tasks.language.publish:show", before_of=lambda run: None)
     metrics = {evaluation.reference: {"metrics": {"kr-split-0": 0.9}}}
-    running = SimpleNamespace(plan=plan, built=[], references=metrics)
+    store = SimpleNamespace(name="store", free_bytes=lambda: 1 << 40)
+    running = SimpleNamespace(plan=plan, built=[], references=metrics, store=store)
     monkeypatch.setattr(publish, "current_session", lambda: running)
     step = SimpleNamespace(first=0, last=0, train=SimpleNamespace(key="0" * 64), measured=evaluation)
     for loss, _ in LOSSES:
