@@ -49,8 +49,8 @@ def run_here(
     (outcome,) = execute([prepared], console, resume=resume)
     print_outcome(prepared.store, load_experiment(prepared.store, prepared.record_id), console)
     console.print(f"\n{spent([outcome])}")
-    if config.named:
-        console.print(shared(prepared))
+    if config.named and (saved := shared(prepared)):
+        console.print(saved)
     return outcome
 
 
@@ -96,14 +96,16 @@ def spent(outcomes: Sequence[dict[str, Any]]) -> str:
 
 
 def shared(prepared: Prepared) -> str:
-    """What sharing stages saved: computing time of all arms together, beside the sum of each run by itself."""
+    """What sharing stages saved: computing time of all arms together, beside the sum of each by itself; or nothing."""
     plan = prepared.plan
     found = {stage.reference: prepared.store.find(stage.kind, stage.key) for stage in plan.stages()}
     seconds = {reference: one.manifest.seconds for reference, one in found.items() if one is not None}
     alone = sum(seconds.get(stage.reference, 0.0) for arm in plan.config.arm_labels for stage in plan.alone(arm))
     once = sum(seconds.get(stage.reference, 0.0) for stage in plan.stages() if stage.role != "report")
-    part = f" ({once / alone:.0%})" if alone else ""
-    return f"arms share stages: {duration(once)} of computing{part}; each by itself, {duration(alone)} in all"
+    if alone - once < 1:  # seconds
+        return ""
+    together = f"{duration(once)} of computing ({once / alone:.0%})"
+    return f"arms share stages: {together}; each by itself, {duration(alone)} in all"
 
 
 def _everything_found(prepared: Prepared, console: Console, *, command: str) -> dict[str, Any]:
