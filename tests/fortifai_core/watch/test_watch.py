@@ -282,6 +282,7 @@ while True:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_two_processes_probe_at_the_same_steps(tmp_path: Path) -> None:
     """The first process decides: a cadence by measured time would have each wait for the other for ever."""
     program = tmp_path / "ranks.py"
