@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -279,56 +278,3 @@ while True:
         writer.wait()
         steps = np.array(pq.read_table(table)["step"].to_pylist())
         assert steps.max() >= wanted and np.array_equal(np.unique(steps), np.arange(1, steps.max() + 1))
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_two_processes_probe_at_the_same_steps(tmp_path: Path) -> None:
-    """The first process decides: a cadence by measured time would have each wait for the other for ever."""
-    program = tmp_path / "ranks.py"
-    program.write_text(RANKS, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", str(program)]
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT}/tests/support", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(tmp_path)], cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = [path.read_text() for path in sorted(tmp_path.glob("rank-*.txt"))]
-    assert len(said) == 2 and said[0] == said[1] and said[0].count(",") >= 2
-    assert len(list(tmp_path.glob("w-*.parquet"))) == 1
-
-
-RANKS = """
-import sys, time, torch, torch.distributed as dist
-from pathlib import Path
-from transformers import LlamaConfig, LlamaForCausalLM
-from invented import documents
-from fortifai_core.corpus.tokenization import train_tokenizer
-from fortifai_core.watch.probe import Size
-from fortifai_core.watch.watch import Watch
-
-dist.init_process_group("gloo")
-rank, folder = dist.get_rank(), Path(sys.argv[1])
-tokenizer = train_tokenizer(documents(60, seed=0), vocabulary=400)
-torch.manual_seed(0)
-model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
-                                     num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=128))
-wrapped = torch.nn.parallel.DistributedDataParallel(model)
-size = Size(windows=8, window_tokens=32, prompt_tokens=4, sample_tokens=8, batch_tokens=64)
-watch = Watch(tokenizer, documents(12, seed=1), cost=0.5, size=size, to=folder / f"w-{rank}.parquet")
-watch.start(model)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-steps = []
-torch.manual_seed(rank)
-for step in range(1, 60):
-    ids = torch.randint(1, 300, (4, 32))
-    wrapped(input_ids=ids, labels=ids).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    time.sleep(0.02 * rank)  # one is slower, and measures another cost
-    if watch.step(step) is not None:
-        steps.append(step)
-watch.stop()
-(folder / f"rank-{rank}.txt").write_text(",".join(map(str, steps)))
-dist.destroy_process_group()
-"""
