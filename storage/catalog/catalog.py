@@ -65,7 +65,7 @@ def refresh_catalog(store: ArtifactStore) -> Path:
         NewerRelease: a newer release wrote one of the artifacts.
         StoreError: the store is not writable.
     """
-    _current(store).close()
+    _current(ReadOnlyStore(store)).close()
     return store.catalog
 
 
@@ -75,7 +75,7 @@ def query(store: ArtifactStore, sql: str, *, limit: int | None = None) -> tuple[
     It reads the catalog and the store's artifacts, and nothing else: no other file, no network, no writing.
 
     Every time, before anything is answered, every artifact is looked at, as `storage.store.survey` says: what was
-    touched since is read and compared.
+    touched since is read and compared. So is every file that the query reads, where it lies in a local store.
 
     Args:
         limit: return so many rows at most.
@@ -90,21 +90,24 @@ def query(store: ArtifactStore, sql: str, *, limit: int | None = None) -> tuple[
     """
     import duckdb
 
+    files = ReadOnlyStore(store)
     try:
-        return _answer(store, sql, limit)
+        return _answer(files, sql, limit)
     except duckdb.Error as error:
-        if _is_whole(store):
+        if files.damage:
+            raise files.damage from error
+        if _is_whole(files):
             raise _refusal(sql, error) from error
         with contextlib.suppress(OSError):
             store.catalog.unlink()
     try:
-        return _answer(store, sql, limit)
+        return _answer(files, sql, limit)
     except duckdb.Error as error:
-        raise _refusal(sql, error) from error
+        raise files.damage or _refusal(sql, error) from error
 
 
-def _answer(store: ArtifactStore, sql: str, limit: int | None) -> tuple[list[str], list[tuple[Any, ...]]]:
-    with _spill() as spill, _open(store, spill) as connection:
+def _answer(files: ReadOnlyStore, sql: str, limit: int | None) -> tuple[list[str], list[tuple[Any, ...]]]:
+    with _spill() as spill, _open(files, spill) as connection:
         try:
             _refuse_all_but_one_query(connection, sql)
             result = connection.execute(sql)
@@ -137,27 +140,27 @@ def _spill() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _open(store: ArtifactStore, spill: str) -> duckdb.DuckDBPyConnection:
+def _open(files: ReadOnlyStore, spill: str) -> duckdb.DuckDBPyConnection:
     """A connection with the up-to-date catalog attached, closed to everything else."""
     import duckdb
 
     try:
-        connection = _current(store)
+        connection = _current(files)
     except StoreError:  # a store that may be read and not written: its catalog is made in memory
         connection = duckdb.connect()
-        _let_nothing_in(connection, store)
-        fill(connection, store, changes_since(store, None))
+        _let_nothing_in(connection, files)
+        fill(connection, files.store, changes_since(files.store, None))
         connection.execute("SET search_path = 'reading,main'")
     for name in views.LISTED:
         connection.execute(f"SET VARIABLE {name} = ({views.listed_files(name)})")
     return _locked_down(connection, spill)
 
 
-def _current(store: ArtifactStore) -> duckdb.DuckDBPyConnection:
+def _current(files: ReadOnlyStore) -> duckdb.DuckDBPyConnection:
     """A connection with the catalog attached, after it was brought up to date where it was not."""
-    written = None
+    store, written = files.store, None
     for _ in range(TRIES):
-        connection = _attached(store)
+        connection = _attached(files)
         if connection is not None and written is not None and id_in(connection) == written:
             return connection
         state = state_in(connection, store) if connection is not None else None
@@ -186,7 +189,7 @@ def _write(store: ArtifactStore, changes: Changes) -> str | None:
         raise StoreError(str(store.catalog), said, remedy) from error
 
 
-def _attached(store: ArtifactStore) -> duckdb.DuckDBPyConnection | None:
+def _attached(files: ReadOnlyStore) -> duckdb.DuckDBPyConnection | None:
     """A connection with the catalog attached; None where there is none, or another than was written.
 
     Attached to a connection of its own, not opened: within one process DuckDB would hand out the file that it has open
@@ -194,11 +197,11 @@ def _attached(store: ArtifactStore) -> duckdb.DuckDBPyConnection | None:
     """
     import duckdb
 
-    if not is_as_written(store.catalog):
+    if not is_as_written(files.store.catalog):
         return None
     connection = duckdb.connect()
     try:
-        _let_nothing_in(connection, store)
+        _let_nothing_in(connection, files)
         connection.execute(f"ATTACH {views.quote(CATALOG)} AS catalog (READ_ONLY)")
         connection.execute("SET search_path = 'catalog.reading,catalog.main'")
     except duckdb.Error:
@@ -207,13 +210,13 @@ def _attached(store: ArtifactStore) -> duckdb.DuckDBPyConnection | None:
     return connection
 
 
-def _is_whole(store: ArtifactStore) -> bool:
+def _is_whole(files: ReadOnlyStore) -> bool:
     """Whether every block of the catalog can be read; each has a checksum, which DuckDB compares."""
     import duckdb
 
-    connection = _attached(store)
+    connection = _attached(files)
     if connection is None:
-        return not store.catalog.exists()
+        return not files.store.catalog.exists()
     with connection:
         try:
             found = connection.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'catalog'")
@@ -237,10 +240,10 @@ def _locked_down(connection: duckdb.DuckDBPyConnection, spill: str) -> duckdb.Du
     return connection
 
 
-def _let_nothing_in(connection: duckdb.DuckDBPyConnection, store: ArtifactStore) -> None:
+def _let_nothing_in(connection: duckdb.DuckDBPyConnection, files: ReadOnlyStore) -> None:
     for setting in ("autoinstall_known_extensions", "autoload_known_extensions", "python_enable_replacements"):
         connection.execute(f"SET {setting} = false")
-    connection.register_filesystem(ReadOnlyStore(store))
+    connection.register_filesystem(files)
 
 
 def _refuse_all_but_one_query(connection: duckdb.DuckDBPyConnection, sql: str) -> None:

@@ -12,7 +12,10 @@ from typing import Any, BinaryIO
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from storage.store.store import ArtifactStore
+from fortifai_core.errors import ArtifactDamaged
+from storage.store.manifest import FileEntry
+from storage.store.store import REMEDY, ArtifactStore
+from storage.store.tree import check_file
 from storage.tables.parquet import SCHEMAS, arrow_schema
 
 PROTOCOL = "fortifai"
@@ -71,7 +74,13 @@ class _Shared(io.RawIOBase):
 class ReadOnlyStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """Single files below a store's `artifacts`. Whatever DuckDB asks of a file system besides reading raises an error.
 
-    A name that leaves the artifacts, by `..` or by a link, is not found; nothing is listed.
+    A name that leaves the artifacts, by `..` or by a link, is not found; nothing is listed. Of a local store each file
+    is compared with its digest when it is opened, once by this process: a disk tells nobody that it lost a bit. An
+    object storage compares what it holds itself.
+
+    Attributes:
+        store: whose files these are.
+        damage: the first file that was not what its manifest says. DuckDB makes an error of its own of the exception.
     """
 
     protocol = PROTOCOL
@@ -79,7 +88,9 @@ class ReadOnlyStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
 
     def __init__(self, store: ArtifactStore) -> None:
         super().__init__()
-        self._store = store
+        self.store = store
+        self.damage: ArtifactDamaged | None = None
+        self._entries: dict[tuple[str, str], dict[str, FileEntry]] = {}
 
     def _open(self, path: str, mode: str = "rb", *_: Any, **__: Any) -> Any:
         if mode != "rb":
@@ -88,7 +99,26 @@ class ReadOnlyStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
         if empty is not None:
             return _Shared(io.BytesIO(_empty(empty)))
         files, place = self._place(path)
+        if self.store.remote is None and place != str(self.store.catalog):
+            try:
+                self._compare(*place.rsplit("/", 3)[1:])
+            except ArtifactDamaged as error:
+                self.damage = self.damage or error
+                raise
         return _Shared(files.open(place, "rb"))
+
+    def _compare(self, kind: str, key: str, name: str) -> None:
+        if (kind, key) not in self._entries:
+            manifest = self.store.peek(kind, key)
+            self._entries[kind, key] = {entry["name"]: entry for entry in manifest.files} if manifest else {}
+        entry = self._entries[kind, key].get(name)
+        if entry is None:
+            raise FileNotFoundError(f"{name} is no file of {kind} {key[:12]}")
+        try:
+            check_file(self.store.tree.place(kind, key), entry, verify=True)
+        except ArtifactDamaged as error:
+            message = f"1 damaged artifact in {self.store.name}: {kind} {key[:12]}: {error}; {REMEDY}"
+            raise ArtifactDamaged(message, file=name) from error
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Name, size and type of a file."""
@@ -114,7 +144,7 @@ class ReadOnlyStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
 
     def _place(self, path: str) -> tuple[AbstractFileSystem, str]:
         """The file system that a file lies in, and its name there."""
-        store, name = self._store, str(self._strip_protocol(path))
+        store, name = self.store, str(self._strip_protocol(path))
         if name == "/catalog.duckdb":
             return LocalFileSystem(), str(store.catalog)
         folder = f"{store.root if store.remote is None else store.remote.root}/artifacts"

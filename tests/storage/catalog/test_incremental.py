@@ -20,6 +20,7 @@ from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import ArtifactDamaged
 from storage.catalog.catalog import VIEWS, query, refresh_catalog
 from storage.catalog.updating import is_read
+from storage.store import digests
 from storage.store.digests import SETTLED_NS
 from storage.store.experiments import list_experiments, record_experiment
 from storage.store.manifest import MANIFEST_NAME, Manifest
@@ -148,6 +149,34 @@ def test_every_way_to_alter_a_file_is_seen(tmp_path: Path) -> None:
                 query(store, "SELECT 1")
         path.write_bytes(whole)
         assert len(query(store, "FROM metrics")[1]) == 3 * 20 * 10
+
+
+def test_a_bit_that_the_disk_loses_without_a_trace_is_found_by_the_query_that_reads_it(tmp_path: Path) -> None:
+    store = synthetic_store(tmp_path / "store", 100)
+    path = next(store.root.glob("artifacts/evaluation/*/scores.parquet"))
+    settled()
+    shown = query(store, "SELECT sum(value) FROM metrics")
+    kind, key = path.parts[-3:-1]
+    for spoilt in (path, path.with_name("metrics.parquet")):
+        data = bytearray(spoilt.read_bytes())
+        data[len(data) // 3] ^= 1
+        spoilt.write_bytes(data)
+    settled()
+    # nobody touched it, by what the file system says: the catalog knows the state that it finds
+    artifact = store.peek(kind, key)
+    assert artifact is not None
+    names = {(kind, key): [entry["name"] for entry in artifact.files]}
+    ((_, state),) = store.tree.states(names, before=time.time_ns())
+    times = store.catalog.stat()
+    with duckdb.connect(store.catalog) as connection:
+        connection.execute("UPDATE known SET state = ? WHERE kind = ? AND key = ?", [state, kind, key])
+    os.utime(store.catalog, ns=(times.st_mtime_ns, times.st_mtime_ns))
+    digests.forget()
+    assert query(store, "SELECT sum(value) FROM metrics") == shown  # of rows that were sound when they were read
+    assert query(store, "SELECT count(*) FROM artifacts")[1] == [(100,)]
+    for _ in range(2):
+        with pytest.raises(ArtifactDamaged, match=f"1 damaged artifact in .*evaluation {key[:12]}: .*sha256.*verify"):
+            query(store, "SELECT count(*) FROM scores")
 
 
 def test_a_spoilt_catalog_is_made_again_and_answers_as_before(tmp_path: Path) -> None:
