@@ -115,6 +115,30 @@ def demo(store: Store = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def study(
+    question: Annotated[str | None, typer.Argument(help="Which question; without one, lists them.")] = None,
+    target: Annotated[Path | None, typer.Option("--out", help="Keep tables and figures in this folder.")] = None,
+    sets: Sets = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Answer one question of the study: run its experiment, print its profile, keep its tables and figures."""
+    from flows.study import QUESTIONS, run_study
+
+    if question is None:
+        if as_json:
+            show_json({name: asdict(one) for name, one in QUESTIONS.items()})
+            return
+        for name, one in QUESTIONS.items():
+            out.print(f"[bold]{name:<15}[/] {markup(one.asks)} [dim]{one.preset}[/]", highlight=False, soft_wrap=True)
+        return
+    console = err if as_json else out
+    outcome = run_study(question, target=target, overrides=sets or [], store=store, console=console)
+    if as_json:
+        show_json(outcome)
+
+
+@app.command()
 def resume(
     experiment: Which = "latest",
     store: Store = None,
@@ -590,6 +614,38 @@ def paper_ttf(as_json: Json = False) -> None:
         out.print(table)
         out.print()
     legend = "training, re-training, synthetic: splits of text read until then: all / after M_0 / written by a model"
+    out.print(f"[dim]{legend}[/]")
+
+
+@paper.command("noise")
+def paper_noise(as_json: Json = False) -> None:
+    """How much more of split 0 each arm of the paper's tables keeps, beside what chance makes of so many questions."""
+    from flows.tools.explain import paper_noise as differences
+
+    found = differences()
+    if as_json:
+        show_json([asdict(one) for one in found])
+        return
+    out.print("[dim]Quoted: computed from the paper's own tables; nothing here was measured by this software.[/]")
+    out.print("Retention of split 0, points above cross entropy (below: −); bold* where the interval excludes 0\n")
+    for name in dict.fromkeys(one.table for one in found):
+        arms = [one for one in found if one.table == name]
+        generations = range(max(len(one.differences) for one in arms))
+        table = Table("arm", *(f"M{g}" for g in generations), "95%", box=None, pad_edge=False)
+        for one in arms:
+            shown = [(f"{100 * d.estimate:+.1f}".replace("-", "−"), d.low > 0 or d.high < 0) for d in one.differences]
+            cells = [f"[bold]{words}*[/]" if told else words for words, told in shown]
+            widest = max(d.high - d.low for d in one.differences) / 2
+            table.add_row(one.method, *cells, f"± {100 * widest:.1f}")
+        out.print(
+            f"[bold]{name}[/]: {arms[0].dataset}, {arms[0].model}, {arms[0].questions} questions", highlight=False
+        )
+        out.print(table)
+        out.print()
+    legend = (
+        "95%: half the widest interval (Newcombe) of two arms that answer so many questions independently; that they "
+        "answer the same ones makes it too wide, that each was trained once makes it too narrow"
+    )
     out.print(f"[dim]{legend}[/]")
 
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fortifai_core.errors import ArtifactDamaged, InputError
 from storage.store.experiments import StageRecord, list_experiments, load_experiment
@@ -16,6 +16,9 @@ from storage.store.store import ArtifactStore
 from tasks.engine.needs import needs
 from tasks.engine.plans import Plan
 from tasks.engine.stages import Reference, Stage
+
+if TYPE_CHECKING:
+    from fortifai_core.outcomes.paper import PaperDifference, PaperResult
 
 _Place = tuple[str, str | None, int | None, int | None, int | None]
 
@@ -146,11 +149,10 @@ def locate(store: ArtifactStore, what: str) -> Path | str:
 
 def paper_table() -> list[dict[str, str]]:
     """Time to failure of the paper's arms, from its own Tables D2 to D5, with the ratio to CE in each unit."""
-    from fortifai_core.outcomes.paper import paper_time_to_failure, read_results
+    from fortifai_core.outcomes.paper import paper_time_to_failure
     from fortifai_core.outcomes.time_to_failure import SPLIT_UNITS
 
-    with resources.as_file(resources.files("storage") / "paper" / "results.csv") as path:
-        arms = paper_time_to_failure(read_results(path))
+    arms = paper_time_to_failure(_quoted())
     return [
         {
             "table": arm.table,
@@ -166,3 +168,17 @@ def paper_table() -> list[dict[str, str]]:
         }
         for arm in arms
     ]
+
+
+def paper_noise() -> list[PaperDifference]:
+    """What the paper's tables say of each arm beside cross entropy, with what chance makes of so many questions."""
+    from fortifai_core.outcomes.paper import paper_differences
+
+    return paper_differences(_quoted())
+
+
+def _quoted() -> list[PaperResult]:
+    from fortifai_core.outcomes.paper import read_results
+
+    with resources.as_file(resources.files("storage") / "paper" / "results.csv") as path:
+        return read_results(path)

@@ -45,13 +45,18 @@ def digests_of(preset: str) -> dict[str, str]:
 
 
 def keys_of(preset: str, digests: dict[str, str]) -> dict[str, str]:
-    """Run and label of every stage → kind and key, for data of these digests. Reads no data."""
+    """Run and label of every stage → kind and key, for data of these digests. Reads no data.
+
+    Of the study's presets only the first seed's: the others' differ in nothing else.
+    """
     from flows.load import load_any_config
     from fortifai_core.families.registry import FamilyExperiment
     from tasks.families.plan import plan_family
     from tasks.language.plan import Digests, plan_experiment
 
     config = load_any_config(preset)
+    if preset.startswith("study-"):
+        config = config.model_copy(update={"seeds": config.seeds[:1]})
     if isinstance(config, FamilyExperiment):
         plan: Any = plan_family(config, data_digests=digests)
     else:

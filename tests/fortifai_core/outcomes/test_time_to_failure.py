@@ -13,7 +13,13 @@ import pytest
 from flows.tools.explain import paper_table
 from fortifai_core.config.stages import Regime
 from fortifai_core.errors import ConfigError, DataError, InputError
-from fortifai_core.outcomes.paper import PaperArm, paper_time_to_failure, read_results
+from fortifai_core.outcomes.paper import (
+    PaperArm,
+    difference_of_shares,
+    paper_differences,
+    paper_time_to_failure,
+    read_results,
+)
 from fortifai_core.outcomes.time_to_failure import (
     SPLIT_UNITS,
     UNITS,
@@ -256,3 +262,21 @@ def test_a_table_of_curves_crosses_where_each_of_them_does(falls: bool) -> None:
             assert moment == outcome.generations
             drawn = np.interp(moment, [start, end], curve[beyond[0] - 1 : beyond[0] + 1])
             assert moment == end if math.isnan(curve[beyond[0]]) else drawn == pytest.approx(0.4)
+
+
+def test_the_interval_of_a_difference_is_newcombes_worked_example() -> None:
+    # Newcombe, Statistics in Medicine 17, 1998, Table II (a), method 10: 56/70 − 48/80
+    found = difference_of_shares(56, 70, 48, 80)
+    assert (found.estimate, round(found.low, 4), round(found.high, 4)) == (pytest.approx(0.2), 0.0524, 0.3339)
+
+
+def test_the_papers_differences_are_those_of_its_tables_with_the_noise_of_its_questions() -> None:
+    rows = read_results(RESULTS)
+    found = {(one.table, one.method): one for one in paper_differences(rows)}
+    quoted = {(r.table, r.method, r.generation): r.percent for r in rows if r.metric == "kr-split-0"}
+    one = found["Table D2", "tce-0.9"]
+    assert (len(found), one.questions, found["Table D4", "focal-2"].questions) == (12, 829, 414)
+    expected = [quoted["Table D2", "tce-0.9", g] - quoted["Table D2", "ce", g] for g in range(6)]
+    assert [100 * d.estimate for d in one.differences] == pytest.approx(expected)
+    told = sum(d.low > 0 or d.high < 0 for one in found.values() for d in one.differences)
+    assert told == 4  # of 72, where chance alone gives 3.6
