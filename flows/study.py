@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def run_study(
     check_api()
     question = QUESTIONS[name]
     one = prepare_experiment(load_any_config(question.preset, overrides), store=store)
-    arguments = "".join(f" --set {override}" for override in overrides)
+    arguments = "".join(f" --set {shlex.quote(override)}" for override in overrides)
     (outcome,) = execute([one], console, resume=command_line(f"study {name}{arguments}", store=store))
     record = load_experiment(one.store, one.record_id)
     table, folder = read_report(one.store, record)
