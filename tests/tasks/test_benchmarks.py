@@ -72,7 +72,7 @@ def requests_of(tasks: dict[str, Any], limit: int | None) -> dict[str, Any]:
         ("hellaswag", None, 1000),
         ("gsm8k", 40, 40),
         ("blimp", 1, 67),
-        pytest.param("blimp", None, 67_000, marks=[pytest.mark.long, pytest.mark.timeout(1200)]),
+        pytest.param("blimp", 100, 6_700, marks=pytest.mark.long),  # of all 67 files; whole it takes five minutes
         pytest.param("gsm8k", None, 1319, marks=pytest.mark.long),
     ],
 )
