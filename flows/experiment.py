@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect import flow, tags
 
-from flows.prepare import Prepared, prepare_experiment
+from flows.prepare import Prepared, prepare_experiment, stage_records
 from flows.reporters import LogReporter
 from flows.run import run_arm, task_group, together
 from flows.workers import workers
@@ -81,6 +81,8 @@ async def run_prepared(prepared: Prepared, reporter: Reporter, pool: WorkerPool)
             measured = (prefect_tasks.evaluate(stage) for stage in plan.before)
             await together(_in_turns(plan, at_once=len(pool.workers)), *measured)
             final = plan.report(running.stopped)
+            if plan.report().reference in prepared.refresh:
+                pool.anew.add(final.reference)
             report = await prefect_tasks.reference(prefect_tasks.write_report(final), final)
         except BaseException:
             try:
@@ -89,7 +91,8 @@ async def run_prepared(prepared: Prepared, reporter: Reporter, pool: WorkerPool)
             except FortifaiError as error:  # what went wrong first is what counts
                 reporter.noted(f"warning: that it failed could not be recorded: {error}")
             raise
-        record_experiment(store, config=config, status="finished")
+        stages = stage_records(final if stage.role == "report" else stage for stage in plan.uses())
+        record_experiment(store, config=config, status="finished", stages=stages)
         made = store.find("report", report["key"])
         if made is not None:
             await publish_experiment(plan.config.name, made.path, str(made.path / "report.html"))

@@ -141,7 +141,9 @@ def _run(experiments: Sequence[Prepared], console: Console, *, resume: str) -> d
     outcomes: dict[str, dict[str, Any]] = {}
 
     def kept() -> str:
-        unfinished = next(prepared.record_id for prepared in experiments if prepared.record_id not in outcomes)
+        unfinished = next((one.record_id for one in experiments if one.record_id not in outcomes), None)
+        if unfinished is None:
+            return "everything is finished"
         return f"what was finished is kept; go on with: {markup(resume.replace('{name}', unfinished))}"
 
     def end_without_server(why: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,18 @@ def prepare_experiment(
     anew = frozenset({stage.reference for stage in wanted} | stopped)
     present = {address: to_replace(opened, address) for address in map(_address, anew)}
     asked = {address: digest for address, digest in present.items() if digest is not None}
-    stages = [
+    with opened.registering():
+        finished = not anew and is_finished(opened, dumped) and (plan.may_stop or is_there(plan, opened))
+        status = "finished" if finished else "planned"
+        # a finished one whose runs may have stopped has the report of those that did on record
+        stages = None if finished and plan.may_stop else stage_records(plan.uses())
+        record = record_experiment(opened, config=dumped, status=status, stages=stages, refresh=asked)
+    return Prepared(plan=plan, store=opened, record_id=record.label, refresh=anew)
+
+
+def stage_records(stages: Iterable[Stage]) -> list[StageRecord]:
+    """Stages as an experiment's record has them."""
+    return [
         StageRecord(
             kind=one.kind,
             key=one.key,
@@ -136,13 +147,8 @@ def prepare_experiment(
             **one.place,
             parents={name: parent.key for name, parent in one.parents.items()},
         )
-        for one in plan.uses()
+        for one in stages
     ]
-    with opened.registering():
-        finished = not anew and is_finished(opened, dumped) and (plan.may_stop or is_there(plan, opened))
-        status = "finished" if finished else "planned"
-        record = record_experiment(opened, config=dumped, status=status, stages=stages, refresh=asked)
-    return Prepared(plan=plan, store=opened, record_id=record.label, refresh=anew)
 
 
 def _address(reference: Reference) -> str:

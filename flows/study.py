@@ -23,6 +23,7 @@ from fortifai_core.outside import markup
 from storage.store import durable
 from storage.store.experiments import load_experiment
 from storage.store.provenance import collect, rooms_of
+from storage.tables import parquet
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,11 @@ def run_study(
 
 
 def _keep(report: Path, target: Path, figures: tuple[str, ...], about: dict[str, Any]) -> None:
-    import pyarrow.csv
-    import pyarrow.parquet
-
     target.mkdir(parents=True)
     for name in TABLES:
         path = report / "tables" / f"{name}.csv"
         if path.is_file():
-            pyarrow.parquet.write_table(pyarrow.csv.read_csv(path), target / f"{name}.parquet", compression="zstd")
+            parquet.of_csv(path, target / f"{name}.parquet")
     for name in figures:
         path = report / "figures" / f"{name}.svg"
         if path.is_file():

@@ -192,6 +192,15 @@ def text_of(store: ArtifactStore, record: Experiment, stage: StageRecord, versio
     return artifact_of(store, record, "split", stage.parents[str(version)]).files("part-*.parquet")
 
 
+def newest_text_of(store: ArtifactStore, record: Experiment, stage: StageRecord) -> list[Path]:
+    """The files of the newest version of split 0 that a train stage read, or of what it read instead."""
+    texts = training_set(reading_of_arm(record, stage.arm), stage.generation or 0)
+    newest = max([version for version in texts if version.split == 0] or texts)
+    if "treated" in stage.parents:
+        return treated_text_of(store, record, stage, texts.index(newest))
+    return text_of(store, record, stage, newest)
+
+
 @contextlib.contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """A folder that becomes `target` when the block ends well, and is gone when it does not."""

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flows.tools.exporting import artifact_of, reading_of_arm, text_of, treated_text_of, whole_model
+from flows.tools.exporting import artifact_of, newest_text_of, whole_model
 from flows.tools.watching import SEEN_ROWS, batch_of
-from fortifai_core.corpus.schedule import training_set
 from fortifai_core.errors import InputError
 from storage.store.experiments import Experiment, StageRecord
 from storage.store.store import ArtifactStore
@@ -135,14 +134,8 @@ def _retention(store: ArtifactStore, record: Experiment, stage: StageRecord) -> 
 
 
 def _seen(store: ArtifactStore, record: Experiment, stage: StageRecord) -> list[str]:
-    """Text that the model was trained on: the newest version that it read of split 0, or of what it read instead."""
-    texts = training_set(reading_of_arm(record, stage.arm), stage.generation or 0)
-    newest = max([version for version in texts if version.split == 0] or texts)
-    if "treated" in stage.parents:
-        files = treated_text_of(store, record, stage, texts.index(newest))
-    else:
-        files = text_of(store, record, stage, newest)
-    return list(islice(parquet.iter_column(files, "text"), SEEN_ROWS))
+    """Text that the model was trained on."""
+    return list(islice(parquet.iter_column(newest_text_of(store, record, stage), "text"), SEEN_ROWS))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from fortifai_core.outcomes.time_to_failure import (
     time_to_crossing,
     time_to_failure,
 )
-from fortifai_core.report.data import ArmResult, GenerationResult, ReportData
+from fortifai_core.report.data import ArmResult, GenerationResult, ReportData, RunResult
 from fortifai_core.report.failures import RunFailures, failures_of
 from fortifai_core.seeds import derive_seed
 
@@ -117,21 +117,23 @@ def analyse(data: ReportData) -> Analysis:
     ordered = [data.arms[first], *data.arms[:first], *data.arms[first + 1 :]]
     start = _mean([run.generations[0].retention(0) for run in ordered[0].runs])
     half_way = relative_threshold(data.chance, start) if start is not None and start > data.chance else None
-    horizon = min(arm.generations for arm in ordered) - 1
+    failures = {arm.label: _failures_by_run(data, arm) for arm in ordered}
+    horizon = _horizon(failures.values())
     arms: list[ArmSummary] = []
     for arm in ordered:
-        arms.append(_summary(data, arm, arms[0] if arms else None, half_way, horizon))
+        runs = failures_of(failures[arm.label], horizon=horizon, level=data.level)
+        arms.append(_summary(data, arm, arms[0] if arms else None, half_way, runs))
     tokens = all(_tokens(arm) is not None for arm in ordered)
     units = tuple(unit for unit in UNITS if tokens or not unit.endswith("_tokens"))
     return Analysis(data, tuple(arms), half_way, units, scope_of(min(len(arm.runs) for arm in ordered)))
 
 
 def _summary(
-    data: ReportData, arm: ArmResult, baseline: ArmSummary | None, half_way: float | None, horizon: int
+    data: ReportData, arm: ArmResult, baseline: ArmSummary | None, half_way: float | None, runs: RunFailures
 ) -> ArmSummary:
     options: Options = {"draws": data.draws, "seed": derive_seed("report", "retention"), "level": data.level}
     split0, total, change, failure_interval = _retention(data, arm, options)
-    mean, runs = _failures(data, arm, horizon)
+    mean = _mean_failure(data, arm)
     ratios: dict[Unit, Ratio] = {}
     if mean is not None and baseline is not None and baseline.failure is not None:
         ratios = {unit: ratio(mean, baseline.failure, unit=unit) for unit in UNITS}
@@ -201,27 +203,44 @@ def _retention(
     )
 
 
-def _failures(data: ReportData, arm: ArmResult, horizon: int) -> tuple[TimeToFailure | None, RunFailures]:
-    """Time to failure of the mean curve, and of each run; runs that were not measured throughout are left out."""
+def _judged(data: ReportData, run: RunResult, last: int) -> dict[int, float] | None:
+    """What failure is judged by, up to M_last; None where a generation was not measured."""
     judged = data.judged
-    reached = range(judged.first, arm.generations)
-    values = {run.seed: {g: run.generations[g].value(judged.name) for g in reached} for run in arm.runs}
-    complete = {
-        seed: {g: value for g, value in curve.items() if value is not None}
-        for seed, curve in values.items()
-        if curve and None not in curve.values()
-    }
+    values = {g: run.generations[g].value(judged.name) for g in range(judged.first, last + 1)}
+    measured = {g: value for g, value in values.items() if value is not None}
+    return measured if values and len(measured) == len(values) else None
 
-    def crossed(curve: Mapping[int, float]) -> TimeToFailure:
-        return time_to_crossing(
-            curve, threshold=data.threshold, falls=judged.falls, regime=_reading(data, arm), tokens=_tokens(arm)
-        )
 
-    by_seed = {seed: crossed(curve) for seed, curve in complete.items()}
-    runs = failures_of(by_seed, horizon=float(horizon) if horizon > judged.first else None, level=data.level)
-    if not complete:
-        return None, runs
-    return crossed({g: sum(curve[g] for curve in complete.values()) / len(complete) for g in reached}), runs
+def _crossed(data: ReportData, arm: ArmResult, runs: Sequence[RunResult], curve: Mapping[int, float]) -> TimeToFailure:
+    tokens = _tokens_of(runs, max(curve) + 1)
+    return time_to_crossing(
+        curve, threshold=data.threshold, falls=data.judged.falls, regime=_reading(data, arm), tokens=tokens
+    )
+
+
+def _failures_by_run(data: ReportData, arm: ArmResult) -> dict[int, TimeToFailure]:
+    """Time to failure of each run, as far as it went; runs that were not measured throughout are left out."""
+    curves = {run.seed: (run, _judged(data, run, len(run.generations) - 1)) for run in arm.runs}
+    return {seed: _crossed(data, arm, [run], curve) for seed, (run, curve) in curves.items() if curve is not None}
+
+
+def _horizon(arms: Iterable[Mapping[int, TimeToFailure]]) -> float | None:
+    """The last generation to which every run was followed that did not fail before; None where none was.
+
+    A run that was stopped because it had failed is known for ever.
+    """
+    runs = [run for by_seed in arms for run in by_seed.values()]
+    lasted = [run.last_generation for run in runs if run.status == "censored"]
+    last = min(lasted) if lasted else max((run.last_generation for run in runs), default=0)
+    return float(last) if last > 0 else None
+
+
+def _mean_failure(data: ReportData, arm: ArmResult) -> TimeToFailure | None:
+    """Time to failure of the mean over the runs that were measured throughout, as far as all of the arm's went."""
+    curves = [curve for run in arm.runs if (curve := _judged(data, run, arm.generations - 1)) is not None]
+    if not curves:
+        return None
+    return _crossed(data, arm, arm.runs, {g: sum(curve[g] for curve in curves) / len(curves) for g in curves[0]})
 
 
 def _compared(data: ReportData, arm: ArmResult, baseline: ArmResult, options: Options) -> Comparison | None:
@@ -307,7 +326,16 @@ def _named(arm: ArmResult, values: Callable[[GenerationResult], Mapping[str, flo
 
 
 def _tokens(arm: ArmResult) -> list[tuple[float, float]] | None:
-    trained = _series(arm, lambda g: g.tokens_trained)
-    synthetic = _series(arm, lambda g: g.tokens_synthetic)
-    pairs = [(a, b) for a, b in zip(trained, synthetic, strict=True) if a is not None and b is not None]
-    return pairs if len(pairs) == arm.generations else None
+    return _tokens_of(arm.runs, arm.generations)
+
+
+def _tokens_of(runs: Sequence[RunResult], generations: int) -> list[tuple[float, float]] | None:
+    """Tokens read (all, synthetic) in each generation, a mean over runs; None where some were not counted."""
+    found = []
+    for g in range(generations):
+        trained = _mean([run.generations[g].tokens_trained for run in runs])
+        synthetic = _mean([run.generations[g].tokens_synthetic for run in runs])
+        if trained is None or synthetic is None:
+            return None
+        found.append((trained, synthetic))
+    return found

@@ -101,7 +101,7 @@ class ReadOnlyStore(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
         files, place = self._place(path)
         if self.store.remote is None and place != str(self.store.catalog):
             try:
-                self._compare(*place.rsplit("/", 3)[1:])
+                self._compare(*place.rsplit("/artifacts/", 1)[1].split("/", 2))
             except ArtifactDamaged as error:
                 self.damage = self.damage or error
                 raise

@@ -140,7 +140,8 @@ DERIVED_VIEWS = {
             t.key AS ancestor_key
         FROM chain JOIN stages s ON s.key = chain.key AND s.kind = 'split'
         JOIN split_text t ON t.key = chain.ancestor AND t.split = s.split
-            AND t.experiment IS NOT DISTINCT FROM s.experiment""",
+            AND t.experiment IS NOT DISTINCT FROM s.experiment
+            AND (t.arm IS NULL OR (t.arm = s.arm AND t.seed = s.seed))""",
     # What became of each question: `died_in` is the generation after the last right answer. Chance answers half.
     "question_fates": """
         SELECT experiment, arm, seed, question, any_value(document) AS document, any_value(split) AS split,

@@ -144,6 +144,8 @@ class Manifest:
         if wrong:
             raise ValueError(f"{', '.join(wrong)} cannot be so in a manifest")
         check_address(self.kind, self.key)
+        for entry in [*self.files, *(self.removed["files"] if self.removed else [])]:
+            check_name(entry["name"])
         if self.created:
             datetime.fromisoformat(self.created)
 

@@ -235,15 +235,17 @@ class ArtifactStore:
         A draft that is left without `commit` leaves no trace but its workspace.
 
         Args:
-            anew: build it although it exists, and from the start; who reads it has the old one until the commit.
+            anew: build it although it exists, and from the start, or from where a builder that was to replace the same
+                one was stopped; who reads it has the old one until the commit.
         """
         self.tree.place(kind, key)
         with self._locked(kind, key) as held:
             draft_path = self.tree.draft(kind, key)
-            durable.remove_tree(draft_path)  # of a builder that died: we hold its lock
+            self.tree.settle(kind, key)  # after a builder that died: we hold its lock
+            durable.remove_tree(draft_path)
             existing = None
             if anew:
-                durable.remove_tree(self.tree.workspace(kind, key))
+                self.tree.begin_anew(kind, key)
             else:
                 existing = self._read_or_set_aside(kind, key, verify=False) or self._publish_copy(kind, key)
                 if existing is not None and existing.manifest.removed:

@@ -32,7 +32,7 @@ from storage.store.manifest import (
 
 # what a disk answers that cannot read what was written there
 _BROKEN = (errno.EIO, errno.EUCLEAN, errno.EBADMSG) if hasattr(errno, "EUCLEAN") else (errno.EIO, errno.EBADMSG)
-_LEFTOVER = re.compile(r"(?P<kind>[a-z][a-z0-9-]*)-(?P<key>[0-9a-f]{64})(\.draft)?")
+_LEFTOVER = re.compile(r"(?P<kind>[a-z][a-z0-9-]*)-(?P<key>[0-9a-f]{64})(\.draft(\.before)?)?")
 _STRAYS = ("Thumbs.db", "desktop.ini", "lost+found")
 
 
@@ -230,13 +230,41 @@ class Tree:
             durable.write_bytes(place / MANIFEST_NAME, manifest.to_json().encode())
             return Artifact(manifest.kind, manifest.key, place, manifest)
         durable.write_bytes(draft / MANIFEST_NAME, manifest.to_json().encode())
-        before = draft.with_name(f"{draft.name}.before")
+        before = self._before(draft)
         durable.remove_tree(before)
         os.rename(place, before)
         os.rename(draft, place)
         durable.fsync_path(place.parent)
         durable.remove_tree(before)
         return Artifact(manifest.kind, manifest.key, place, manifest)
+
+    @staticmethod
+    def _before(draft: Path) -> Path:
+        """Where what a draft replaces lies between its two renames."""
+        return draft.with_name(f"{draft.name}.before")
+
+    def begin_anew(self, kind: str, key: str) -> None:
+        """Empty the workspace, unless it is of a builder that was to replace what is there now and was stopped."""
+        workspace, manifest = self.workspace(kind, key), self.place(kind, key) / MANIFEST_NAME
+        mark = workspace.with_name(f"{workspace.name}.anew")
+        replaced = file_digest(manifest) if manifest.is_file() else "nothing"
+        with contextlib.suppress(OSError):
+            if mark.read_text() == replaced:
+                return
+        durable.remove_tree(workspace)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        durable.write_bytes(mark, replaced.encode())
+
+    def settle(self, kind: str, key: str) -> None:
+        """Undo what a process left that was killed between the two renames of a replacing commit; it held the lock."""
+        before, place = self._before(self.draft(kind, key)), self.place(kind, key)
+        if not before.exists():
+            return
+        if place.exists():
+            durable.remove_tree(before)
+        else:
+            os.rename(before, place)
+            durable.fsync_path(place.parent)
 
     def strip(self, manifest: Manifest, going: Sequence[FileEntry], *, by: str) -> int:
         """Take files out of an artifact: first its manifest says so, then they go. The bytes that this frees.

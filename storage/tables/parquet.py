@@ -184,6 +184,14 @@ def iter_batches(
         yield batch.to_pydict()
 
 
+def of_csv(path: Path, target: Path) -> None:
+    """Write a report's CSV table as Parquet; the types are those that its text has."""
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    pq.write_table(pyarrow.csv.read_csv(path), target, compression="zstd")
+
+
 def write_packed(path: str | Path, rows: Iterable[Sequence[int]], *, sequence_length: int) -> int:
     """Write token sequences for `datasets.Dataset.from_file`, which maps them into memory unread.
 

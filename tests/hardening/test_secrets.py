@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli.app import _resume, app
+from flows.cli.app import app
+from flows.cli.running import _resume
 from flows.hints import command_line
 from flows.load import load_any_config
 from flows.local import _announce

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from artifacts import flip_one_of_each_kind
 from flows.load import load_any_config
+from flows.local import read_report
 from flows.prepare import Prepared, plan_for, prepare_experiment
 from flows.tools.explain import explain_plan
 from fortifai_core.config.stages import Runtime
@@ -366,6 +367,14 @@ def test_an_arm_stops_when_it_has_failed(tmp_path: Path) -> None:
     # the report reads what was made, and nothing else
     read = {reference for stage in recorder.built if stage.role == "report" for reference in stage.parents.values()}
     assert read == {s.reference for s in recorder.built if s.role != "report"}
+    # it is the one that is found afterwards, also when the same is run again, and made anew with what it reads
+    table, _ = read_report(one.store, load_experiment(one.store, one.record_id))
+    same = prepared(tmp_path, "gmm", *settings, *stop)
+    assert read_report(same.store, load_experiment(same.store, same.record_id))[0] == table
+    assert not run(same).built
+    refreshed = prepare_experiment(same.plan.config, store=same.store.url, refresh=["failure"])
+    assert {s.role for s in run(refreshed).built} == {"failure", "report"}
+    assert read_report(same.store, load_experiment(same.store, same.record_id))[0] == table
     # nothing that was computed is lost to the change of the option
     again = run(prepared(tmp_path, "gmm", *settings, *stop, "failure.stop_arm=false"))
     assert {s.generation for s in again.built if s.role == "segment"} == {

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fortifai_core.corpus.almanac.words import ATTRIBUTES
 from fortifai_core.corpus.almanac.world import Entity
+
+State = Literal["true", "false", "absent"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,21 @@ def stated_facts(text: str) -> Iterator[StatedFact]:
         begin += len(sentence) + 1
 
 
-def fact_survival(entity: Entity, text: str) -> FactSurvival:
-    """Compare what a text says about an entity with the truth."""
+def fact_states(entity: Entity, text: str) -> dict[str, State]:
+    """Of each attribute of an entity whether a text states it truly (every time), falsely (at least once) or not."""
     said: dict[str, set[str]] = {}
     for claim in stated_facts(text):
         if claim.name == entity.name:
             said.setdefault(claim.attribute, set()).add(claim.value)
-    truth = {fact.attribute: fact.value for fact in entity.facts}
-    true = sum(said.get(name) == {value} for name, value in truth.items())
-    absent = sum(name not in said for name in truth)
-    return FactSurvival(true=true, false=len(truth) - true - absent, absent=absent)
+    return {
+        fact.attribute: "absent"
+        if fact.attribute not in said
+        else ("true" if said[fact.attribute] == {fact.value} else "false")
+        for fact in entity.facts
+    }
+
+
+def fact_survival(entity: Entity, text: str) -> FactSurvival:
+    """Compare what a text says about an entity with the truth."""
+    states = list(fact_states(entity, text).values())
+    return FactSurvival(true=states.count("true"), false=states.count("false"), absent=states.count("absent"))

@@ -550,3 +550,19 @@ def test_failure_may_be_judged_by_another_measure(tmp_path: Path) -> None:
     text = build_report(data, tmp_path)[0].read_text()
     assert "rises above 9.5" in text and "75%: failure" not in text
     assert "time to failure (perplexity-real > 9.5)" in [row[0] for row in terminal_table(data).rows]
+
+
+def test_a_run_that_was_stopped_at_its_failure_leaves_the_others_their_own_times() -> None:
+    """By hand: below 75% after 0.75, 2.5 and 3.5 generations, each run stopped where it failed."""
+    curves = ([0.9, 0.7], [0.9, 0.85, 0.8, 0.7], [0.9, 0.88, 0.84, 0.8, 0.7])
+    base = data_of(FALLING, SLOWER)
+    result = base.arms[0].runs[0].generations[0]
+    runs = tuple(
+        RunResult(seed, tuple(replace(result, generation=g, drift={"facts-true-0": v}) for g, v in enumerate(curve)))
+        for seed, curve in enumerate(curves)
+    )
+    data = replace(base, arms=(ArmResult("ce", runs),), metric="facts-true-0", threshold=0.75)
+    failures = analyse(data).arms[0].runs
+    assert [round(one.generations or 0, 9) for one in failures.by_seed.values()] == [0.75, 2.5, 3.5]
+    assert failures.failed == 3 and failures.survival is not None and failures.survival.horizon == 4
+    assert failures.survival.restricted_mean.estimate == pytest.approx((0.75 + 2.5 + 3.5) / 3)
