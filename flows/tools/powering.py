@@ -54,15 +54,15 @@ def _each(rows: list[dict[str, Any]], level: float, difference: float | None) ->
     levels = level, level / len(rows) if rows else level
     for row in rows:
         runs, logarithmic, spread = row["runs"], row["logarithmic"], row["spread"] or 0.0
-        documents = math.sqrt(max(0.0, row["error"] ** 2 - spread**2 / runs))
-        freedom = max(1, (runs if runs > 1 else row["clusters"]) - 1)
+        of_one = {"count": row["clusters"], "shared": row["shared"]}
+        documents = math.sqrt(max(0.0, row["error"] ** 2 - spread**2 / runs) * (1 if row["shared"] else runs))
         wanted = row["margin"] if difference is None else difference
         on_scale = math.log1p(wanted) if logarithmic else wanted
-        at = [detectable(row["error"], freedom, level=one) for one in levels]
+        at = [detectable(row["error"], row["freedom"], level=one) for one in levels]
         smallest, corrected = (math.expm1(min(700.0, value)) if logarithmic else value for value in at)
         seeds: list[int | None] = [None, None]
         if runs > 1:
-            seeds = [runs_for(on_scale, spread, documents=documents, level=one) for one in levels]
+            seeds = [runs_for(on_scale, spread, documents=documents, level=one, **of_one) for one in levels]
         yield Told(row["arm"], row["against"], row["measure"], runs, smallest, corrected, wanted, seeds[0], seeds[1])
 
 

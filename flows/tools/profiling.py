@@ -33,6 +33,11 @@ def read_profile(store: ArtifactStore, record: Experiment) -> dict[str, Any]:
         )
         raise InputError("experiment", record.label, remedy)
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if any("freedom" not in row for row in found.get("profile_differences", [])):
+        remedy = (
+            f"an earlier release made its profile; `fortifai resume {record.label}` makes it anew, and trains nothing"
+        )
+        raise InputError("experiment", record.label, remedy)
     if not found["table"]["rows"]:
         raise InputError("experiment", record.label, "measures nothing that a definition of collapse could judge")
     return found

@@ -321,9 +321,10 @@ def _interval(runs: list[_Run], draws: int, seed: int, level: float, bounds: tup
     low, high = (float(q) for q in np.quantile(drawn, [_tail(level), 1 - _tail(level)]))
     clusters = sum(len(run.names) for run in runs)
     if low == high:
+        independent = len(runs[0].names) if all(run.names == runs[0].names for run in runs) else clusters
         # All documents alike: resampling shows no spread, yet n trials without an exception leave room for
         # a rate of exceptions up to 1 - (tail)^(1/n) (Clopper-Pearson).
-        room = 1 - _tail(level) ** (1 / clusters)
+        room = 1 - _tail(level) ** (1 / independent)
         low, high = max(bounds[0], low - room), min(bounds[1], high + room)
     low, high = max(bounds[0], min(low, estimate)), min(bounds[1], max(high, estimate))
     questions = sum(run.questions for run in runs)

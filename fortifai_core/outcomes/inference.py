@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,7 @@ class Effect:
         freedom: degrees of freedom.
         runs, clusters: what it rests on; clusters of one run.
         spread: standard deviation between runs; NaN for one run.
+        shared: the runs have the same clusters, whose noise further runs do not take away.
     """
 
     value: float
@@ -85,6 +86,7 @@ class Effect:
     runs: int
     clusters: int = 0
     spread: float = math.nan
+    shared: bool = True
 
     @property
     def known(self) -> bool:
@@ -132,7 +134,7 @@ class Effect:
 
     @property
     def _mirrored(self) -> Effect:
-        return Effect(-self.value, self.error, self.freedom, self.runs, self.clusters, self.spread)
+        return replace(self, value=-self.value)
 
 
 def effect_of(
@@ -145,14 +147,13 @@ def effect_of(
 
     Args:
         values, minus: by seed.
-        share: the statistic is a share. Where all documents are alike, resampling shows no spread, yet n without an
-            exception leave room for a rate of up to 1 − 0.025^(1/n) (Clopper and Pearson 1934).
+        share: the statistic is a share. Where all documents (or, without documents, runs) are alike, resampling shows
+            no spread, yet n without an exception leave room for a rate of up to 1 − 0.025^(1/n) (Clopper and Pearson
+            1934).
 
     A run in which the statistic is NaN makes the mean NaN: who is left out would be the one that collapsed. Two runs
     alike show no spread either, and do not say that there is none: they have no error.
     """
-    from scipy.stats import t
-
     seeds = sorted(values if minus is None else values.keys() & minus.keys())
     if not seeds:
         return None
@@ -167,17 +168,32 @@ def effect_of(
     mean = float(means.mean())
     if len(clusters) < runs:
         error = spread / math.sqrt(runs) if runs >= FEWEST_RUNS or spread > 0 else math.nan
+        if error == 0 and share and (minus is None or mean == 0):
+            error = _room(runs, runs - 1.0)
         return Effect(mean, error, max(1, runs - 1), runs, 0, spread)
     error = _unless_rounding(bootstrap_error([(c.names, c.sums, c.counts) for c in clusters]), nothing)
     smallest = min(len(c.names) for c in clusters)
     of_runs = spread**2 / runs if runs > 1 else 0.0
     of_documents = max(0.0, error**2 - of_runs)
-    parts = of_documents**2 / (smallest - 1) + (of_runs**2 / (runs - 1) if runs > 1 else 0.0)
-    freedom = (of_documents + of_runs) ** 2 / parts if parts > 0 else smallest - 1.0
+    freedom = freedom_of(of_documents, smallest, of_runs, runs)
     if error == 0 and share:
-        room = 1 - 0.025 ** (1 / smallest)
-        error = room / float(t.ppf(0.975, freedom))
-    return Effect(mean, error, freedom, runs, smallest, spread)
+        error = _room(smallest, freedom)
+    shared = all(c.names == clusters[0].names for c in clusters)
+    return Effect(mean, error, freedom, runs, smallest, spread, shared)
+
+
+def freedom_of(of_documents: float, documents: int, of_runs: float, runs: int) -> float:
+    """Degrees of freedom of the sum of two variances of a mean: its documents' and its runs' (Satterthwaite 1946)."""
+    parts = of_documents**2 / (documents - 1) if documents > 1 else 0.0
+    parts += of_runs**2 / (runs - 1) if runs > 1 else 0.0
+    return (of_documents + of_runs) ** 2 / parts if parts > 0 else max(1.0, max(documents, runs) - 1.0)
+
+
+def _room(alike: int, freedom: float) -> float:
+    """The error whose 95% interval ends where so many without an exception leave room."""
+    from scipy.stats import t
+
+    return (1 - 0.025 ** (1 / alike)) / float(t.ppf(0.975, freedom))
 
 
 def _unless_rounding(error: float, nothing: float) -> float:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fortifai_core.errors import InputError
+from fortifai_core.outcomes.inference import freedom_of
 
 # The standard normal's quantiles: two-sided 5%, and 80% power.
 Z_LEVEL, Z_POWER = 1.959964, 0.841621
@@ -119,24 +120,34 @@ def detectable(error: float, freedom: float, *, level: float = 0.05, power: floa
 
 
 def runs_for(
-    difference: float, spread: float, *, documents: float = 0.0, level: float = 0.05, power: float = 0.8
+    difference: float,
+    spread: float,
+    *,
+    documents: float = 0.0,
+    count: int = 0,
+    shared: bool = True,
+    level: float = 0.05,
+    power: float = 0.8,
 ) -> int | None:
     """How many runs (seeds) tell such a difference; None where no number up to `MOST_RUNS` does.
 
     Args:
         spread: standard deviation between runs of the paired difference.
-        documents: the error that the documents have by themselves, which no further run takes away.
+        documents: the error that the documents of one run leave by themselves.
+        count: of these documents.
+        shared: all runs have the same ones: no further run takes their error away.
     """
     if not difference > 0:
         raise InputError("difference", difference, "give one above 0")
 
     def enough(runs: int) -> bool:
-        error = math.hypot(spread / math.sqrt(runs), documents)
-        return detectable(error, runs - 1, level=level, power=power) <= difference
+        of_runs, of_documents = spread**2 / runs, documents**2 / (1 if shared else runs)
+        freedom = freedom_of(of_documents, count, of_runs, runs)
+        return detectable(math.sqrt(of_runs + of_documents), freedom, level=level, power=power) <= difference
 
     if not enough(MOST_RUNS):
         return None
-    low, high = 1, MOST_RUNS  # enough(low) is false: one run has no spread
+    low, high = 1, MOST_RUNS  # one run says nothing of others
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

@@ -24,6 +24,7 @@ VERDICTS = (
 COMPARED = (
     "arm", "against", "measure", "at", "difference", "low", "high", "margin", "outcome", "p_holm_differs",
     "p_holm_equal", "runs", "clusters", "logarithmic", "value", "error", "spread",
+    "freedom", "shared",
 )  # fmt: skip
 RANKING = ("arm", "measure", "at", "best", "worst", "value", "low", "high")
 LOGRANK = ("arm", "against", "statistic", "p", "runs", "runs_against")
@@ -195,7 +196,7 @@ def _compared_row(first: str, compared: Compared) -> tuple[Any, ...]:
     p_values = finite(compared.p_differs), finite(compared.p_equal)
     return (
         compared.arm, first, d.measure, compared.at, *_ends(d, effect), d.margin, compared.outcome, *p_values,
-        effect.runs, effect.clusters, d.log, *on_scale,
+        effect.runs, effect.clusters, d.log, *on_scale, finite(effect.freedom), effect.shared,
     )  # fmt: skip
 
 

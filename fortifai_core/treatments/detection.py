@@ -109,12 +109,14 @@ def best_temperature(odds: Floats, synthetic: NDArray[np.bool_]) -> float:
 
 
 def calibration_error(probabilities: Floats, synthetic: NDArray[np.bool_], *, bins: int = 10) -> float:
-    """Mean distance between stated and actual share of synthetic documents over bins of equal width, by their sizes."""
+    """Mean distance between stated and actual share of synthetic documents over bins of equal width, by their sizes.
+
+    Both classes count alike, as in the temperature: what is stated is how probable a document is synthetic where half
+    of all are.
+    """
     place = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gaps = [
-        abs(probabilities[place == b].mean() - synthetic[place == b].mean()) * np.mean(place == b)
-        for b in np.unique(place)
-    ]
+    weight = np.where(synthetic, 0.5 / max(1, synthetic.sum()), 0.5 / max(1, (~synthetic).sum()))
+    gaps = [abs(np.sum((weight * (probabilities - synthetic))[place == b])) for b in np.unique(place)]
     return float(sum(gaps))
 
 

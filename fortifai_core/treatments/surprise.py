@@ -28,7 +28,7 @@ def surprise_filter(documents: Documents, *, losses: Losses, keep: float) -> Ite
     found = np.array([loss for _, loss in losses(documents)])
     if not len(found):
         return
-    kept = math.ceil(keep * len(found))
+    kept = math.ceil(round(keep * len(found), 9))  # 7% of 100 are 7
     chosen = set(np.argsort(-found, kind="stable")[:kept].tolist())
     least = min(found[index] for index in chosen)
     for index, document in enumerate(documents):

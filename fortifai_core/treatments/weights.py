@@ -34,8 +34,9 @@ def weigh(
 ) -> Iterator[Document]:
     """Give real documents together the weight `real` of the mean loss of a token, and synthetic ones the rest.
 
-    The mean weight of a token is 1: a weight in the loss is w N / n for each of n real tokens of N, and
-    (1 − w) N / m for each of m synthetic ones. Without text of both origins all weights are 1. Holds two numbers.
+    The mean weight of a token is 1, also where documents had weights before. A weight in the loss is w N / n for
+    each of n real tokens of N, and (1 − w) N / m for each of m synthetic ones. Without text of both origins all weights
+    are 1. Holds two numbers.
 
     Args:
         real: by default the golden weight for their sizes.
@@ -43,7 +44,7 @@ def weigh(
     """
     sizes = {True: 0.0, False: 0.0}
     for document in documents:
-        sizes[document.real] += read(document) * len(document.tokens)
+        sizes[document.real] += read(document) * document.weight * len(document.tokens)
     if not all(sizes.values()):
         yield from documents
         return

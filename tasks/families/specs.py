@@ -89,7 +89,7 @@ class RunResults(Frozen):
 class ReportSpec(Spec):
     """The report on all runs; `config` is the experiment's, as JSON types, and `command` goes on with it."""
 
-    role, kind, version, builder = "report", "report", 3, "tasks.families.report:build_report"
+    role, kind, version, builder = "report", "report", 4, "tasks.families.report:build_report"
     shown = True
     config: dict[str, Any]
     command: str

@@ -98,8 +98,11 @@ def _against_real(context: Context[DriftSpec], text: VersionedText, real: Versio
     for side, of in zip(counts, (real, text), strict=True):
         for row in _documents(context, of, columns=["text"]):
             side.update(words(row["text"]))
-    if not all(counts):
+    if not counts[0]:
         return []
+    if not counts[1]:  # nothing is left of it
+        names = ("tail-types-kept", "tail-mass-kept", "vocabulary-ratio")
+        return [metric_row(name, text.split, 0.0, 0) for name in names]
     found = tail(counts[0], counts[1])
     return [
         metric_row("tail-types-kept", text.split, found.surviving / found.types, found.types),

@@ -25,10 +25,11 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
     tokenizer = load_tokenizer(artifact.path / "tokenizer")
     model = load_model(artifact.path, base=base_folder(context, spec.base), dtype=spec.dtype).to(context.device)
     metrics: list[dict[str, Any]] = []
+    questions = []
     if corpus.has("questions.parquet"):
-        questions = [
-            question for question in read_questions(corpus.file("questions.parquet")) if question.split in spec.splits
-        ]
+        asked_of = read_questions(corpus.file("questions.parquet"))
+        questions = [question for question in asked_of if question.split in spec.splits]
+    if questions:
         scores = score_questions(
             model,
             lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
@@ -37,6 +38,7 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
             batch=context.runtime.inference_batch,
             bos_id=automatic_bos(tokenizer),
         )
+        asked = list(zip(scores, questions, strict=True))
         rows = [
             {
                 "question": score.question,
@@ -46,11 +48,11 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
                 "logp_false": score.logp_false,
                 "correct": score.correct,
             }
-            for score, question in zip(scores, questions, strict=True)
+            for score, question in asked
         ]
         parquet.write_table(context.directory / "scores.parquet", rows, schema="scores")
         for split in spec.splits:
-            of_split = [s for s, question in zip(scores, questions, strict=True) if question.split == split]
+            of_split = [score for score, question in asked if question.split == split]
             if of_split:
                 metrics.append(metric_row(f"kr-split-{split}", split, retention(of_split), len(of_split)))
         metrics.append(metric_row("kr-total", None, retention(scores), len(scores)))

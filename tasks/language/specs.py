@@ -436,7 +436,7 @@ class RunResults(Frozen):
 class ReportSpec(Spec):
     """The report on all runs; `config` is the experiment's, as JSON types, and `command` goes on with it."""
 
-    role, version, builder = "report", 3, "tasks.language.report:build_report"
+    role, version, builder = "report", 4, "tasks.language.report:build_report"
     shown = True
     config: dict[str, Any]
     command: str

@@ -207,11 +207,12 @@ def _fates(whole: Any) -> Iterator[dict[str, Any]]:
 
 
 def _measures(whole: Any) -> dict[str, float]:
-    documents = left = tokens = tokens_left = changed = 0
+    documents = kept = left = tokens = tokens_left = changed = 0
     weights = set[float]()
     for row in parquet.iter_rows(whole):
         if row["made"] == 0:
             documents += 1
+            kept += row["copies"] > 0
             tokens += row["size"]
             changed += row["changed"]
         if row["copies"]:
@@ -223,7 +224,7 @@ def _measures(whole: Any) -> dict[str, float]:
         "documents-left": left,
         "tokens": tokens,
         "tokens-left": tokens_left,
-        "documents-kept": left / documents,
+        "documents-kept": kept / documents,
         "tokens-changed": changed / max(1, tokens_left),
         "heaviest-weight": max(weights),
         "lightest-weight": min(weights),

@@ -302,7 +302,7 @@ def test_a_damaged_byte_is_a_file_that_was_changed(gaussian: tuple[ArtifactStore
 
 def test_arms_that_are_alike_say_nothing_of_what_would_be_told() -> None:
     row = {"arm": "b", "against": "a", "measure": "m", "runs": 3, "clusters": 0, "logarithmic": False, "margin": 0.05,
-           "spread": 0.01}  # fmt: skip
+           "spread": 0.01, "freedom": 2.0, "shared": True}  # fmt: skip
     rows = [{**row, "error": error} for error in (0.0, None, 0.01)]
     (found,) = powering.told({"profile_differences": rows, "level": 0.05})
     assert found.smallest > 0.01

@@ -239,3 +239,12 @@ def test_a_ratio_is_unbounded_where_one_lasts_and_nothing_where_neither_fails_or
     assert bootstrap_failure_ratio(never, falling, clusters=names, draws=200) is None
     with pytest.raises(InputError, match="same runs"):
         bootstrap_failure_ratio(falling, lasting[:1], clusters=names)
+
+
+def test_documents_that_all_runs_share_count_once_where_all_are_alike() -> None:
+    """Ten documents without an exception leave room for 1 − 0.025^(1/10) = 30.8%, however many runs answer them."""
+    right, names = np.ones((5, 10), dtype=bool), [f"d{n}" for n in range(10)]
+    shared = bootstrap_retention(right, clusters=names, draws=200)
+    assert shared.low == pytest.approx(1 - 0.3085, abs=1e-3)
+    own = bootstrap_retention(right, clusters=[[f"{run}-{name}" for name in names] for run in range(5)], draws=200)
+    assert own.low == pytest.approx(1 - (1 - 0.025 ** (1 / 50)), abs=1e-6)

@@ -180,3 +180,12 @@ def test_log_rank_censors_and_leaves_out_who_never_learned() -> None:
     assert found.p_value < 0.05
     assert logrank([run(1), run(2)], [run(3), run(4), run(5)]) is None
     assert logrank([run(None)] * 3, [run(None)] * 3) is None
+
+
+def test_shares_alike_in_three_runs_leave_the_room_that_three_trials_leave() -> None:
+    """Three of three without an exception: up to 1 − 0.025^(1/3) = 0.708 of others may differ (Clopper and Pearson)."""
+    alike = {seed: Sampled(2 / 3) for seed in range(3)}
+    effect = effect_of(alike, share=True)
+    assert effect is not None and effect.interval().high == pytest.approx(2 / 3 + 0.708, abs=1e-3)
+    between = effect_of(alike, alike, share=True)
+    assert between is not None and between.p_equivalent(0.1) > 0.05

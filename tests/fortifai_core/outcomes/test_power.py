@@ -9,6 +9,7 @@ import pytest
 
 from fortifai_core.errors import InputError
 from fortifai_core.outcomes.bootstrap import paired_difference
+from fortifai_core.outcomes.inference import freedom_of
 from fortifai_core.outcomes.power import Z_LEVEL, Z_POWER, detectable, runs_for, smallest_difference
 
 
@@ -82,4 +83,14 @@ def test_detectable_is_the_noncentral_t() -> None:
 
 def test_seeds_do_not_help_where_documents_are_the_noise() -> None:
     assert runs_for(0.05, 0.02) is not None
-    assert runs_for(0.05, 0.02, documents=0.03) is None
+    assert runs_for(0.05, 0.02, documents=0.03, count=30) is None
+    # with documents of its own every run takes some of their noise away: √((0.02² + 0.03²) / n) is 0.0180 with four
+    # runs and 0.0161 with five, times 2.9 (31 degrees of freedom) and 2.87 (41): 0.052 and 0.046
+    assert runs_for(0.05, 0.02, documents=0.03, count=1000, shared=False) == 5
+
+
+def test_where_documents_are_the_noise_runs_are_not_the_degrees_of_freedom() -> None:
+    """Two runs that hardly vary, 200 documents: t has 199 degrees of freedom and not 1."""
+    assert freedom_of(0.01**2, 200, 0.001**2 / 2, 2) == pytest.approx(199, rel=0.02)
+    assert runs_for(0.05, 0.001, documents=0.01, count=200) == 2
+    assert detectable(math.hypot(0.01, 0.001 / math.sqrt(2)), 199) == pytest.approx(0.0283, abs=1e-3)
