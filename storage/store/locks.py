@@ -107,7 +107,7 @@ class Lease:
                     self._taken_over = True
                     return
                 self.beat()
-            except OSError as error:
+            except StoreError as error:
                 # Not fatal yet: check() judges by how long the silence has lasted.
                 log.warning("%s: heartbeat failed, trying again: %s", self.directory, error)
 
@@ -128,7 +128,7 @@ class Lease:
         try:
             if self._newest() == self.number:
                 self.beat(over=True)
-        except OSError as error:
+        except StoreError as error:
             log.warning("%s: not released, it will expire: %s", self.directory, error)
 
     def _newest(self) -> int:
