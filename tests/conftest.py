@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from object_storage import ObjectStorage
 
 # the same examples every time, and however busy the machine is
 settings.register_profile("fortifai", derandomize=True, deadline=None)
@@ -49,3 +53,15 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             temporary_settings(client_settings(url)),
         ):
             yield
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
+    """One S3 server for all tests of object storage; what is in it belongs to whoever made a place for it."""
+    pytest.importorskip("moto.server")
+    from object_storage import object_storage
+
+    with object_storage(tmp_path_factory.mktemp("s3") / "server.log") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server

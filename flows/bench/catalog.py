@@ -30,11 +30,11 @@ _TIMED = """
 import sys, time
 begun = time.perf_counter()
 from storage.store.store import ArtifactStore
-from storage.store.experiments import list_experiments, load_experiment
+from storage.store.experiments import list_heads, load_experiment
 from storage.catalog.catalog import query, refresh_catalog
 store = ArtifactStore(sys.argv[2])
 if sys.argv[1] == "ls":
-    list_experiments(store)
+    list_heads(store)
 elif sys.argv[1] == "resume":
     load_experiment(store, "latest")
     store.addresses()
@@ -167,7 +167,7 @@ def _timed(what: str, store: ArtifactStore) -> float:
     done = subprocess.run([sys.executable, "-c", _TIMED, what, store.url], capture_output=True, text=True, check=False)
     if done.returncode:
         raise StageFailed(f"{what}: {done.stderr.strip().splitlines()[-1]}")
-    return float(done.stdout)
+    return float(done.stdout.split()[-1])  # after DuckDB's progress bar
 
 
 def catalog_table(rows: Sequence[dict[str, Any]], console: Console) -> None:

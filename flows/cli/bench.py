@@ -1,4 +1,4 @@
-"""`fortifai bench kernels | regeneration | model | catalog | watch | synthetic`: measured in one run."""
+"""`fortifai bench kernels | regeneration | model | catalog | store | watch | synthetic`: measured in one run."""
 
 from __future__ import annotations
 
@@ -251,3 +251,19 @@ def catalog(
         typer.echo(json.dumps(rows, indent=2))
     else:
         catalog_table(rows, Terminal())
+
+
+@benches.command("store")
+def store(
+    url: Annotated[str, typer.Argument(help="Where: s3://bucket/prefix, or a folder; what it makes there it removes.")],
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """Committing, looking up and reading artifacts in a store there, beside a local one."""
+    from flows.bench.store import bench_store, store_table
+
+    rows = bench_store(url, quick=quick)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        store_table(rows, Terminal())

@@ -80,12 +80,12 @@ def power(
     from flows.load import load_experiment_config
     from flows.prepare import open_store
     from flows.tools import foresight, powering, profiling
-    from storage.store.experiments import list_experiments, load_experiment
+    from storage.store.experiments import list_heads, load_experiment
 
     if difference is not None and not 0 < difference < 100:
         raise InputError("--difference", difference, "give one above 0: 0.05 is 5 points, or 5%")
     opened = open_store(store)
-    known = {name for e in list_experiments(opened) for name in (e.name, e.label, e.id)}
+    known = {name for e, _ in list_heads(opened) for name in (e.name, e.label, e.id)}
     if not sets and (source == "latest" or source in known):
         record = load_experiment(opened, source)
         found = powering.told(profiling.read_profile(opened, record), difference=difference)
@@ -107,22 +107,21 @@ def power(
 def list_all(store: Store = None, as_json: Json = False) -> None:
     """The experiments in the store."""
     from flows.prepare import open_store
-    from storage.store.experiments import list_experiments
+    from storage.store.experiments import list_heads
 
     opened = open_store(store)
-    records = list_experiments(opened)
+    records = list_heads(opened)
     if as_json:
         names = ("label", "id", "name", "created", "updated")
-        show_json([{**{name: getattr(r, name) for name in names}, "status": r.state} for r in records])
+        show_json([{**{name: getattr(r, name) for name in names}, "status": r.state} for r, _ in records])
         return
     table = Table(box=None, pad_edge=False)
     for name in ("experiment", "status", "arms", "seeds", "generations", "updated"):
         table.add_column(name)
-    for r in records:
-        arms = ", ".join(dict.fromkeys(s.arm for s in r.stages if s.arm))
+    for r, arms in records:
         c = r.config
         size = (str(len(c.get("seeds", []))), str(c.get("generations", "")))
-        table.add_row(*map(markup, (r.label, r.state, arms, *size, r.updated)))
+        table.add_row(*map(markup, (r.label, r.state, ", ".join(arms), *size, r.updated)))
     out.print(table if records else f"No experiments yet in {markup(opened.name)}: `fortifai run tiny` makes one.")
 
 

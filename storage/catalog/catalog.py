@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,11 +110,32 @@ def _answer(files: ReadOnlyStore, sql: str, limit: int | None) -> tuple[list[str
     with _spill() as spill, _open(files, spill) as connection:
         try:
             _refuse_all_but_one_query(connection, sql)
-            result = connection.execute(sql)
+            result = _executed(connection, sql)
             columns = [str(column[0]) for column in result.description or ()]
             return columns, result.fetchall() if limit is None else result.fetchmany(limit)
         except ValueError as error:  # a statement, or a text, of a kind Python does not know
             raise _refusal(sql, error) from error
+
+
+def _executed(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyConnection:
+    """Execute a query after the files of the views that it names were listed; of all, where it hides a name."""
+    import duckdb
+
+    named = views.named_in(sql)
+    _list(connection, named)
+    try:
+        return connection.execute(sql)
+    except duckdb.Error:
+        others = [view for view in views.LISTED if view not in named]
+        if not others:
+            raise
+        _list(connection, others)
+    return connection.execute(sql)
+
+
+def _list(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> None:
+    for name in names:
+        connection.execute(f"SET VARIABLE {name} = ({views.listed_files(name)})")
 
 
 def _refusal(sql: str, error: Exception) -> InputError:
@@ -151,8 +172,6 @@ def _open(files: ReadOnlyStore, spill: str) -> duckdb.DuckDBPyConnection:
         _let_nothing_in(connection, files)
         fill(connection, files.store, changes_since(files.store, None))
         connection.execute("SET search_path = 'reading,main'")
-    for name in views.LISTED:
-        connection.execute(f"SET VARIABLE {name} = ({views.listed_files(name)})")
     return _locked_down(connection, spill)
 
 

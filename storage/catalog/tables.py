@@ -77,7 +77,7 @@ def of_artifacts(store: ArtifactStore, manifests: Sequence[Manifest]) -> dict[st
 
 def known(seen: Mapping[Address, Known]) -> pa.Table:
     """What was seen of artifacts."""
-    rows = ({"kind": kind, "key": key, **vars(one)} for (kind, key), one in seen.items())
+    rows = ({"kind": kind, "key": key, **one._asdict()} for (kind, key), one in seen.items())
     return table("kind key names state digest", rows)
 
 

@@ -101,13 +101,20 @@ def state_in(connection: duckdb.DuckDBPyConnection, store: ArtifactStore) -> Sta
         found = connection.execute("SELECT id, release, url FROM catalog_state").fetchall()
         if len(found) != 1 or found[0][1:] != (CATALOG_SCHEMA, store.name):
             return None
-        artifacts = connection.execute("SELECT kind, key, names, state, digest FROM known").fetchall()
+        # few kinds have many names of files: one row for each
+        alike = connection.execute(
+            "SELECT kind, names, list(key), list(state), list(digest) FROM known GROUP BY kind, names"
+        ).fetchall()
         records = connection.execute("SELECT label, state, digest, status FROM known_records").fetchall()
     except duckdb.Error:
         return None
     return State(
         found[0][0],
-        {(kind, key): Known(names, state, digest) for kind, key, names, state, digest in artifacts},
+        {
+            (kind, key): Known(names, state, digest)
+            for kind, names, keys, states, digests in alike
+            for key, state, digest in zip(keys, states, digests, strict=True)
+        },
         {label: SeenRecord(label, state, digest, None, status) for label, state, digest, status in records},
     )
 
@@ -179,8 +186,6 @@ def _remove_leftovers(root: Path) -> None:
 
 # --- filling ---
 
-_IS_INCOMING = "kind || '/' || key IN (SELECT kind || '/' || key FROM incoming)"
-
 
 def fill(connection: duckdb.DuckDBPyConnection, store: ArtifactStore, changes: Changes) -> None:
     """Make every table and view in an empty database, and put everything into them."""
@@ -213,22 +218,14 @@ def _apply(
     connection: duckdb.DuckDBPyConnection, store: ArtifactStore, changes: Changes, *, first: bool = False
 ) -> None:
     found = changes.artifacts
-    listed = {view for view in views.LISTED if first or _files_of(view, found.new)}
+    before = {} if first else _globs(connection)
     if found.gone:
         with _incoming(connection, tables.addresses(found.gone)):
-            for view in views.LISTED:
-                condition = f"{_IS_INCOMING} AND {views.is_of(view)}"
-                if connection.execute(f"SELECT 1 FROM files WHERE {condition} LIMIT 1").fetchall():
-                    listed.add(view)
             for name in ("artifacts", "files", "parents", "known", *map(views.rows_of, views.LOADED)):
-                connection.execute(
-                    f"DELETE FROM {name} WHERE kind || '/' || key IN (SELECT kind || '/' || key FROM incoming)"
-                )
+                connection.execute(f"DELETE FROM {name} WHERE (kind, key) IN (SELECT (kind, key) FROM incoming)")
     if not first:
         with _incoming(connection, tables.addresses(found.seen)):
-            connection.execute(
-                "DELETE FROM known WHERE kind || '/' || key IN (SELECT kind || '/' || key FROM incoming)"
-            )
+            connection.execute("DELETE FROM known WHERE (kind, key) IN (SELECT (kind, key) FROM incoming)")
         for label in [*changes.gone, *(record.label for record in changes.records)]:
             for name in ("experiments", "records", "record_parents"):
                 connection.execute(f"DELETE FROM {name} WHERE experiment = ?", [label])
@@ -247,15 +244,17 @@ def _apply(
         for start in range(0, len(files), AT_ONCE):
             with _named(view):
                 connection.execute(views.load_rows(view, files[start : start + AT_ONCE], below=below))
-    if store.remote is not None and listed:
+    made = {view: globs for view, globs in _globs(connection).items() if first or globs != before[view]}
+    if store.remote is not None and made:
         connection.register_filesystem(store.remote.fs)
-    for view in listed:
-        rows = connection.execute(
-            f"SELECT kind, key, name FROM files WHERE {views.is_of(view)} ORDER BY ALL"
-        ).fetchall()
+    for view, globs in made.items():
         with _named(view):
-            below = store.address("artifacts") + "/"
-            connection.execute(views.parquet_view(view, ["/".join(row) for row in rows], below=below))
+            connection.execute(views.parquet_view(view, globs, below=store.address("artifacts") + "/"))
+
+
+def _globs(connection: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
+    """Of each view for everybody the patterns that have files."""
+    return {view: connection.execute(views.globs_in(view)).fetchall()[0][0] or [] for view in views.LISTED}
 
 
 def _files_of(view: str, manifests: Sequence[Manifest]) -> list[str]:

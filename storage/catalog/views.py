@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from storage.catalog.reading import FOLDER, empty_file
@@ -207,21 +208,41 @@ def listed_view(view: str) -> str:
     return f"CREATE VIEW reading.{view} AS {_over(view, _read(view, f'getvariable({quote(view)})'), FOLDER)}"
 
 
-def parquet_view(view: str, files: Sequence[str], *, below: str) -> str:
-    """SQL that creates a view over files by their addresses, for everybody.
+def parquet_view(view: str, globs: Sequence[str], *, below: str) -> str:
+    """SQL that creates a view over files by their addresses, for everybody; the same whatever files there are.
 
     Args:
-        files: `kind/key/name` of each file; without any the view has the same columns and no rows.
+        globs: patterns of `kind/key/name` that have files; without any the view has the same columns and no rows.
         below: what stands before them in the addresses at which they are read.
     """
     columns = {**_columns(view), "filename": "VARCHAR"}
     nulls = ", ".join(f"CAST(NULL AS {kind}) AS {column}" for column, kind in columns.items())
     source = f"(SELECT {nulls} WHERE false)"
-    if files:
-        read = _read(view, _listed(files, below))
+    if globs:
+        read = _read(view, "[" + ", ".join(quote(literal_glob(below) + glob) for glob in globs) + "]")
         # a column that none of the files has yet comes from the empty row set, as null
         source = f"(FROM {source} UNION ALL BY NAME FROM {read})" if view in LATER_COLUMNS else read
     return f"CREATE OR REPLACE VIEW {view} AS {_over(view, source, below)}"
+
+
+def globs_in(view: str) -> str:
+    """SQL: the patterns, as `parquet_view` wants them, of the kinds of files that a view reads and that there are."""
+    found = " UNION ALL ".join(
+        f"(SELECT {quote(f'{kind}/*/{glob}')} AS pattern FROM files"
+        f" WHERE kind = {quote(kind)} AND name GLOB {quote(glob)} LIMIT 1)"
+        for kind, glob in READS[view][0]
+    )
+    return f"SELECT list(pattern ORDER BY pattern) FROM ({found})"
+
+
+def named_in(sql: str) -> list[str]:
+    """The views over listed files that a query may read, by the names in its text."""
+    words = set(re.findall(r"\w+", sql.lower()))
+    return [
+        view
+        for view in LISTED
+        if words & {view, *(name for name, text in DERIVED_VIEWS.items() if re.search(rf"\b{view}\b", text))}
+    ]
 
 
 def _columns(view: str) -> dict[str, str]:

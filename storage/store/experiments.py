@@ -12,7 +12,8 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -195,6 +196,22 @@ def list_experiments(store: ArtifactStore) -> list[Experiment]:
     return readable
 
 
+def list_heads(store: ArtifactStore) -> list[tuple[Experiment, list[str]]]:
+    """As `list_experiments`, each without its stages, and the arms that these name; in half the time.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    heads = []
+    for name in filter(_is_record, store.names(DIRECTORY)):
+        try:
+            data = store.read_bytes(f"{DIRECTORY}/{name}")
+            heads += [] if data is None else [_head(store, name, data)]
+        except InputError as error:
+            warnings.warn(str(error), UserWarning, stacklevel=2)
+    return sorted(heads, key=lambda head: (head[0].updated, head[0].id))
+
+
 @dataclass(frozen=True)
 class SeenRecord:
     """A record's file as it was seen.
@@ -347,15 +364,45 @@ def _read(store: ArtifactStore, name: str) -> Experiment | None:
 
 
 def _parsed(store: ArtifactStore, name: str, data: bytes) -> Experiment:
-    try:
-        body = json.loads(data)
-        # records of releases before 1.0 have no seal: that their configuration has their id says that it is theirs
-        seal = body.pop(SEAL, None)
-        if seal is not None and seal != seal_of(body):
-            raise ValueError("its text does not match its own digest")
+    with _refusing(store, name):
+        body, sealed = _unsealed(data)
         record = Experiment(**{**body, "stages": [StageRecord(**stage) for stage in body["stages"]]})
-        _check(record, name, sealed=seal is not None)
+        _check(record, name, sealed=sealed)
         return record
+
+
+def _head(store: ArtifactStore, name: str, data: bytes) -> tuple[Experiment, list[str]]:
+    with _refusing(store, name):
+        body, sealed = _unsealed(data)
+        if not sealed:
+            record = _parsed(store, name, data)
+            return replace(record, stages=[]), list(dict.fromkeys(s.arm for s in record.stages if s.arm))
+        head = Experiment(**{**body, "stages": []})
+        _check(head, name, sealed=True)
+        arms = list(dict.fromkeys(stage["arm"] for stage in body["stages"] if stage["arm"]))
+        if not all(isinstance(arm, str) for arm in arms):
+            raise ValueError("stages.arm cannot be so in a record")
+        return head, arms
+
+
+def _unsealed(data: bytes) -> tuple[dict[str, Any], bool]:
+    """A record as JSON, and whether it has a seal, which fits.
+
+    Records of releases before 1.0 have none: that their configuration has their id says that it is theirs.
+    """
+    body = json.loads(data)
+    seal = body.pop(SEAL, None)
+    if seal is not None and seal != seal_of(body):
+        raise ValueError("its text does not match its own digest")
+    return body, seal is not None
+
+
+@contextmanager
+def _refusing(store: ArtifactStore, name: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         where = f"{store.name}/{DIRECTORY}/{name}"
         raise InputError(where, str(error), "it is no experiment record; delete it or restore it") from error

@@ -107,7 +107,7 @@ class Lease:
                     self._taken_over = True
                     return
                 self.beat()
-            except Exception as error:  # noqa: BLE001 - clients of object storages raise what they like
+            except StoreError as error:
                 # Not fatal yet: check() judges by how long the silence has lasted.
                 log.warning("%s: heartbeat failed, trying again: %s", self.directory, error)
 
@@ -128,7 +128,7 @@ class Lease:
         try:
             if self._newest() == self.number:
                 self.beat(over=True)
-        except Exception as error:  # noqa: BLE001 - what was built is committed: a stage does not fail by this
+        except StoreError as error:
             log.warning("%s: not released, it will expire: %s", self.directory, error)
 
     def _newest(self) -> int:

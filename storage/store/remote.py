@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.errors import ArtifactDamaged, StoreError, without_secrets
+from fortifai_core.errors import ArtifactDamaged, FortifaiError, StageFailed, StoreError, without_secrets
 from fortifai_core.parsing import local_path, refusing
 from storage.store import durable
 from storage.store.manifest import MANIFEST_NAME, Address, Manifest, is_address
@@ -26,7 +27,11 @@ def cache_directory(url: str) -> Path:
 
 
 class Remote:
-    """The objects below one URL. Names are relative to it and use `/`."""
+    """The objects below one URL. Names are relative to it and use `/`.
+
+    Whatever the storage says of itself (it is away, it refuses us) is a `StoreError`, each implementation of fsspec
+    having errors of its own.
+    """
 
     def __init__(self, url: str) -> None:
         """Connect to `url`.
@@ -40,60 +45,74 @@ class Remote:
         with refusing("store", url, "use a directory, or a URL that fsspec can open", error=StoreError):
             self.fs, root = fsspec.core.url_to_fs(self.url)
         self.root = str(root).rstrip("/")
+        self.fs.dircache.use_listings_cache = False  # others write here too: a listing is old at once
 
     # --- objects (what storage.store.locks asks for) ---
 
     def create(self, name: str, data: bytes) -> bool:
-        """Create an object; False when there is one already."""
+        """Create an object, by a conditional write; False when there is another one already.
+
+        Args:
+            data: what nobody else writes there: whoever finds it has written it, though the answer was lost.
+        """
         path = self._path(name)
-        self._make_parent(path)
-        try:
-            self.fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            # Some S3 servers answer a failed condition without naming it; s3fs then says EINVAL.
-            if error.errno == errno.EINVAL and self.read(name) is not None:
-                return False
-            raise
+        with self._asked():
+            try:
+                self._with_parent(path, partial(self.fs.pipe_file, path, data, mode="create"))
+            except FileExistsError:
+                return self.read(name) == data
+            except OSError as error:
+                # some S3 servers answer a failed condition without naming it; s3fs then says EINVAL
+                there = self.read(name)
+                if there is None and "ConditionalRequestConflict" not in str(error.__cause__):
+                    raise
+                return there == data
         return True
 
     def write(self, name: str, data: bytes) -> None:
         """Create or overwrite an object."""
         path = self._path(name)
-        self._make_parent(path)
-        self.fs.pipe_file(path, data)
+        with self._asked():
+            self._with_parent(path, partial(self.fs.pipe_file, path, data))
 
     def read(self, name: str) -> bytes | None:
         """An object's bytes, or None when there is none."""
-        try:
-            data: bytes = self.fs.cat_file(self._path(name))
-        except FileNotFoundError:
-            return None
-        return data
+        with self._asked():
+            try:
+                data: bytes = self.fs.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
+            return data
 
     def names(self, directory: str) -> list[str]:
         """The last parts of the names below a directory; none when it is not there."""
-        # Others write here too: what fsspec remembers of a listing is no evidence.
-        self.fs.invalidate_cache(self._path(directory))
-        try:
-            names: list[str] = self.fs.ls(self._path(directory), detail=False)
-        except FileNotFoundError:
-            return []
-        return [str(name).rstrip("/").rsplit("/", 1)[-1] for name in names]
+        with self._asked():
+            try:
+                names: list[str] = self.fs.ls(self._path(directory), detail=False)
+            except FileNotFoundError:
+                return []
+            return [str(name).rstrip("/").rsplit("/", 1)[-1] for name in names]
 
     def read_many(self, names: list[str]) -> dict[str, bytes]:
         """Several objects at once, without those that are not there; one after another would take minutes."""
         paths = {self._path(name): name for name in names}
-        contents = self.fs.cat(list(paths), on_error="omit") if paths else {}
-        # fsspec answers with the paths it was given, without a protocol
-        return {paths[path]: data for path, data in contents.items()}
+        with self._asked():
+            contents = self.fs.cat(list(paths), on_error="return") if paths else {}
+            found = {}
+            # fsspec answers with the paths it was given, without a protocol
+            for path, data in contents.items():
+                if isinstance(data, FileNotFoundError):
+                    continue
+                if isinstance(data, Exception):
+                    raise data
+                found[paths[path]] = data
+            return found
 
     def objects(self, directory: str) -> dict[str, dict[str, Any]]:
         """Every object below a directory, by its name relative to it, with what the storage says of it."""
         base = self._path(directory)
-        self.fs.invalidate_cache(base)
-        objects: dict[str, dict[str, Any]] = self.fs.find(base, detail=True)
+        with self._asked():
+            objects: dict[str, dict[str, Any]] = self.fs.find(base, detail=True)
         return {str(path)[len(base) :].lstrip("/"): info for path, info in objects.items()}
 
     def listing(self, directory: str) -> dict[str, int]:
@@ -102,15 +121,22 @@ class Remote:
 
     def digest(self, name: str) -> str:
         """sha256 of an object, which is read for it."""
-        with self.fs.open(self._path(name), "rb") as stream:
+        with self._asked(), self.fs.open(self._path(name), "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def delete(self, name: str) -> None:
         """Delete an object if it is there."""
-        try:
-            self.fs.rm_file(self._path(name))
-        except FileNotFoundError:
-            return
+        with self._asked():
+            try:
+                self.fs.rm_file(self._path(name))
+            except FileNotFoundError:
+                return
+
+    def clear(self) -> None:
+        """Delete every object of the store."""
+        with self._asked():
+            if self.fs.exists(self.root):
+                self.fs.rm(self.root, recursive=True)
 
     def address(self, name: str) -> str:
         """Full URL of an object."""
@@ -138,8 +164,8 @@ class Remote:
             name = f"artifacts/{manifest.kind}/{manifest.key}/{entry['name']}"
             path, problem = self._path(name), ""
             try:
-                self.fs.invalidate_cache(self.fs._parent(path))
-                size = self.fs.info(path)["size"]
+                with self._asked():
+                    size = self.fs.info(path)["size"]
                 if size != entry["size"]:
                     problem = f"has {size} bytes, its manifest says {entry['size']}"
                 elif verify and self.digest(name) != entry["sha256"]:
@@ -183,7 +209,8 @@ class Remote:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     name = f"artifacts/{manifest.kind}/{manifest.key}/{entry['name']}"
                     try:
-                        self.fs.get_file(self._path(name), str(target))
+                        with self._asked():
+                            self.fs.get_file(self._path(name), str(target))
                     except FileNotFoundError as error:
                         raise ArtifactDamaged(f"{self.name(name)} is missing") from error
                     check_file(draft, entry, verify=True)
@@ -192,22 +219,28 @@ class Remote:
             durable.remove_tree(draft)
 
     def upload(self, artifact: Artifact) -> None:
-        """Publish an artifact: an old manifest goes first, the new one comes last."""
+        """Publish an artifact: an old manifest goes first, the new one comes last, and only where there is none.
+
+        Raises:
+            StageFailed: another builder has published it meanwhile.
+        """
         base = f"artifacts/{artifact.kind}/{artifact.key}"
         self.remove(artifact.kind, artifact.key)
         for entry in artifact.manifest.files:
-            path = self._path(f"{base}/{entry['name']}")
-            self._make_parent(path)
-            self.fs.put_file(str(artifact.path / entry["name"]), path)
+            local, path = str(artifact.path / entry["name"]), self._path(f"{base}/{entry['name']}")
+            with self._asked():
+                self._with_parent(path, partial(self.fs.put_file, local, path))
         self.check(artifact.manifest)
-        self.write(f"{base}/{MANIFEST_NAME}", artifact.manifest.to_json().encode())
+        if not self.create(f"{base}/{MANIFEST_NAME}", artifact.manifest.to_json().encode()):
+            raise StageFailed(f"{self.name(base)} was published by another builder; run again to take its result")
 
     def remove(self, kind: str, key: str) -> None:
         """Delete an artifact, its manifest first."""
         base = f"artifacts/{kind}/{key}"
         self.delete(f"{base}/{MANIFEST_NAME}")
         if self.names(base):
-            self.fs.rm(self._path(base), recursive=True)
+            with self._asked():
+                self.fs.rm(self._path(base), recursive=True)
 
     def set_aside(self, kind: str, key: str) -> str:
         """Move a damaged artifact out of the way; its manifest leaves first."""
@@ -219,8 +252,9 @@ class Remote:
             self.write(f"{target}/{MANIFEST_NAME}", manifest)
         self.delete(f"{base}/{MANIFEST_NAME}")
         for path in self.listing(base):
-            self._make_parent(self._path(f"{target}/{path}"))
-            self.fs.mv(self._path(f"{base}/{path}"), self._path(f"{target}/{path}"))
+            here, there = self._path(f"{base}/{path}"), self._path(f"{target}/{path}")
+            with self._asked():
+                self._with_parent(there, partial(self.fs.mv, here, there))
         return self.name(target)
 
     # --- details ---
@@ -228,8 +262,24 @@ class Remote:
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
-    def _make_parent(self, path: str) -> None:
-        self.fs.makedirs(self.fs._parent(path), exist_ok=True)
+    def _with_parent(self, path: str, write: Callable[[], object]) -> None:
+        """Write to a path, whose folder is made where there are folders; asking first would double every write."""
+        try:
+            write()
+        except FileNotFoundError:
+            self.fs.makedirs(self.fs._parent(path), exist_ok=True)
+            write()
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        try:
+            yield
+        except (FortifaiError, FileNotFoundError):
+            raise
+        except Exception as error:
+            said = without_secrets(f"{type(error).__name__}: {error}")
+            remedy = f"cannot be used ({said}): choose a place where you may read and write"
+            raise StoreError("store", without_secrets(self.url), remedy) from error
 
 
 def addresses_of(names: Iterable[str]) -> list[Address]:

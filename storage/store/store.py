@@ -411,18 +411,10 @@ class ArtifactStore:
         except FortifaiError:
             raise
         except OSError as error:
-            raise self._unusable(error) from error
-        except Exception as error:
-            if self.remote is None:
-                raise
-            raise self._unusable(error) from error  # every fsspec implementation has errors of its own
-
-    def _unusable(self, error: Exception) -> StoreError:
-        said = error.strerror if self.remote is None and isinstance(error, OSError) else None
-        problem = without_secrets(said or f"{type(error).__name__}: {error}")
-        return StoreError(
-            "store", self.name, f"cannot be used ({problem}): choose a place where you may read and write"
-        )
+            problem = without_secrets(error.strerror or f"{type(error).__name__}: {error}")
+            raise StoreError(
+                "store", self.name, f"cannot be used ({problem}): choose a place where you may read and write"
+            ) from error
 
     # --- for the catalog ---
 

@@ -182,17 +182,18 @@ class Tree:
         Args:
             names: of the files of each artifact, without its manifest's.
         """
-        by_kind: dict[str, list[tuple[str, Sequence[str]]]] = {}
+        alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for (kind, key), files in names.items():
-            by_kind.setdefault(kind, []).append((key, files))
-        for kind, artifacts in by_kind.items():
+            alike.setdefault((kind, tuple(files)), []).append(key)
+        for (kind, named), keys in alike.items():
             try:
                 folder = os.open(self.root / "artifacts" / kind, os.O_RDONLY)
             except OSError:
                 continue
             try:
-                for key, files in artifacts:
-                    state = _state_of(folder, [f"{key}/{name}" for name in (MANIFEST_NAME, *files)], before)
+                ends = [f"/{name}" for name in (MANIFEST_NAME, *named)]
+                for key in keys:
+                    state = _state_of(folder, key, ends, before)
                     if state is not None:
                         yield (kind, key), state
             finally:
@@ -318,16 +319,17 @@ class Tree:
 
 def state_of_file(path: Path) -> int | None:
     """As `Tree.states`, of one file now."""
-    return _state_of(None, [str(path)], time.time_ns())
+    return _state_of(None, str(path), [""], time.time_ns())
 
 
-def _state_of(folder: int | None, paths: Sequence[str], before: int) -> int | None:
+def _state_of(folder: int | None, start: str, ends: Sequence[str], before: int) -> int | None:
     marks: list[int] = []
+    settled = before - SETTLED_NS
     try:
-        for path in paths:
-            found = os.stat(path, dir_fd=folder)
+        for end in ends:
+            found = os.stat(start + end, dir_fd=folder)
             modified, changed = found.st_mtime_ns, found.st_ctime_ns
-            if modified > before - SETTLED_NS or changed > before - SETTLED_NS:
+            if modified > settled or changed > settled:
                 return None
             marks += (found.st_ino, found.st_size, modified, changed)
     except OSError:

@@ -69,11 +69,12 @@ def digests(store: ArtifactStore) -> dict[str, dict[str, str]]:
 
 
 def environment(tmp_path: Path, store: str) -> dict[str, str]:
-    """For a command of its own: a store and a Prefect home below `tmp_path`, and no server."""
+    """For a command of its own: a store (unless it is a URL), its cache and a Prefect home below `tmp_path`."""
     inherited = {name: value for name, value in os.environ.items() if "DATABASE_CONNECTION_URL" not in name}
     return {
         **inherited,
-        "FORTIFAI_STORE": str(tmp_path / store),
+        "FORTIFAI_STORE": store if "://" in store else str(tmp_path / store),
+        "FORTIFAI_CACHE": str(tmp_path / "cache"),
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_API_URL": "",
         "COLUMNS": "200",

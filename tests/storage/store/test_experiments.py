@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ import pytest
 from artifacts import KEY, remote_store
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import InputError
-from storage.store.experiments import StageRecord, experiment_id, list_experiments, load_experiment, record_experiment
+from storage.store.experiments import (
+    StageRecord,
+    experiment_id,
+    list_experiments,
+    list_heads,
+    load_experiment,
+    record_experiment,
+)
 from storage.store.store import ArtifactStore
 
 
@@ -34,6 +42,7 @@ def test_experiments_are_recorded_updated_and_found(store: ArtifactStore) -> Non
     assert (again.created, again.stages, again.status) == (first.created, stages, "finished")
     assert again.updated > first.updated
     assert [e.label for e in list_experiments(store)] == [other.label, first.label]
+    assert list_heads(store) == [(other, []), (replace(again, stages=[]), ["ce"])]
     for name in ("latest", "mine", first.label, first.id, first.id[:10]):
         assert load_experiment(store, name) == again
     with pytest.raises(InputError, match=other.label):
@@ -42,8 +51,9 @@ def test_experiments_are_recorded_updated_and_found(store: ArtifactStore) -> Non
 
 def test_an_unreadable_record_is_said_aloud(store: ArtifactStore) -> None:
     store.write_bytes("experiments/broken-00000000.json", b"{")
-    with pytest.warns(UserWarning, match=r"broken-00000000\.json"):
-        assert list_experiments(store) == []
+    for read in (list_experiments, list_heads):
+        with pytest.warns(UserWarning, match=r"broken-00000000\.json"):
+            assert read(store) == []
 
 
 def test_experiments_live_in_a_remote_store_too(tmp_path: Path) -> None:

@@ -5,20 +5,44 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from artifacts import KEY, QUICK, build, put, remote_store
-from fortifai_core.errors import StageFailed
-from storage.store.locks import Lease, lease
+from artifacts import KEY, QUICK, build, put
+from fortifai_core.errors import StageFailed, StoreError
+from storage.store.locks import Lease, LeaseTimes, _claim, lease
+from storage.store.manifest import Manifest
 from storage.store.remote import Remote
-from storage.store.store import ArtifactDamagedWarning, Draft, Verification
+from storage.store.store import ArtifactDamagedWarning, ArtifactStore, Draft, Verification
+
+Machine = Callable[[str], ArtifactStore]
 
 
-def test_remote_round_trip_and_a_second_machine(tmp_path: Path) -> None:
-    name = uuid.uuid4().hex
-    one, two = remote_store(tmp_path, name, "one"), remote_store(tmp_path, name, "two")
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.long)])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
+    """One store on object storage, as each of several machines sees it."""
+    if request.param == "memory":
+        url, times = f"memory://{uuid.uuid4().hex}/prefix", QUICK
+    else:
+        url, times = request.getfixturevalue("s3_server").new_store(), LeaseTimes(beat=0.4, expiry=4.0, poll=0.1)
+    return lambda name: ArtifactStore(url, cache=tmp_path / name, lease_times=times)
+
+
+@pytest.fixture
+def store(machine: Machine) -> ArtifactStore:
+    return machine("one")
+
+
+@pytest.fixture
+def objects(store: ArtifactStore) -> Remote:
+    assert store.remote is not None
+    return store.remote
+
+
+def test_remote_round_trip_and_a_second_machine(machine: Machine) -> None:
+    one, two = machine("one"), machine("two")
     one.writable()
     made = put(one, "model", KEY)
     assert two.peek("model", KEY) == made.manifest
@@ -33,8 +57,7 @@ def test_remote_round_trip_and_a_second_machine(tmp_path: Path) -> None:
     assert one.find("model", KEY) is None
 
 
-def test_remote_damage_is_set_aside_and_local_damage_fetched_again(tmp_path: Path) -> None:
-    store = remote_store(tmp_path, uuid.uuid4().hex)
+def test_remote_damage_is_set_aside_and_local_damage_fetched_again(store: ArtifactStore) -> None:
     artifact = put(store, "model", KEY)
     (artifact.path / "a.txt").write_text("hell")
     assert store.find("model", KEY).file("a.txt").read_text() == "hello"
@@ -49,8 +72,7 @@ def test_remote_damage_is_set_aside_and_local_damage_fetched_again(tmp_path: Pat
     assert store.find("model", KEY, verify=True) is not None
 
 
-def test_verify_reads_the_objects_of_a_remote_store_and_our_copies(tmp_path: Path) -> None:
-    store = remote_store(tmp_path, uuid.uuid4().hex)
+def test_verify_reads_the_objects_of_a_remote_store_and_our_copies(store: ArtifactStore) -> None:
     copy = put(store, "model", KEY)
     put(store, "split", KEY)
     assert store.remote is not None
@@ -69,9 +91,8 @@ def test_verify_reads_the_objects_of_a_remote_store_and_our_copies(tmp_path: Pat
     assert store.verify() == Verification(sound=2, damaged=[])
 
 
-def test_remote_bytes_are_checked_on_their_way(tmp_path: Path) -> None:
-    name = uuid.uuid4().hex
-    one, two = remote_store(tmp_path, name, "one"), remote_store(tmp_path, name, "two")
+def test_remote_bytes_are_checked_on_their_way(machine: Machine) -> None:
+    one, two = machine("one"), machine("two")
     put(one, "model", KEY)
     assert one.remote is not None
     one.remote.write(f"artifacts/model/{KEY}/a.txt", b"jello")
@@ -80,17 +101,16 @@ def test_remote_bytes_are_checked_on_their_way(tmp_path: Path) -> None:
 
 
 def test_an_upload_that_breaks_off_is_no_artifact_and_is_finished_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = remote_store(tmp_path, uuid.uuid4().hex)
     assert store.remote is not None
     with monkeypatch.context() as patched:
 
         def cut(local: str, path: str) -> None:
-            raise OSError("connection lost")
+            raise ConnectionError("connection lost")
 
         patched.setattr(store.remote.fs, "put_file", cut)
-        with pytest.raises(OSError, match="connection lost"):
+        with pytest.raises(StoreError, match=r"cannot be used \(ConnectionError: connection lost\)"):
             put(store, "model", KEY)
     assert store.find("model", KEY) is None
 
@@ -101,31 +121,31 @@ def test_an_upload_that_breaks_off_is_no_artifact_and_is_finished_later(
     assert store.find("model", KEY) is not None
 
 
-def test_remote_builders_exclude_each_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    name, built = uuid.uuid4().hex, []
+def test_remote_builders_exclude_each_other(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    built: list[Path] = []
+    expiry = machine("one").lease_times.expiry
 
     def slow(draft: Draft) -> None:
         built.append(draft.path)
-        time.sleep(3 * QUICK.expiry)  # longer than the expiry: only the heartbeat keeps the lease
+        time.sleep(3 * expiry)  # longer than the expiry: only the heartbeat keeps the lease
         build(draft)
 
-    def work(machine: str) -> None:
-        put(remote_store(tmp_path, name, machine), "model", KEY, slow)
+    def work(name: str) -> None:
+        put(machine(name), "model", KEY, slow)
 
     threads = [threading.Thread(target=work, args=(f"machine-{i}",)) for i in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(built) == 1
     assert [r.getMessage() for r in caplog.records] == [f"waiting for another machine that holds model {KEY[:12]}"] * 2
 
 
 def test_an_expired_lease_is_taken_over_and_its_owner_cannot_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = uuid.uuid4().hex
-    one, two = remote_store(tmp_path, name, "one"), remote_store(tmp_path, name, "two")
+    one, two = machine("one"), machine("two")
     asleep = threading.Event()
     beat = Lease.beat
 
@@ -139,26 +159,22 @@ def test_an_expired_lease_is_taken_over_and_its_owner_cannot_commit(
         asleep.set()
         started = time.monotonic()
         put(two, "model", KEY)
-        assert time.monotonic() - started > QUICK.expiry
+        assert time.monotonic() - started > two.lease_times.expiry
         draft.commit(stage_version=1, content={})
     assert two.find("model", KEY, verify=True).file("a.txt").read_text() == "hello"
 
 
-def test_a_lease_is_free_again_at_once_after_release() -> None:
-    objects = Remote(f"memory://{uuid.uuid4().hex}")
+def test_a_lease_is_free_again_at_once_after_release(store: ArtifactStore, objects: Remote) -> None:
     started = time.monotonic()
     for _ in range(3):
-        with lease(objects, "locks/x", what="x", times=QUICK) as held:
+        with lease(objects, "locks/x", what="x", times=store.lease_times) as held:
             held.check()
-    assert time.monotonic() - started < QUICK.expiry
+    assert time.monotonic() - started < store.lease_times.expiry
     assert objects.names("locks/x") == ["00000003"]
 
 
-def test_an_old_number_cannot_be_revived() -> None:
+def test_an_old_number_cannot_be_revived(objects: Remote) -> None:
     """A contender that slept while others came and went finds its number taken, or not the newest."""
-    from storage.store.locks import _claim
-
-    objects = Remote(f"memory://{uuid.uuid4().hex}")
     for _ in range(2):
         with lease(objects, "locks/x", what="x", times=QUICK):
             pass
@@ -166,3 +182,43 @@ def test_an_old_number_cannot_be_revived() -> None:
     assert not _claim(objects, "locks/x", 2, "late")
     assert objects.names("locks/x") == ["00000002"]
     assert _claim(objects, "locks/x", 3, "next")
+
+
+def test_of_many_that_claim_a_lease_at_once_one_has_it(objects: Remote) -> None:
+    claimed: list[str] = []
+    start = threading.Barrier(16)
+
+    def contend(owner: str) -> None:
+        start.wait()
+        if _claim(objects, "locks/x", 1, owner):
+            claimed.append(owner)
+
+    threads = [threading.Thread(target=contend, args=(str(number),)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(claimed) == 1
+    # whose answer was lost on its way asks again, and has it
+    assert _claim(objects, "locks/x", 1, claimed[0]) and not _claim(objects, "locks/x", 1, "other")
+
+
+def test_a_manifest_that_another_builder_has_published_is_not_overwritten(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both hold the lease in their own eyes; who comes second publishes nothing, and says so."""
+    one, two = machine("one"), machine("two")
+    mine = put(one, "model", KEY)
+    assert one.remote is not None and two.remote is not None
+    one.remote.remove("model", KEY)
+    theirs = put(two, "model", KEY)
+    check, publish = one.remote.check, two.remote.upload
+
+    def late(manifest: Manifest) -> None:
+        publish(theirs)
+        check(manifest)
+
+    monkeypatch.setattr(one.remote, "check", late)
+    with pytest.raises(StageFailed, match="was published by another builder"):
+        one.remote.upload(mine)
+    assert two.peek("model", KEY) == theirs.manifest != mine.manifest
