@@ -20,7 +20,7 @@ from storage.store.experiments import is_finished, record_experiment
 from tasks.engine import prefect_tasks
 from tasks.engine.children import FOLDER
 from tasks.engine.plans import AnyExperiment, Plan
-from tasks.engine.pool import WorkerPool, pool_size
+from tasks.engine.pool import WorkerPool
 from tasks.engine.publish import publish_experiment
 from tasks.engine.session import Circumstances, Reporter, Session, session
 from tasks.engine.stages import Reference, Stage
@@ -70,7 +70,7 @@ async def run_here(prepared: Prepared, reporter: Reporter, pool: WorkerPool) -> 
 async def run_prepared(prepared: Prepared, reporter: Reporter, pool: WorkerPool) -> dict[str, Any]:
     """Shared stages first, then the runs, then the report."""
     plan, store = prepared.plan, prepared.store
-    circumstances = Circumstances(pool_size(plan.config)[1])
+    circumstances = Circumstances.of(plan.config)
     with session(Session(plan, store, pool, reporter, circumstances)) as running:
         config = plan.config.model_dump(mode="json")
         finished = is_finished(store, config)  # then this run only looks, and what becomes of it says nothing

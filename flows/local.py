@@ -25,7 +25,6 @@ from fortifai_core.wording import duration
 from storage.store.experiments import Experiment, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
 from tasks.engine.plans import AnyExperiment
-from tasks.engine.pool import pool_size
 from tasks.engine.session import Circumstances
 
 
@@ -112,7 +111,7 @@ def _everything_found(prepared: Prepared, console: Console, *, command: str) -> 
     """What a run would say that finds every stage, without running one."""
     started = time.monotonic()
     _announce(prepared, console, command=command)
-    plan, circumstances = prepared.plan, Circumstances(pool_size(prepared.plan.config)[1])
+    plan, circumstances = prepared.plan, Circumstances.of(prepared.plan.config)
     found = [prepared.store.find(s.kind, s.key) for s in plan.stages()]
     for artifact in found:
         if artifact is not None:

@@ -24,7 +24,7 @@ from storage.store.experiments import StageRecord, is_finished, record_experimen
 from storage.store.store import ArtifactStore
 from tasks.engine.needs import manifest_of, missing_stages
 from tasks.engine.plans import AnyExperiment, Plan
-from tasks.engine.pool import pool_size
+from tasks.engine.pool import check_processes, pool_size
 from tasks.engine.stages import ROLES, Reference, Stage
 from tasks.families.plan import plan_family
 from tasks.language.plan import Digests, models_of, place_of, plan_experiment
@@ -114,6 +114,7 @@ def prepare_experiment(
         if role not in ROLES:
             raise ConfigError("--refresh", role, f"choose one of {', '.join(ROLES)}")
     check_reporting(config)
+    check_processes(config.runtime)
     plan = plan_for(config)
     check_model(plan, opened)
     opened.writable()  # last, for it leaves the store's folder behind

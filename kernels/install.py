@@ -65,9 +65,9 @@ def install_loss_head(
     at most a scale (Granite, Cohere) and a soft cap (Gemma): that is tried out here on a few made-up hidden states,
     against the model's own forward. Also for a peft model around one.
 
-    Install before wrapping: DDP; FSDP2 (`fully_shard` of the whole model, which gathers the head's weight with the
-    root's; a head sharded on its own is refused); torch.compile, which compiles the model under the head and breaks
-    the graph there.
+    Install before wrapping: DDP; FSDP2 (`fully_shard` of the model, whose root gathers the head's weight, or of the
+    head on its own as well, which torch refuses of a weight that is shared); torch.compile, which compiles the model
+    under the head and breaks the graph there.
 
     With `num_items_in_batch` (Trainer passes it) that is the denominator: target tokens of the whole accumulated
     batch, live or not. A loss with denominator "live" is averaged over the live tokens of each call, and calls are
@@ -276,18 +276,51 @@ def _forward(
         raise ValueError(f"logits_to_keep = {keep}: cannot be given together with labels")
     if given.get("output_router_logits", getattr(model.config, "output_router_logits", False)):
         raise ValueError("output_router_logits: the loss head knows no auxiliary loss; set it to False")
-    if hasattr(head.weight, "full_tensor"):
-        raise TypeError("lm_head: its weight is sharded on its own here; shard the model as a whole instead")
     outputs = body(**given)
     hidden = outputs[0] if isinstance(outputs, tuple) else outputs.last_hidden_state
     if shifted is None:
         # the same rows as hidden, the last one without a target: no copy of hidden is needed
         shifted = nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
-    value, handle.statistics = call(
-        hidden.to(head.weight.device), head, shifted.to(head.weight.device), items, baseline
+    value, handle.statistics = _with_whole_weight(
+        head, lambda x: call(x.to(head.weight.device), head, shifted.to(head.weight.device), items, baseline), hidden
     )
     # by the names that the class has: transformers 5.24 calls `past_key_values` `cache`
     others = {field.name for field in fields(CausalLMOutputWithPast)} - {"loss", "logits"}
     result = CausalLMOutputWithPast(loss=value, **{name: getattr(outputs, name, None) for name in others})
     wants_dict = getattr(model.config, "return_dict", True) if return_dict is None else return_dict
     return result if wants_dict else result.to_tuple()
+
+
+def _with_whole_weight(
+    head: nn.Linear, compute: Callable[[Tensor], tuple[Tensor, LossStatistics]], hidden: Tensor
+) -> tuple[Tensor, LossStatistics]:
+    """What `compute` makes of the hidden states, called where the head's weight is whole.
+
+    A head that `fully_shard` has wrapped by itself gathers its weight in its own forward, and its gradient is reduced
+    by hooks on what goes in and comes out: there `compute` takes the place of the linear layer.
+    """
+    if not hasattr(head, "set_reshard_after_forward"):  # no FSDPModule
+        _refuse_part(head)
+        return compute(hidden)
+    found: list[LossStatistics] = []
+
+    def forward(hidden: Tensor) -> Tensor:
+        _refuse_part(head)
+        value, statistics = compute(hidden)
+        found.append(statistics)
+        return value
+
+    before = head.__dict__.get("forward")
+    head.__dict__["forward"] = forward
+    try:
+        value = head(hidden)
+    finally:
+        del head.__dict__["forward"]
+        if before is not None:
+            head.__dict__["forward"] = before
+    return value, found[0]
+
+
+def _refuse_part(head: nn.Linear) -> None:
+    if hasattr(head.weight, "full_tensor"):
+        raise TypeError("lm_head: its weight is a DTensor that no fully_shard gathers; shard the model by that")

@@ -54,7 +54,7 @@ def _seconds(place: str | Path, folder: Path, count: int, large: dict[str, int])
     small = [artifact_key("evaluation", version=1, content={"number": number}) for number in range(count)]
     big = artifact_key("model", version=1, content={})
     times = {
-        "small, committed": _timed(lambda: [_put(store, "evaluation", key, SMALL) for key in small]) / count,
+        "small, committed": _timed(lambda: _put_all(store, small)) / count,
         "large, committed": _timed(lambda: _put(store, "model", big, large)),
         "small, looked up": _timed(lambda: [store.peek("evaluation", key) for key in small]) / count,
     }
@@ -63,6 +63,11 @@ def _seconds(place: str | Path, folder: Path, count: int, large: dict[str, int])
     times["large, read"] = _timed(lambda: store.find("model", big, verify=True))
     times["all listed"] = _timed(store.ls)
     return times
+
+
+def _put_all(store: ArtifactStore, keys: list[str]) -> None:
+    for key in keys:
+        _put(store, "evaluation", key, SMALL)
 
 
 def _put(store: ArtifactStore, kind: str, key: str, files: dict[str, int]) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from fortifai_core.config import failure_metrics
 from fortifai_core.config.arms import ArmSettings, difference
 from fortifai_core.config.corpus import AlmanacCorpus, Corpus
-from fortifai_core.config.loss import CrossEntropyLoss, Loss, TruncatedCrossEntropyLoss
+from fortifai_core.config.loss import CrossEntropyLoss, Loss, TailLoss, TruncatedCrossEntropyLoss
 from fortifai_core.config.model import Model, ScratchModel
 from fortifai_core.config.stages import (
     Evaluation,
@@ -173,6 +173,7 @@ class ExperimentConfig(Frozen):
         if self.training.batch_size % self.training.gradient_accumulation:
             remedy = f"must be a multiple of gradient_accumulation = {self.training.gradient_accumulation}"
             raise Inconsistent("training.batch_size", self.training.batch_size, remedy)
+        self._processes_share_batches()
         if self.model.lora:
             whole = ("save_dtype", "averaging", "anchor")
             for name in whole:
@@ -195,6 +196,26 @@ class ExperimentConfig(Frozen):
                 stacklevel=2,
             )
         return self
+
+    def _processes_share_batches(self) -> None:
+        """Several processes compute what one does: equal parts of every micro-batch, and no draws of their own."""
+        processes, together = self.runtime.processes, self.training.batch_size // self.training.gradient_accumulation
+        if processes == 1:
+            return
+        if together % processes:
+            remedy = f"must divide training.batch_size / gradient_accumulation = {together}"
+            raise Inconsistent("runtime.processes", processes, remedy)
+        for loss in self.losses:
+            if isinstance(loss, TailLoss) or getattr(loss, "denominator", "all") == "live":
+                remedy = f"each would average the loss {loss.label} over its own tokens: set it to 1"
+                raise Inconsistent("runtime.processes", processes, remedy)
+        adapter = self.model.lora
+        for name, value in (("training", self.training.dropout), ("model.lora", adapter.dropout if adapter else 0.0)):
+            if value:
+                remedy = "is drawn otherwise by several processes: set it to 0, or runtime.processes to 1"
+                raise Inconsistent(f"{name}.dropout", value, remedy)
+        if self.runtime.sharding != "none" and self.training.anchor:
+            raise Inconsistent("training.anchor", self.training.anchor, "not with runtime.sharding: leave one out")
 
 
 @dataclass(frozen=True)

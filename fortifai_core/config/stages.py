@@ -233,6 +233,8 @@ class Failure(Frozen):
 class Runtime(Engine):
     """How the work is done. Nothing here is part of a key."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"launcher", "processes", "sharding"})
+
     workers: int = Field(0, ge=0, le=256, description="Stages that run side by side; 0: one an arm, up to the cores.")
     threads: int = Field(0, ge=0, le=512, description="Threads a worker computes with; 0: cores / workers.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -243,3 +245,25 @@ class Runtime(Engine):
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         [], description="Where the training of language models also reports its loss, by the Trainer's own callbacks."
     )
+    launcher: Literal["single", "torchrun"] = Field(
+        "single", description="`torchrun`: M_i is trained by several processes of this machine, which torch's starts."
+    )
+    processes: int = Field(
+        1, ge=1, le=256, description="Only for `torchrun`: how many share every micro-batch; a GPU each, if on GPUs."
+    )
+    sharding: Literal["none", "fsdp2"] = Field(
+        "none", description="Only for `torchrun` on GPUs. `fsdp2`: each process keeps a part of the weights."
+    )
+
+    @model_validator(mode="after")
+    def _processes_have_a_launcher(self) -> Runtime:
+        if self.launcher == "single":
+            if self.processes > 1:
+                raise Inconsistent("runtime.processes", self.processes, "only with runtime.launcher=torchrun")
+            if self.sharding != "none":
+                raise Inconsistent("runtime.sharding", self.sharding, "only with runtime.launcher=torchrun")
+        elif self.engine == "ray":
+            raise Inconsistent("runtime.launcher", self.launcher, "only with runtime.engine=processes")
+        if self.sharding != "none" and self.device == "cpu":
+            raise Inconsistent("runtime.sharding", self.sharding, "is for GPUs: on the CPU leave it out")
+        return self

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from fortifai_core.errors import NonFiniteLoss
 
@@ -36,5 +37,6 @@ def check_weights(model: torch.nn.Module, *, where: str, remedy: str) -> None:
         NonFiniteLoss: a weight is NaN or infinite; it is named.
     """
     for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
+        here = weight.to_local() if isinstance(weight, DTensor) else weight  # each process looks at its part
+        if not torch.isfinite(here).all():
             raise NonFiniteLoss(f"{where}: the weights of {name} became NaN or infinite; {remedy}")

@@ -1,5 +1,8 @@
 """One generation's training: Hugging Face `Trainer`, resumable in the middle with the same result.
 
+Several processes that torch's launcher has started train one model together: each reads its part of every micro-batch,
+and the steps are those of one process, but for the rounding of sums.
+
 The loss head is not chosen here: the caller patches it into the model (see `kernels.install`), so that this
 module needs no kernels and trains whatever the model's `forward` returns as its loss.
 """
@@ -17,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -90,6 +93,21 @@ class _FiniteTrainer(Trainer):
 
     objective = Objective()
 
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        several = self.accelerator.num_processes > 1
+        return super().get_batch_samples(
+            self._each_row_once(epoch_iterator) if several else epoch_iterator, num_batches, device
+        )
+
+    def _each_row_once(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The first rows fill up an epoch's last batch, so that all processes have one; of them nothing is learnt."""
+        loader = self.accelerator.gradient_state
+        for batch in batches:
+            if loader.end_of_dataloader and loader.remainder > 0:
+                mine = self.accelerator.process_index * self.args.per_device_train_batch_size
+                batch["labels"][max(0, loader.remainder - mine) :] = -100
+            yield batch
+
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -108,7 +126,7 @@ class _FiniteTrainer(Trainer):
                 loss = loss + weight * self._mean_loss(model, alike, written, items)
         # a mean over the accumulated batch is divided already; what is added to each part is not
         scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        return loss + self.objective.penalty(model) / (self.current_gradient_accumulation_steps if scaled else 1)
+        return loss + self.objective.penalty(self.model) / (self.current_gradient_accumulation_steps if scaled else 1)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch=num_items_in_batch)
@@ -119,7 +137,8 @@ class _FiniteTrainer(Trainer):
 
     def _mean_loss(self, model: nn.Module, inputs: Any, synthetic: torch.Tensor | None, items: Any) -> Any:
         if self.objective.soft:
-            return self.objective.loss(model, inputs, synthetic, items)
+            # as the Trainer does with its own: gradients are averaged over the processes, `items` are those of all
+            return self.objective.loss(model, inputs, synthetic, items) * self.accelerator.num_processes
         return super().compute_loss(model, inputs, num_items_in_batch=items)
 
     def _rows_of(self, inputs: Any) -> list[int]:
@@ -143,7 +162,9 @@ class _SealCheckpoints(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if folder.is_dir():
+        if args.world_size > 1:
+            torch.distributed.barrier()  # every process writes its random state into it
+        if state.is_world_process_zero and folder.is_dir():
             seal_checkpoint(folder)
 
 
@@ -206,6 +227,8 @@ def train_model(
     teacher: nn.Module | None = None,
     before: Mapping[str, torch.Tensor] | None = None,
     report: Report | None = None,
+    processes: int = 1,
+    sharding: Literal["none", "fsdp2"] = "none",
 ) -> TrainingResult:
     """Train `model` in place on packed `rows`.
 
@@ -221,6 +244,9 @@ def train_model(
         teacher: M_(i-1), for `config.distillation`; rows then say whether they are `synthetic`.
         before: the weights of M_-1 by name, for `config.anchor`.
         report: where the loss is logged, if anywhere; no weight depends on it.
+        processes: that train together, as torch's launcher has started them; each calls this with equal arguments. They
+            divide `config.batch_size / config.gradient_accumulation`.
+        sharding: `fsdp2` divides the weights among processes on GPUs; by default each has them all (DDP).
 
     Raises:
         NonFiniteLoss: before the optimizer step that would have used the loss; or of the weights after the last one.
@@ -229,15 +255,16 @@ def train_model(
         raise ValueError("train_model needs at least one row")
     if config.checkpoint == "best" and validation is None:
         raise ValueError("checkpoint = 'best' needs validation rows")
-    steps_per_epoch = math.ceil(
-        math.ceil(len(rows) / (config.batch_size // config.gradient_accumulation)) / config.gradient_accumulation
-    )
+    together = config.batch_size // config.gradient_accumulation
+    if together % processes:
+        raise ValueError(f"{processes} processes cannot share micro-batches of {together} equally")
+    steps_per_epoch = math.ceil(math.ceil(len(rows) / together) / config.gradient_accumulation)
     total_steps = max(1, math.ceil(steps_per_epoch * config.epochs))
     best = config.checkpoint == "best"
     arguments = TrainingArguments(
         output_dir=str(workspace),
-        per_device_train_batch_size=config.batch_size // config.gradient_accumulation,
-        per_device_eval_batch_size=config.batch_size // config.gradient_accumulation,
+        per_device_train_batch_size=together // processes,
+        per_device_eval_batch_size=together // processes,
         gradient_accumulation_steps=config.gradient_accumulation,
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
@@ -267,7 +294,14 @@ def train_model(
         remove_unused_columns=False,
         label_names=["labels"],
         prediction_loss_only=True,
+        # rows of different weights are read in turn, more turns in one process than in another: none may wait
+        ddp_broadcast_buffers=False,
+        ddp_find_unused_parameters=False,
+        fsdp="full_shard" if sharding == "fsdp2" else None,
+        fsdp_config={"version": 2} if sharding == "fsdp2" else None,
     )
+    if arguments.world_size != processes:
+        raise ValueError(f"processes = {processes}: torch's launcher has started {arguments.world_size}")
     workspace.mkdir(parents=True, exist_ok=True)
     with _tensorboard_in(report.folder if report else None):
         trainer = _FiniteTrainer(
@@ -286,7 +320,8 @@ def train_model(
         anchor=config.anchor,
         before=before or {},
     )
-    checkpoint = newest_checkpoint(workspace)
+    with arguments.main_process_first(local=False):  # it removes what is cut off
+        checkpoint = newest_checkpoint(workspace)
     try:
         with residual_dropout(model, config.dropout):
             outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -50,7 +50,7 @@ PACKAGES = (
     "transformers",
 )
 # Compared by `drift`. A revision alone changes nothing; seconds, memory and load always differ.
-_COMPARED = ("sources", "packages", "python", "platform", "cpu", "torch_threads")
+_COMPARED = ("sources", "packages", "python", "platform", "cpu", "torch_threads", "processes")
 
 
 def rooms_of(kind: str) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ def build(
             content=stage.content,
             parents={name: parent.key for name, parent in stage.parents.items()},
             metrics=metrics,
-            provenance=collect(rooms_of(stage.kind)),
+            provenance=collect(rooms_of(stage.kind))
+            | ({"processes": runtime.processes} if stage.spec.launched else {}),
         )
         return artifact, False

@@ -317,7 +317,36 @@ def devices_for(runtime: AnyRuntime, workers: int) -> list[str]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if runtime.device == "cuda" and not count:
         raise InputError("runtime.device", "cuda", "no CUDA device is visible here; use `cpu` or `auto`")
-    return [f"cuda:{index % count}" for index in range(workers)] if count else ["cpu"] * workers
+    each = getattr(runtime, "processes", 1)  # one GPU for every process of a training
+    return [f"cuda:{index * each % count}" for index in range(workers)] if count else ["cpu"] * workers
+
+
+def check_processes(runtime: AnyRuntime) -> None:
+    """Refuse more processes for one training than this machine has cores, or GPUs where they compute on them.
+
+    Raises:
+        InputError: naming how many there are.
+    """
+    if not isinstance(runtime, Runtime) or runtime.launcher == "single":
+        return
+    devices = devices_for(runtime, 1)
+    if devices == ["cpu"]:
+        if runtime.sharding != "none":
+            raise InputError(
+                "runtime.sharding", runtime.sharding, "is for GPUs, and none is visible here: leave it out"
+            )
+        there, what = _cores(), "cores"
+    else:
+        import torch
+
+        there, what = torch.cuda.device_count(), "GPUs"
+    if runtime.processes > there:
+        raise InputError("runtime.processes", runtime.processes, f"this machine has {there} {what}: at most one each")
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pool_size(config: AnyExperiment) -> tuple[int, int]:
@@ -325,7 +354,7 @@ def pool_size(config: AnyExperiment) -> tuple[int, int]:
 
     Of a cluster nobody knows the cores beforehand: there one worker a run, of one thread, and Ray has them wait.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     runs = len(config.arm_labels) * len(config.seeds)
     if config.runtime.engine == "ray":
         return config.runtime.workers or runs, config.runtime.threads or 1

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from storage.store.manifest import Manifest
 from storage.store.provenance import collect, drift, rooms_of
 from storage.store.store import ArtifactStore
-from tasks.engine.plans import Plan
-from tasks.engine.pool import WorkerPool
+from tasks.engine.plans import AnyExperiment, Plan
+from tasks.engine.pool import WorkerPool, pool_size
 from tasks.engine.stages import Stage
 
 
@@ -34,16 +34,24 @@ class Circumstances:
 
     Args:
         threads: those that a worker computes with here, whatever this process, which builds nothing, would use.
+        processes: those that share a training.
     """
 
     threads: int
+    processes: int = 1
     counts: dict[str, int] = field(default_factory=dict)
     _here: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: AnyExperiment) -> Circumstances:
+        """Those under which this experiment is computed here."""
+        return cls(pool_size(config)[1], getattr(config.runtime, "processes", 1))
 
     def note(self, manifest: Manifest) -> None:
         """Compare what made a found artifact with what would make it here and now."""
         if manifest.kind not in self._here:
-            self._here[manifest.kind] = collect(rooms_of(manifest.kind)) | {"torch_threads": self.threads}
+            here = {"torch_threads": self.threads, "processes": self.processes}
+            self._here[manifest.kind] = collect(rooms_of(manifest.kind)) | here
         lines = drift(manifest.provenance, self._here[manifest.kind])
         if lines:
             difference = "; ".join(lines)

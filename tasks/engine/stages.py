@@ -39,6 +39,7 @@ class Spec(Frozen):
         shown: whether people are shown its files as they are: then a found artifact's digests are checked first.
         waits: whether only the report needs the result, so that anything else gets a worker first.
         weights: whether it reads the weights of the models among its parents: without them it cannot run.
+        launched: whether `runtime.launcher` starts what it computes.
     """
 
     role: ClassVar[str]
@@ -49,6 +50,7 @@ class Spec(Frozen):
     shown: ClassVar[bool] = False
     waits: ClassVar[bool] = False
     weights: ClassVar[bool] = False
+    launched: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -7,27 +7,17 @@ Linux) by the kernel's own signal. Everything else it or its libraries print goe
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import time
-import traceback
-from typing import Any, TextIO
+from typing import Any
+
+from tasks.engine.messages import Send, die_with_parent, open_channel, send_error
 
 PROGRESS_SECONDS = 0.5
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() == 1:
-        os._exit(1)
 
 
 def _read_requests(requests: queue.Queue[dict[str, Any]]) -> None:
@@ -36,16 +26,11 @@ def _read_requests(requests: queue.Queue[dict[str, Any]]) -> None:
     os._exit(0)  # the parent is gone: whatever is being built has its checkpoints and shards
 
 
-def _serve(request: dict[str, Any], channel: TextIO) -> None:
+def _serve(request: dict[str, Any], send: Send) -> None:
     from fortifai_core.config.stages import Runtime
-    from fortifai_core.errors import FortifaiError
     from storage.store.store import ArtifactStore
     from tasks.engine.build import build
     from tasks.engine.stages import Stage
-
-    def send(**message: Any) -> None:
-        channel.write(json.dumps(message) + "\n")
-        channel.flush()
 
     last = 0.0
 
@@ -67,24 +52,15 @@ def _serve(request: dict[str, Any], channel: TextIO) -> None:
             anew=request["anew"],
         )
     except Exception as error:  # noqa: BLE001 - sent to the parent, which raises it as StageFailed
-        with contextlib.suppress(OSError):  # the log may lie on the very disk that is full
-            traceback.print_exc()
-        send(
-            event="error",
-            type=type(error).__name__,
-            message=str(error),
-            expected=isinstance(error, FortifaiError),
-            exit_code=getattr(error, "exit_code", 1),
-        )
+        send_error(send, error)
     else:
         send(event="done", found=found, metrics=artifact.manifest.metrics, seconds=artifact.manifest.seconds)
 
 
 def main() -> None:
     """Serve stages until the standard input closes."""
-    _die_with_parent()
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # prints of libraries must not end up among the messages
+    die_with_parent()
+    send = open_channel()
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     if os.environ.get("FORTIFAI_WORKER_WARM") == "1":
@@ -95,7 +71,7 @@ def main() -> None:
 
         logging.disable_progress_bar()
     while True:
-        _serve(requests.get(), channel)
+        _serve(requests.get(), send)
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ class TrainSpec(Spec):
     """
 
     role, kind, builder = "train", "model", "tasks.language.train:build_generation"
-    weights = True
+    weights = launched = True
     keyed = ("training", "lora", "regime", "seed", "generation")
     loss: Loss
     loss_source: str | None

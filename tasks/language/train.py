@@ -6,6 +6,8 @@ the training code never learns which loss it is.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 from fortifai_core.config.loss import CrossEntropyLoss, Loss
 from fortifai_core.config.model import LoraConfig, ScratchModel
 from fortifai_core.config.stages import Regime, Training
-from fortifai_core.errors import DataError
+from fortifai_core.errors import ConfigError, DataError
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
 from tasks.engine.context import Context
@@ -156,14 +158,11 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
         held_out = context.artifact(spec.corpus).file("validation.parquet")
         validation = _packed(context, "validation.arrow", parquet.iter_column(held_out, "tokens"), **packing)
     seed = derive_seed("train", spec.seed, spec.generation)
-    aims: dict[str, Any] = {}
-    if training.distillation:
-        teacher = load_model(previous.path, base=base_folder(context, spec.base))
-        aims["teacher"] = teacher.to(context.device).requires_grad_(False)
-    if spec.anchor is not None:
-        aims["before"] = weights_of(load_model(context.artifact(spec.anchor).path).to(context.device))
     started = weights_of(model) if training.averaging else {}
-    metrics = _train(model, rows, context, training=training, loss=spec.loss, seed=seed, validation=validation, **aims)
+    if context.runtime.launcher == "torchrun":
+        model, metrics = _train_in_processes(model, rows, context, seed=seed, validation=validation)
+    else:
+        metrics = train_generation(model, rows, context, seed=seed, validation=validation)
     if training.averaging:
         average_with(model, started, training.averaging)
     _save(model, context, tokenizer=previous.path / "tokenizer", dtype=training.save_dtype)
@@ -176,6 +175,72 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
         "tokens-read": round(sum(tokens for _, tokens in read)),
         "tokens-synthetic": round(sum(tokens for version, tokens in read if version > 0)),
     }
+
+
+def train_generation(
+    model: Any, rows: Any, context: Context[TrainSpec], *, seed: int, validation: Any | None, processes: int = 1
+) -> dict[str, Any]:
+    """Train M_(i-1) in place on the rows; what there is to say of it. Each of several processes calls this alike."""
+    from fortifai_core.language.objective import weights_of
+    from storage.tables.models import load_model
+
+    spec = context.spec
+    aims: dict[str, Any] = {}
+    if spec.training.distillation:
+        teacher = load_model(context.artifact(spec.model).path, base=base_folder(context, spec.base))
+        aims["teacher"] = teacher.to(context.device).requires_grad_(False)
+    if spec.anchor is not None:
+        aims["before"] = weights_of(load_model(context.artifact(spec.anchor).path).to(context.device))
+    aims |= {"processes": processes, "sharding": context.runtime.sharding}
+    return _train(
+        model, rows, context, training=spec.training, loss=spec.loss, seed=seed, validation=validation, **aims
+    )
+
+
+def _train_in_processes(
+    model: Any, rows: Any, context: Context[TrainSpec], *, seed: int, validation: Any | None
+) -> tuple[Any, dict[str, Any]]:
+    """The same by torch's launcher: what it is given lies in a folder, and so does what `tasks.language.ranks` makes.
+
+    Raises:
+        ConfigError: the model draws dropout, which several processes would draw otherwise than one.
+    """
+    from storage.tables.models import load_model, save_model
+    from tasks.engine.launch import launch
+
+    processes, settings = context.runtime.processes, model.config.get_text_config().to_dict()
+    for name, value in settings.items():
+        if processes > 1 and name.endswith(("dropout", "pdrop")) and value:
+            remedy = f"the model has {name} = {value}, which they would draw otherwise than one: set it to 1"
+            raise ConfigError("runtime.processes", processes, remedy)
+    folder = context.workspace / "processes"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save_model(model, folder / "given")
+    for name, each in (("rows", rows), ("validation", validation)):
+        if each is not None:
+            each.save_to_disk(str(folder / name))
+    request = {
+        "stage": context.stage.to_json(),
+        "store": context.store.url,
+        "runtime": context.runtime.model_dump(mode="json"),
+        "device": context.device,
+        "seed": seed,
+        "workspace": str(context.workspace),
+    }
+    (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    log = context.store.logs / f"torchrun-{context.stage.kind}-{context.stage.key[:12]}.log"
+    done = launch(
+        "tasks.language.ranks",
+        folder,
+        processes=processes,
+        device=context.device,
+        log=log,
+        progress=context.progress,
+    )
+    trained = load_model(folder / "trained", base=base_folder(context, context.spec.base), trainable=True)
+    shutil.rmtree(folder)
+    return trained, done["metrics"]
 
 
 def _sequences(context: Context[TrainSpec], name: str, paths: list[Path], **packing: int) -> Any:
@@ -226,6 +291,7 @@ def _train(
     loss: Loss,
     seed: int,
     validation: Any | None = None,
+    processes: int = 1,
     **aims: Any,
 ) -> dict[str, Any]:
     from fortifai_core.language.training import Report, train_model
@@ -245,11 +311,12 @@ def _train(
         config=training,
         seed=seed,
         pad_id=model.config.pad_token_id or 0,
-        workspace=context.workspace / "trainer",
+        workspace=context.workspace / ("trainer" if processes == 1 else f"trainer-{processes}"),
         validation=validation,
         save_steps=context.runtime.save_steps,
         device=context.device,
         on_progress=lambda done, total: context.progress(done, total, "steps"),
+        processes=processes,
         **aims,
         report=report,
     )
@@ -279,52 +346,12 @@ def _with_adapter(model: Any, lora: LoraConfig, *, seed: int) -> Any:
 
 
 def _save(model: Any, context: Context[Any], *, tokenizer: Path, dtype: str | None = None) -> None:
-    """Weights as safetensors (of an adapter: only its own), the tokenizer in a folder beside them.
+    """The weights, and the tokenizer in a folder beside them; `dtype` as in `save_model`."""
+    from storage.tables.models import save_model
 
-    Args:
-        dtype: what the file holds instead of the weights' own type. The configuration still names that one, into which
-            whoever loads the model turns them.
-    """
-    import shutil
-
-    from peft import PeftModel
-
-    from storage.tables.models import ADAPTER
-
-    model = model.to("cpu")
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(context.directory / ADAPTER))
-        _forget_circumstances(context.directory / ADAPTER)
-    else:
-        model.save_pretrained(context.directory, state_dict=_rounded(model, dtype) if dtype else None)
+    save_model(model, context.directory, dtype=dtype)
     target = context.directory / "tokenizer"
     target.mkdir()
     for file in sorted(tokenizer.iterdir()):
         if file.is_file() and file.name != "manifest.json":
             shutil.copyfile(file, target / file.name)
-
-
-def _rounded(model: Any, dtype: str) -> dict[str, Any]:
-    """A model's weights in another type; what two names share they still share."""
-    import torch
-
-    made: dict[Any, Any] = {}
-    kept = getattr(torch, dtype)
-    return {
-        name: made.setdefault((weight.data_ptr(), weight.shape), weight.to(kept))
-        if weight.is_floating_point()
-        else weight
-        for name, weight in model.state_dict().items()
-    }
-
-
-def _forget_circumstances(adapter: Path) -> None:
-    """Take out of a saved adapter what differs between equal runs: the store's path, and the order of sets."""
-    import json
-
-    path = adapter / "adapter_config.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    config = {name: sorted(value) if isinstance(value, list) else value for name, value in saved.items()}
-    config["base_model_name_or_path"] = None  # it lies in the store, and is found there by its key
-    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    (adapter / "README.md").unlink(missing_ok=True)  # peft's form of a model card, with that path

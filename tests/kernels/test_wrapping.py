@@ -51,16 +51,18 @@ def test_torch_compile_breaks_the_graph_at_the_head_only() -> None:
 
 
 _WORKER = """
-import sys
+import faulthandler, sys
+faulthandler.dump_traceback_later(200, exit=True)  # whoever waits for ever says where
 import torch, torch.distributed as dist, transformers
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from kernels import install_loss_head, losses
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
-rank = dist.get_rank()
+rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
 tied = sys.argv[1] == "tied"
 
 def tiny():
@@ -75,52 +77,65 @@ def batch(of):
 def steps(model, wrapped, ids):
     # two steps, so that gathering, reducing and resharding happen again after an update
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    losses = []
+    values = []
     for _ in range(2):
         optimizer.zero_grad()
         outputs = [wrapped(input_ids=i, labels=i, use_cache=False) for i in ids]
         loss = sum(o.loss for o in outputs) / len(outputs)
         loss.backward()
         optimizer.step()
-        losses.append(loss.detach())
-    return outputs[0], losses
+        values.append(loss.detach())
+    return outputs[0], torch.stack(values)
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 tce = losses.truncated(0.012)  # about half of the tokens of a fresh model with 97 words
 reference = tiny()
 install_loss_head(reference, loss=tce, impl="torch")
-steps(reference, reference, [batch(0), batch(1)])
+_, wanted_losses = steps(reference, reference, [batch(0), batch(1)])
 wanted = dict(reference.named_parameters())
 
-model = tiny()
-handle = install_loss_head(model, loss=tce, chunk_rows=5)
-output, _ = steps(model, DistributedDataParallel(model), [batch(rank)])
-assert output.logits is None and 0 < handle.statistics.live_fraction < 1
-for name, p in model.named_parameters():
-    torch.testing.assert_close(p, wanted[name], msg=lambda m: f"DDP {name}: {m}")
+def same(what, model, handle, wrapped):
+    output, found = steps(model, wrapped, [batch(rank)])
+    assert output.logits is None and 0 < handle.statistics.live_fraction < 1
+    dist.all_reduce(found)
+    torch.testing.assert_close(found / dist.get_world_size(), wanted_losses, msg=lambda m: f"{what}, losses: {m}")
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(whole(p.grad), wanted[name].grad, msg=lambda m: f"{what}, gradient of {name}: {m}")
+        torch.testing.assert_close(whole(p), wanted[name].detach(), msg=lambda m: f"{what}, {name}: {m}")
+
+def sharded(*, head_alone):
+    model = tiny()
+    handle = install_loss_head(model, loss=tce, chunk_rows=5)
+    for part in [*model.model.layers, *([model.lm_head] if head_alone else []), model]:
+        fully_shard(part)
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    return model, handle
 
 model = tiny()
 handle = install_loss_head(model, loss=tce, chunk_rows=5)
-for layer in model.model.layers:
-    fully_shard(layer)
-fully_shard(model)
+same("DDP", model, handle, DistributedDataParallel(model))
+
+model, handle = sharded(head_alone=False)
+same("FSDP2", model, handle, model)
 assert all(isinstance(p, DTensor) for p in model.parameters())
-output, _ = steps(model, model, [batch(rank)])
-assert output.logits is None and 0 < handle.statistics.live_fraction < 1
-assert all(isinstance(p, DTensor) for p in model.parameters())
-for name, p in model.named_parameters():
-    torch.testing.assert_close(p.full_tensor(), wanted[name].data, msg=lambda m: f"FSDP2 {name}: {m}")
+
+if not tied:  # a weight that is shared belongs into one group, says torch
+    model, handle = sharded(head_alone=True)
+    same("FSDP2, head alone", model, handle, model)
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    assert "forward" not in model.lm_head.__dict__
 
 model = tiny()
 install_loss_head(model, loss=tce)
-if not tied:
-    fully_shard(model.lm_head)
-    fully_shard(model)
-    try:
-        model(input_ids=batch(0), labels=batch(0))
-    except TypeError as error:
-        assert "sharded on its own" in str(error), error
-    else:
-        raise AssertionError("a head sharded on its own was not refused")
+model.lm_head.weight = torch.nn.Parameter(distribute_tensor(model.lm_head.weight.detach(), mesh))
+try:
+    model(input_ids=batch(0), labels=batch(0))
+except TypeError as error:
+    assert "no fully_shard" in str(error), error
+else:
+    raise AssertionError("a head of which each process has a part was not refused")
 dist.barrier()
 dist.destroy_process_group()
 print("fine", rank)

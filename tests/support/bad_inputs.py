@@ -362,6 +362,9 @@ def overrides() -> Iterator[Case]:
         "failure.threshold=7": ("failure.threshold = 7", "share"),
         "runtime.workers=-1": ("runtime.workers = -1", "greater than or equal to 0"),
         "runtime.device=tpu": ("runtime.device = 'tpu'", "'cpu'"),
+        "runtime.launcher=mpirun": ("runtime.launcher = 'mpirun'", "'torchrun'"),
+        "runtime.processes=2": ("runtime.processes = 2", "only with runtime.launcher=torchrun"),
+        "runtime.sharding=fsdp2": ("runtime.sharding = 'fsdp2'", "only with runtime.launcher=torchrun"),
     }
     for override, said in of_tiny.items():
         yield Case("override", override[:60], ("plan", "tiny", "--set", override), said)
@@ -371,9 +374,19 @@ def overrides() -> Iterator[Case]:
         "family.data.samples=20": ("family.components", "only", "points"),
         "seeds=[9223372036854775808]": ("beyond 64 bits",),
         "family.data={type: table}": ("family.data.file", "required"),
+        "runtime.launcher=torchrun": ("runtime.launcher = 'torchrun'", "no such field"),
     }
     for override, said in of_gmm.items():
         yield Case("override", f"gmm, {override}", ("plan", "gmm", "--set", override), said)
+    launched = {
+        "runtime.processes=3": ("runtime.processes = 3", "must divide training.batch_size"),
+        "runtime.engine=ray": ("runtime.launcher = 'torchrun'", "only with runtime.engine=processes"),
+        "training.dropout=0.1": ("training.dropout = 0.1", "drawn otherwise"),
+        "losses.1={type: tail}": ("runtime.processes = 2", "tail-0.2"),
+    }
+    for override, said in launched.items():
+        two = ("--set", "runtime.launcher=torchrun", "--set", "runtime.processes=2", "--set", override)
+        yield Case("override", f"torchrun, {override}", ("plan", "tiny", *two), said)
 
 
 # ------------------------------------------------------------------------------------------------ texts and tables
