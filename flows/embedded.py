@@ -93,17 +93,28 @@ def check_api() -> None:
             )
 
 
-def _answers(url: str, path: str = "health") -> bool:
+def _answers(url: str) -> bool:
     """Whether anything at all answers at an API that the user has configured, by a proxy perhaps."""
+    return _status(url, "health") is not None
+
+
+def _is_ready(url: str) -> bool:
+    """Whether a server answers there that reaches its database: without it says 503, a proxy before none 502."""
+    status = _status(url, "ready")
+    return status is not None and status < 500
+
+
+def _status(url: str, path: str) -> int | None:
+    """What a GET of the API is answered with; None where nothing answers."""
     try:
-        urllib.request.urlopen(f"{url.rstrip('/')}/{path}", timeout=3).close()
-    except urllib.error.HTTPError:
-        return True
+        with urllib.request.urlopen(f"{url.rstrip('/')}/{path}", timeout=3) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
     except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)
+        return 0 if isinstance(error.reason, ssl.SSLError) else None
     except (OSError, http.client.HTTPException, ValueError):
-        return False
-    return True
+        return None
 
 
 @contextlib.asynccontextmanager
@@ -245,7 +256,7 @@ def _watch_theirs(
     """
     heard = time.monotonic()
     while not ended.wait(every):
-        if _answers(url, "ready"):
+        if _is_ready(url):
             heard = time.monotonic()
         elif time.monotonic() - heard > patience:
             lost(f"no Prefect server answers at PREFECT_API_URL = {url} any more")

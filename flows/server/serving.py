@@ -138,7 +138,7 @@ def _warnings(host: str, port: int, login: str | None) -> Iterator[str]:
 def _reachable(host: str) -> str:
     """The host as a client on this machine writes it in a URL."""
     if host in WILDCARDS:
-        return "127.0.0.1"
+        return "[::1]" if ":" in host else "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 

@@ -178,10 +178,12 @@ def _open(files: ReadOnlyStore, spill: str) -> duckdb.DuckDBPyConnection:
 def _current(files: ReadOnlyStore) -> duckdb.DuckDBPyConnection:
     """A connection with the catalog attached, after it was brought up to date where it was not."""
     store, written = files.store, None
-    for _ in range(TRIES):
+    for attempt in range(TRIES + 1):
         connection = _attached(files)
         if connection is not None and written is not None and id_in(connection) == written:
             return connection
+        if attempt == TRIES:
+            break
         state = state_in(connection, store) if connection is not None else None
         changes = changes_since(store, state)
         if connection is not None:

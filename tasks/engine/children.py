@@ -9,6 +9,8 @@ from pathlib import Path
 
 # The folder that relative paths start from, where a process must not start in it: Prefect puts a run's own on its path.
 FOLDER = "FORTIFAI_FOLDER"
+# The process id of who starts a child: 1 in a container.
+PARENT = "FORTIFAI_PARENT"
 ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -23,7 +25,8 @@ def child_environment() -> dict[str, str]:
     installed = {os.path.realpath(sysconfig.get_path(scheme)) for scheme in ("purelib", "platlib")}
     if ROOT in sys.path and ROOT not in (*named, *installed):
         named.append(ROOT)
-    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(named)}
+    given = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(named), PARENT: str(os.getpid())}
+    environment = {**os.environ, **given}
     if not named:
         del environment["PYTHONPATH"]
     return environment

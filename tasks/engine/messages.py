@@ -13,16 +13,20 @@ from collections.abc import Callable
 from typing import Any
 
 from fortifai_core.errors import FortifaiError
+from tasks.engine.children import PARENT
 
 Send = Callable[..., None]
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this process with its parent (on Linux); to be called first of all."""
+    """Have the kernel end this process with its parent (on Linux); to be called first of all.
+
+    A parent that died before this is one whose place another process has taken.
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() == 1:
+    if os.environ.pop(PARENT, None) not in (None, str(os.getppid())):  # not for what this process starts
         os._exit(1)
 
 

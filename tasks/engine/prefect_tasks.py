@@ -73,12 +73,14 @@ async def _build(stage: Stage, session: Session) -> dict[str, Any]:
     try:
         outcome = await _from_whole_parents(stage, session, on_progress)
         finished.set()
-        await publisher
+        await asyncio.wait([publisher])
         return outcome
     finally:
         publisher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await publisher
+        await asyncio.wait([publisher])
+        if not publisher.cancelled() and (error := publisher.exception()) is not None:
+            # a server only shows results: what it will not show is no failure of the stage
+            session.reporter.noted(f"warning: the progress of {stage.label} could not be published: {error}")
 
 
 async def _from_whole_parents(stage: Stage, session: Session, on_progress: OnProgress) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 _SERVER = """
 import sys
-from tasks.engine.worker import _die_with_parent
-_die_with_parent()
+from tasks.engine.messages import die_with_parent
+die_with_parent()
 from moto.server import main
 main(["-H", "127.0.0.1", "-p", sys.argv[1]])
 """
