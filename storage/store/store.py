@@ -245,7 +245,8 @@ class ArtifactStore:
             durable.remove_tree(draft_path)
             existing = None
             if anew:
-                self.tree.begin_anew(kind, key)
+                with durable.naming_full_disk(draft_path):
+                    self.tree.begin_anew(kind, key)
             else:
                 existing = self._read_or_set_aside(kind, key, verify=False) or self._publish_copy(kind, key)
                 if existing is not None and existing.manifest.removed:
