@@ -101,11 +101,12 @@ class _FiniteTrainer(Trainer):
 
     def _each_row_once(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The first rows fill up an epoch's last batch, so that all processes have one; of them nothing is learnt."""
-        loader = self.accelerator.gradient_state
+        rows: Any = self.train_dataset
+        each = self.args.per_device_train_batch_size
+        left = len(rows) % (each * self.accelerator.num_processes)  # accelerate's own count is lost in resuming
         for batch in batches:
-            if loader.end_of_dataloader and loader.remainder > 0:
-                mine = self.accelerator.process_index * self.args.per_device_train_batch_size
-                batch["labels"][max(0, loader.remainder - mine) :] = -100
+            if left and self.accelerator.gradient_state.end_of_dataloader:
+                batch["labels"][max(0, left - each * self.accelerator.process_index) :] = -100
             yield batch
 
     def compute_loss(

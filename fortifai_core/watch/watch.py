@@ -120,13 +120,14 @@ class Watch:
             What the first probe found; None where the training goes on.
 
         Raises:
-            InputError: the model does not fit the text or the tokenizer, a record is of another probe, or several
-                processes train together, which is not proven yet.
+            InputError: the model does not fit the text or the tokenizer, a record is of another probe, or each process
+                has only a part of the weights.
         """
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            remedy = "the watch follows a training of one process: probe checkpoints with `fortifai watch` instead"
-            raise InputError("WORLD_SIZE", distributed.get_world_size(), remedy)
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module  # of itself a probe needs nothing from the other processes
+        if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+            remedy = "each process has a part of the weights: probe checkpoints with `fortifai watch` instead"
+            raise InputError("model", type(model).__name__, remedy)
         self.probe.check(model)
         self._model, self._last, self._probed, self.should_stop = model, step, step, False
         record = self._record if self._leads() else None

@@ -21,12 +21,22 @@ class Told:
         self.notes.append(message)
 
 
-@pytest.mark.parametrize(("workers", "difference"), [(3, None), (2, "torch_threads: 3 → 2")])
-def test_threads_are_compared_with_those_of_a_worker(tmp_path: Path, workers: int, difference: str | None) -> None:
+@pytest.mark.parametrize(
+    ("here", "made_with", "difference"),
+    [
+        ({"threads": 3}, {}, None),
+        ({"threads": 2}, {}, "torch_threads: 3 → 2"),
+        ({"threads": 3, "processes": 2}, {}, None),  # no training, or one of an earlier release
+        ({"threads": 3, "processes": 2}, {"processes": 1}, "processes: 1 → 2"),
+    ],
+)
+def test_threads_and_processes_are_compared_with_those_of_a_worker(
+    tmp_path: Path, here: dict[str, int], made_with: dict[str, int], difference: str | None
+) -> None:
     """Not with those of this process, which builds nothing."""
     store, told = ArtifactStore(tmp_path), Told()
-    circumstances = Circumstances(threads=workers)
-    made = collect(rooms_of("model")) | {"torch_threads": 3}
+    circumstances = Circumstances(**here)
+    made = collect(rooms_of("model")) | {"torch_threads": 3} | made_with
     for key in ("a" * 64, "b" * 64):
         with store.build("model", key) as draft:
             (draft.path / "weights").write_bytes(b"w")

@@ -135,12 +135,12 @@ def test_the_loss_curve_and_the_weights_are_those_of_one_process(both: tuple[Pat
 
 
 def test_two_processes_go_on_from_a_checkpoint_with_the_same_result(both: tuple[Path, Path], tmp_path: Path) -> None:
-    """Both end after step 4, in the second epoch; its checkpoint is not written yet then, that of step 3 is."""
+    """Both end after step 6, before its checkpoint is written: an epoch goes on with its last and smaller batch."""
     case = {"plain": CASES["plain"]}
-    assert train(tmp_path, 2, {"plain": {"stop": 4}}) != 0
+    assert train(tmp_path, 2, {"plain": {"stop": 6}}) != 0
     assert not (tmp_path / "plain.pt").exists()
     train(tmp_path, 2, case)
-    assert json.loads((tmp_path / "plain.json").read_text())[2] == 3
+    assert json.loads((tmp_path / "plain.json").read_text())[2] == 5
     whole = weights(both[1], "plain")
     assert all(torch.equal(value, whole[key]) for key, value in weights(tmp_path, "plain").items())
     assert curve(tmp_path, "plain") == curve(both[1], "plain")
