@@ -54,8 +54,8 @@ def _seconds(place: str | Path, folder: Path, count: int, large: dict[str, int])
     small = [artifact_key("evaluation", version=1, content={"number": number}) for number in range(count)]
     big = artifact_key("model", version=1, content={})
     times = {
-        "small, committed": _timed(lambda: _put_all(store, small)) / count,
-        "large, committed": _timed(lambda: _put(store, "model", big, large)),
+        "small, committed": _timed(lambda: _put(store, "evaluation", small, SMALL)) / count,
+        "large, committed": _timed(lambda: _put(store, "model", [big], large)),
         "small, looked up": _timed(lambda: [store.peek("evaluation", key) for key in small]) / count,
     }
     store = machine("two")
@@ -65,16 +65,12 @@ def _seconds(place: str | Path, folder: Path, count: int, large: dict[str, int])
     return times
 
 
-def _put_all(store: ArtifactStore, keys: list[str]) -> None:
+def _put(store: ArtifactStore, kind: str, keys: Sequence[str], files: dict[str, int]) -> None:
     for key in keys:
-        _put(store, "evaluation", key, SMALL)
-
-
-def _put(store: ArtifactStore, kind: str, key: str, files: dict[str, int]) -> None:
-    with store.build(kind, key) as draft:
-        for name, size in files.items():
-            (draft.path / name).write_bytes(os.urandom(size))
-        draft.commit(stage_version=1, content={})
+        with store.build(kind, key) as draft:
+            for name, size in files.items():
+                (draft.path / name).write_bytes(os.urandom(size))
+            draft.commit(stage_version=1, content={})
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -9,6 +9,7 @@ SQL: its connection reaches no file but through `storage.catalog.reading`, which
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -184,14 +185,27 @@ def _current(files: ReadOnlyStore) -> duckdb.DuckDBPyConnection:
             return connection
         if attempt == TRIES:
             break
-        state = state_in(connection, store) if connection is not None else None
-        changes = changes_since(store, state)
+        with _uncollected():
+            state = state_in(connection, store) if connection is not None else None
+            changes = changes_since(store, state)
         if connection is not None:
             if state is not None and changes.none:
                 return connection
             connection.close()
         written = _write(store, changes)
     raise StoreError(str(store.catalog), "others replace it all the time", "try again when they have ended")
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's garbage collector, which would go through 100,000 artifacts again and again: none is garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _write(store: ArtifactStore, changes: Changes) -> str | None:
