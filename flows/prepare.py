@@ -75,8 +75,17 @@ def plan_for(config: AnyExperiment) -> Plan:
     }
     check_treatments(config)
     treatments = code_digests(config)
-    digests = Digests(source_digests(config.corpus), models, losses, _benchmarks(config), treatments)
+    data, asked = source_digests(config.corpus), _benchmarks(config)
+    digests = Digests(data, models, losses, asked, treatments, _tokenizers(config))
     return plan_experiment(config, digests)
+
+
+def _tokenizers(config: ExperimentConfig) -> dict[str, str]:
+    """What the tokenizers of several pretrained models hold, if some of them are in a pool: they may be the same."""
+    found = [model for model in models_of(config) if isinstance(model, PretrainedModel)]
+    if len(found) < 2 or not any(arm.pool for arm in config.arms):
+        return {}
+    return {place_of(model): pretrained(model).tokens_digest for model in found}
 
 
 def _benchmarks(config: ExperimentConfig) -> dict[str, dict[str, Any]]:

@@ -42,6 +42,7 @@ VIEWS = (
     "documents",
     "tokens",
     "treatments",
+    "pooled_text",
     "questions",
     "scores",
     "confidence",

@@ -319,6 +319,18 @@ class Pretrained:
         return tokenizer
 
     @property
+    def tokens_digest(self) -> str:
+        """Of the tokenizer's tokens and merges: the same for models that write the same text as the same tokens.
+
+        Raises:
+            DataError: as `fetch_tokenizer`.
+        """
+        tokenizer = self.fetch_tokenizer()
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        held = fast.to_str() if fast is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+        return hashlib.sha256(f"{tokenizer.eos_token_id} {held}".encode()).hexdigest()
+
+    @property
     def _place(self) -> str:
         return self.path if self.folder is None else str(self.folder)
 
