@@ -129,7 +129,8 @@ DERIVED_VIEWS = {
         FROM stages WHERE arm IS NOT NULL AND generation IS NOT NULL
         GROUP BY experiment, arm, seed, generation""",
     # A synthetic document's way back: one row for each of its versions, itself first, the real text (0) last. All
-    # documents of a text go the same way, as far as a pool, whose documents have different writers.
+    # documents of a text go the same way, as far as a pool, whose documents have different writers. A text that several
+    # arms share is one version.
     "chains": """
         WITH RECURSIVE before AS (
             SELECT key, coalesce(max(parent) FILTER (role = 'text'), max(parent) FILTER (role = 'corpus')) AS parent,
@@ -146,7 +147,8 @@ DERIVED_VIEWS = {
                 AND coalesce(chain.document = before.document, true)
             WHERE before.parent IS NOT NULL
         )
-        SELECT s.experiment, s.arm, s.seed, s.generation, s.split, s.version, t.document, s.key,
+        SELECT DISTINCT ON (s.experiment, s.arm, s.seed, s.key, t.document, t.key)
+            s.experiment, s.arm, s.seed, s.generation, s.split, s.version, t.document, s.key,
             t.version AS ancestor_version, t.generation AS ancestor_generation, t.text, t.tokens, t.kept,
             t.key AS ancestor_key
         FROM chain JOIN stages s ON s.key = chain.key AND s.kind = 'split'
