@@ -27,6 +27,7 @@ from tasks.engine.plans import AnyExperiment, Plan
 from tasks.engine.pool import pool_size
 from tasks.engine.stages import ROLES, Reference, Stage
 from tasks.families.plan import plan_family
+from tasks.language.amounts import check_amounts
 from tasks.language.plan import Digests, models_of, place_of, plan_experiment
 from tasks.language.treatments import check_treatments, code_digests
 
@@ -77,7 +78,9 @@ def plan_for(config: AnyExperiment) -> Plan:
     treatments = code_digests(config)
     data, asked = source_digests(config.corpus), _benchmarks(config)
     digests = Digests(data, models, losses, asked, treatments, _tokenizers(config))
-    return plan_experiment(config, digests)
+    plan = plan_experiment(config, digests)
+    check_amounts(config)
+    return plan
 
 
 def _tokenizers(config: ExperimentConfig) -> dict[str, str]:

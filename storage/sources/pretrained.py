@@ -142,7 +142,8 @@ class Pretrained:
 
     @property
     def shape(self) -> dict[str, int] | None:
-        """`parameters`, `layers`, `hidden`, `intermediate`, and `keys`: values of a layer's keys for one token.
+        """`parameters`, `layers`, `hidden`, `intermediate`, `vocabulary`, and `keys`: values of a layer's keys for one
+        token.
 
         None for a model that has not been fetched yet, or that does not say them under the usual names.
         """
@@ -159,6 +160,7 @@ class Pretrained:
                 "intermediate": settings["intermediate_size"],
                 "keys": (settings.get("num_key_value_heads") or heads)
                 * (settings.get("head_dim") or settings["hidden_size"] // heads),
+                "vocabulary": settings["vocab_size"],
             }
         except (OSError, ValueError, KeyError, TypeError):
             return None

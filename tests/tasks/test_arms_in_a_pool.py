@@ -13,6 +13,7 @@ from flows.prepare import Prepared, prepare_experiment
 from flows.tools.exporting import export_dataset
 from flows.tools.tracing import trace
 from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.config.model import PretrainedModel
 from fortifai_core.config.stages import Runtime
 from fortifai_core.corpus.pooling import writers
 from fortifai_core.errors import ConfigError
@@ -23,7 +24,7 @@ from storage.store.store import Artifact
 from storage.tables import parquet
 from tasks.engine.build import build
 from tasks.engine.plans import Plan, RunPlan
-from tasks.language.plan import Digests, plan_experiment
+from tasks.language.plan import Digests, place_of, plan_experiment
 
 BOTH = {"large": 0.5, "small": 0.5}
 SIZES: list[dict[str, Any]] = [
@@ -144,6 +145,21 @@ def test_the_plan_says_whom_an_arm_reads() -> None:
 def test_a_pool_that_cannot_be_is_refused(arms: list[dict[str, Any]], fields: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         planned(arms, **fields)
+
+
+def test_pretrained_models_read_each_other_where_their_tokenizers_are_the_same() -> None:
+    models = [PretrainedModel(path=f"owner/{name}") for name in ("large", "small")]
+    arms = [{"name": m.path.rpartition("/")[2], "model": m.model_dump(), "pool": BOTH} for m in models]
+    small = load_experiment_config("smoke").model_dump(mode="json")
+    config = validate({**small, "losses": [{"type": "cross-entropy"}], "arms": arms})
+    assert isinstance(config, ExperimentConfig)
+    places = [place_of(model) for model in models]
+    identities = dict(zip(places, ("sha256:1", "sha256:2"), strict=True))
+    plan = plan_experiment(config, Digests({}, identities, tokenizers=dict.fromkeys(places, "one")))
+    assert len(of(plan, "large").generations[1].pool[0].parents) == 2
+    for tokenizers in (None, dict(zip(places, ("one", "another"), strict=True))):
+        with pytest.raises(ConfigError, match="has another tokenizer than large"):
+            plan_experiment(config, Digests({}, identities, tokenizers=tokenizers))
 
 
 def test_other_model_classes_have_no_pools() -> None:
