@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow, tags
@@ -19,7 +20,7 @@ from fortifai_core.errors import FortifaiError
 from storage.store.experiments import is_finished, record_experiment
 from tasks.engine import prefect_tasks
 from tasks.engine.children import FOLDER
-from tasks.engine.plans import AnyExperiment, Plan
+from tasks.engine.plans import AnyExperiment, Plan, RunPlan
 from tasks.engine.pool import WorkerPool
 from tasks.engine.publish import publish_experiment
 from tasks.engine.session import Circumstances, Reporter, Session, session
@@ -108,15 +109,21 @@ async def run_prepared(prepared: Prepared, reporter: Reporter, pool: WorkerPool)
 
 
 async def _in_turns(plan: Plan, *, at_once: int) -> None:
-    """All runs, as many at once as there are workers: more would only wait for each other, and flood the server."""
+    """All runs, as many at once as there are workers: more would only wait for each other, and flood the server.
+
+    Runs that read each other's text take their turn together, for each waits for the others.
+    """
     turn = asyncio.Semaphore(at_once)
 
-    async def one(arm: str, seed: int) -> None:
-        async with turn:
-            with tags(f"arm: {arm}", f"seed: {seed}"):  # to find its flow run by
-                await run_arm(plan.config.name, arm, seed)
+    async def one(run: RunPlan) -> None:
+        with tags(f"arm: {run.arm}", f"seed: {run.seed}"):  # to find its flow run by
+            await run_arm(plan.config.name, run.arm, run.seed)
 
-    await together(*(one(run.arm, run.seed) for run in plan.runs))
+    async def in_turn(runs: Sequence[RunPlan]) -> None:
+        async with turn:
+            await together(*(one(run) for run in runs))
+
+    await together(*(in_turn(runs) for runs in plan.together()))
 
 
 async def _shared(plan: Plan) -> None:

@@ -25,13 +25,15 @@ class Shape(NamedTuple):
     hidden: int
     intermediate: int
     keys: int
+    vocabulary: int
 
 
 def shape_of(model: ScratchModel | PretrainedModel) -> Shape | None:
     """None for what is not on this machine yet, or is of a kind that says it otherwise."""
     if isinstance(model, ScratchModel):
         parameters = model_parameters(model)
-        return Shape(parameters, model.layers, model.hidden_size, model.intermediate_size, model.hidden_size)
+        width = model.hidden_size
+        return Shape(parameters, model.layers, width, model.intermediate_size, width, model.vocabulary)
     found = pretrained(model).shape
     return None if found is None else Shape(**found)
 
@@ -70,7 +72,7 @@ def memory_needed(config: ExperimentConfig, shape: Shape) -> tuple[float, float]
 
     Training: weights, gradients and the optimizer's moments, and of a micro-batch what the backward pass reads again
     (a Llama keeps some 10 vectors of its width and 4 of the feed-forward part for a token and layer). Logits are left
-    out, of which only pieces exist at once.
+    out, of which only pieces exist at once, unless the target is a whole distribution: see `held_by_aims`.
     """
     model, training = config.model, config.training
     width = bytes_a_weight(config)
@@ -82,7 +84,26 @@ def memory_needed(config: ExperimentConfig, shape: Shape) -> tuple[float, float]
     kept = tokens * shape.layers * (10 * shape.hidden + 4 * shape.intermediate)
     activations = kept * (2 if training.precision == "bfloat16" else width)
     rewriting = config.regeneration.longest_input * shape.layers * 2 * shape.keys * width
-    return weights + states + activations, weights + rewriting
+    return weights + states + activations + sum(held_by_aims(config, shape).values()), weights + rewriting
+
+
+def held_by_aims(config: ExperimentConfig, shape: Shape) -> dict[str, float]:
+    """Bytes that settings of the training hold beside what cross entropy does, by the setting.
+
+    A target that is a distribution needs all logits of a micro-batch in float32: the log-probabilities, which the
+    backward pass reads, their gradient and the logits' own; with distillation the teacher's probabilities too, which
+    it reads as well, and the teacher. Anchor and averaging hold a copy of the weights each.
+    """
+    training = config.training
+    weights = float(shape.parameters * bytes_a_weight(config))
+    rows = training.batch_size // training.gradient_accumulation
+    logits = float(rows * (training.sequence_length - 1) * shape.vocabulary * FLOAT)
+    held: dict[str, float] = {}
+    if training.distillation:
+        held["distillation"] = 4 * logits + weights
+    elif training.label_smoothing:
+        held["label_smoothing"] = 3 * logits
+    return held | {name: weights for name in ("anchor", "averaging") if getattr(training, name)}
 
 
 def check_memory(config: ExperimentConfig, workers: int | None = None) -> None:
@@ -111,6 +132,11 @@ def check_memory(config: ExperimentConfig, workers: int | None = None) -> None:
         )
         raise ConfigError("regeneration.context_tokens", config.regeneration.context_tokens, remedy)
     needs = f"training {size} takes at least {training / 1e9:.1f} GB a worker"
+    held = held_by_aims(config, shape)
+    if held and training > there >= max(training - sum(held.values()), rewriting):
+        name, most = max(held.items(), key=lambda pair: pair[1])
+        remedy = f"{needs}, {most / 1e9:.1f} GB of it for this, and {has}: leave it out, or raise gradient_accumulation"
+        raise ConfigError(f"training.{name}", getattr(config.training, name), remedy)
     if workers > 1 and max(training, rewriting) <= there:
         whole = f"{training * workers / 1e9:.1f} GB for {workers} of them, and {has}: set it to 1"
         raise ConfigError("runtime.workers", config.runtime.workers, f"{needs}, {whole}")

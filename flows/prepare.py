@@ -27,6 +27,7 @@ from tasks.engine.plans import AnyExperiment, Plan
 from tasks.engine.pool import check_processes, pool_size
 from tasks.engine.stages import ROLES, Reference, Stage
 from tasks.families.plan import plan_family
+from tasks.language.amounts import check_amounts
 from tasks.language.plan import Digests, models_of, place_of, plan_experiment
 from tasks.language.treatments import check_treatments, code_digests
 
@@ -75,8 +76,19 @@ def plan_for(config: AnyExperiment) -> Plan:
     }
     check_treatments(config)
     treatments = code_digests(config)
-    digests = Digests(source_digests(config.corpus), models, losses, _benchmarks(config), treatments)
-    return plan_experiment(config, digests)
+    data, asked = source_digests(config.corpus), _benchmarks(config)
+    digests = Digests(data, models, losses, asked, treatments, _tokenizers(config))
+    plan = plan_experiment(config, digests)
+    check_amounts(config)
+    return plan
+
+
+def _tokenizers(config: ExperimentConfig) -> dict[str, str]:
+    """What the tokenizers of several pretrained models hold, if some of them are in a pool: they may be the same."""
+    found = [model for model in models_of(config) if isinstance(model, PretrainedModel)]
+    if len(found) < 2 or not any(arm.pool for arm in config.arms):
+        return {}
+    return {place_of(model): pretrained(model).tokens_digest for model in found}
 
 
 def _benchmarks(config: ExperimentConfig) -> dict[str, dict[str, Any]]:

@@ -35,7 +35,7 @@ async def together(*work: Coroutine[Any, Any, Any]) -> None:
 @flow(
     name="run",
     flow_run_name="{arm} · seed {seed}",
-    description="One arm with one seed: (treat,) train, regenerate, evaluate, check for failure, by generations.",
+    description="One arm with one seed: (pool, treat,) train, regenerate, evaluate, check for failure, by generations.",
     persist_result=False,
 )
 async def run_arm(experiment: str, arm: str, seed: int) -> str:
@@ -53,6 +53,9 @@ async def _generations(experiment: str, arm: str, seed: int) -> str:
         before: asyncio.Task[bool] | None = None
         drift: asyncio.Task[None] | None = None
         for step in run.generations:
+            for text in step.pool:
+                await running.made(text.parents.values())  # by runs of other arms
+                await prefect_tasks.pool(text)
             for treatment in step.treat:  # each reads what the one before left
                 await prefect_tasks.treat(treatment)
             await prefect_tasks.train(step.train)

@@ -13,17 +13,17 @@ import math
 import os
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from flows.fit import disk_for_models
-from fortifai_core.config.experiment import ExperimentConfig
+from fortifai_core.config.experiment import Arm, ExperimentConfig
 from fortifai_core.config.model import PretrainedModel, ScratchModel
 from fortifai_core.config.stages import Regime
-from fortifai_core.corpus.tokenization import encode_documents, train_tokenizer
+from fortifai_core.corpus.tokenization import encode_documents
 from fortifai_core.errors import InputError, StageFailed
 from fortifai_core.language.rewriting.blocks import TokenisedDocument, plan_blocks
 from storage.store.store import ArtifactStore
@@ -33,7 +33,7 @@ from tasks.engine.pool import pool_size
 from tasks.engine.stages import Reference, Stage
 from tasks.language.plan import world_of
 from tasks.language.probe import Probed
-from tasks.language.sizes import Sizes, read_sizes
+from tasks.language.sizes import Sizes, pretraining_texts, read_sizes, tokenizer_for
 from tasks.language.specs import BaseSpec, DriftSpec, EvaluateSpec, RegenerateSpec, TrainSpec, TreatSpec
 
 # Seconds that the server and the workers take to start, and that the orchestration takes for each stage.
@@ -45,6 +45,8 @@ CHECKPOINTS = 10
 # two models, the held-out one by two more for the model KL.
 DRIFT_PASSES = 8
 TEXT_MEASURES = 0.4  # seconds, of the rest of a drift
+# Fields of the training that change what a step takes; the probe trains on real text, so without a teacher.
+STEP = ("batch_size", "gradient_accumulation", "sequence_length", "optimizer", "precision")
 BYTES_PER_TOKEN = 8  # of a split on disk: text, ids and flags, compressed
 
 # Dense peak FLOP/s as the vendors state them: float32 (on tensor cores where PyTorch's default uses none: without),
@@ -80,6 +82,7 @@ class Estimate:
         seconds: until all of it is there, on this machine; `by_role`: seconds of workers.
         training, inference: tokens through a model; flops: of products of matrices, attention's scores left out.
         memory: bytes of all workers at their peak; `disk`: bytes of what is added to the store.
+        probed: of the first arm and those like it; `others`: of arms of another kind, by their names.
     """
 
     stages: dict[str, int]
@@ -93,6 +96,7 @@ class Estimate:
     memory: float
     disk: float
     probed: Probed
+    others: dict[str, Probed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,39 +137,36 @@ def peak_of(gpu: str, config: ExperimentConfig) -> Peak:
 
 
 class Experiment:
-    """An experiment's sizes, in tokens. Its corpus is read once for each world."""
+    """An experiment's sizes, in tokens, as they are for one of its arms. Its corpus is read once for each world.
 
-    def __init__(self, plan: Plan, store: ArtifactStore) -> None:
+    Args:
+        arm: the first, unless another is named.
+    """
+
+    def __init__(self, plan: Plan, store: ArtifactStore, arm: Arm | None = None) -> None:
         assert isinstance(plan.config, ExperimentConfig)
-        self.plan, self.store, self.config = plan, store, plan.config
+        self.plan, self.store = plan, store
+        self.arm = arm or plan.config.resolved_arms()[0]
+        self.config = self.arm.experiment
         self._worlds: dict[int, Sizes] = {}
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The experiment's own: from the store, or made as the stage would."""
-        from storage.sources.pretrained import pretrained
+        """The arm's own: from the store, or made as the stage would."""
         from storage.tables import models
 
-        stage = next(stage for stage in self.plan.shared if stage.role == "tokenizer")
+        corpus = next(run.data for run in self.plan.runs if run.arm == self.arm.label)
+        assert corpus is not None
+        stage = next(one for one in self.plan.shared if one.reference == corpus.parents["tokenizer"])
         found = self.store.find(stage.kind, stage.key)
         if found is not None:
             return models.load_tokenizer(found.path)
-        model = self.config.model
-        if isinstance(model, PretrainedModel):
-            return pretrained(model).fetch_tokenizer()
-        return train_tokenizer(self.pretraining, vocabulary=model.vocabulary)
+        return tokenizer_for(self.config.model, self.config.corpus, splits=self.config.splits)
 
     @cached_property
     def pretraining(self) -> list[str]:
         """The texts that a scratch model is made from."""
-        from fortifai_core.config.corpus import AlmanacCorpus
-        from fortifai_core.corpus.almanac.world import pretraining_text
-        from storage.sources.sources import load_source
-
-        corpus = self.config.corpus
-        if isinstance(corpus, AlmanacCorpus):
-            return [document.text for document in pretraining_text(corpus)]
-        return [document.text for document in load_source(corpus, splits=self.config.splits, seed=0).pretraining]
+        return pretraining_texts(self.config.corpus, splits=self.config.splits)
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in encode_documents(self.tokenizer, texts)]
@@ -282,43 +283,79 @@ class Experiment:
             return Work(stage.role, tokens, 0, tokens * probed.score + 3 * probed.load + TEXT_MEASURES)
         return Work(stage.role, 0, 0, 0.0)
 
-    def estimate(self) -> Estimate:
-        """Probe the model, and sum up what is not in the store."""
-        probed = self.probe()
-        plan, store = self.plan, self.store
-        missing = missing_stages(plan, store)
-        works = {stage.reference: self.work(stage, probed) for stage in missing}
-        workers, _ = pool_size(self.config)
-        by_role: dict[str, float] = defaultdict(float)
-        stages: dict[str, int] = defaultdict(int)
-        for work in works.values():
-            by_role[work.role] += work.seconds
-            stages[work.role] += 1
-        training, inference = (sum(getattr(work, name) for work in works.values()) for name in ("trained", "tokens"))
-        # a product of a weight and a value is two operations; backward takes twice the forward, for weights and inputs
-        backward = 4 * probed.products if probed.trained == probed.parameters else 2 * probed.products
-        side_by_side = min(workers, len(plan.runs))
-        counts = {"bases": stages["base"], "generations": stages["train"], "at_once": side_by_side}
-        models = disk_for_models(self.config, parameters=probed.parameters, trained=probed.trained, **counts)
+    def backward(self, probed: Probed) -> float:
+        """Operations of a trained token's backward pass: twice the forward's, for weights and for inputs."""
+        return (4.0 if probed.trained == probed.parameters else 2.0) * probed.products
+
+    def disk(self, probed: Probed, missing: Sequence[Stage], *, at_once: int) -> float:
+        """Bytes of the models and texts among these stages, all of which are this arm's."""
+        roles = [stage.role for stage in missing]
         text = sum(
             sum(self.sizes(stage.seed).documents[stage.spec.text.split]) * BYTES_PER_TOKEN
             for stage in missing
             if isinstance(stage.spec, RegenerateSpec) and stage.seed is not None
         )
-        seconds = laid_out(missing, {r: w.seconds + EACH_STAGE for r, w in works.items()}, workers=workers)
-        return Estimate(
-            stages=dict(stages),
-            workers=workers,
-            seconds=seconds + (START if missing else 0),
-            by_role=dict(by_role),
-            training=training,
-            inference=inference,
-            training_flops=training * (2.0 * probed.products + backward),
-            inference_flops=2.0 * probed.products * inference,
-            memory=probed.memory * workers,
-            disk=models + text,
-            probed=probed,
-        )
+        counts = {"bases": roles.count("base"), "generations": roles.count("train"), "at_once": at_once}
+        models = disk_for_models(self.config, parameters=probed.parameters, trained=probed.trained, **counts)
+        return models + text
+
+
+def kinds_of(plan: Plan) -> list[list[Arm]]:
+    """The arms, those together of whose model one probe tells all: the same model, rewriting and size of a step."""
+    assert isinstance(plan.config, ExperimentConfig)
+    kinds: dict[str, list[Arm]] = {}
+    for arm in plan.config.resolved_arms():
+        told = arm.experiment.model_dump_json(include={"model": True, "regeneration": True, "training": set(STEP)})
+        kinds.setdefault(told, []).append(arm)
+    return list(kinds.values())
+
+
+def estimate(plan: Plan, store: ArtifactStore) -> Estimate:
+    """Probe the model of every kind of arm, and sum up what is not in the store."""
+    config = plan.config
+    assert isinstance(config, ExperimentConfig)
+    missing, (workers, _) = missing_stages(plan, store), pool_size(config)
+    kinds = kinds_of(plan)
+    sized = [Experiment(plan, store, kind[0]) for kind in kinds]
+    probes = [one.probe() for one in sized]
+    place = {arm.label: number for number, kind in enumerate(kinds) for arm in kind}
+    of_base = {run.generations[0].train.parents["model"]: place[run.arm] for run in reversed(plan.runs)}
+    stages: list[list[Stage]] = [[] for _ in kinds]
+    for stage in missing:  # what arms share without being a model of theirs counts as the first's
+        stages[place[stage.arm] if stage.arm else of_base.get(stage.reference, 0)].append(stage)
+    works = {
+        stage.reference: one.work(stage, probed)
+        for one, probed, of_kind in zip(sized, probes, stages, strict=True)
+        for stage in of_kind
+    }
+    by_role: dict[str, float] = defaultdict(float)
+    for work in works.values():
+        by_role[work.role] += work.seconds
+    at_once = min(workers, len(plan.runs))
+    training, inference, training_flops, inference_flops, disk = 0, 0, 0.0, 0.0, 0.0
+    for one, probed, of_kind in zip(sized, probes, stages, strict=True):
+        trained, read = (sum(getattr(works[s.reference], name) for s in of_kind) for name in ("trained", "tokens"))
+        training, inference = training + trained, inference + read
+        # a product of a weight and a value is two operations
+        training_flops += trained * (2.0 * probed.products + one.backward(probed))
+        inference_flops += 2.0 * probed.products * read
+        disk += one.disk(probed, of_kind, at_once=at_once)
+    seconds = laid_out(missing, {r: w.seconds + EACH_STAGE for r, w in works.items()}, workers=workers)
+    names = [", ".join(arm.label for arm in kind) for kind in kinds]
+    return Estimate(
+        stages=dict(Counter(stage.role for stage in missing)),
+        workers=workers,
+        seconds=seconds + (START if missing else 0),
+        by_role=dict(by_role),
+        training=training,
+        inference=inference,
+        training_flops=training_flops,
+        inference_flops=inference_flops,
+        memory=max(probed.memory for probed in probes) * workers,
+        disk=disk,
+        probed=probes[0],
+        others=dict(zip(names[1:], probes[1:], strict=True)),
+    )
 
 
 def laid_out(stages: Sequence[Stage], seconds: Mapping[Reference, float], *, workers: int) -> float:

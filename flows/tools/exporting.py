@@ -189,7 +189,9 @@ def text_of(store: ArtifactStore, record: Experiment, stage: StageRecord, versio
         from tasks.language.files import split_file
 
         return [artifact_of(store, record, "corpus", stage.parents["corpus"]).file(split_file(version.split))]
-    return artifact_of(store, record, "split", stage.parents[str(version)]).files("part-*.parquet")
+    key = stage.parents[str(version)]
+    kind = next((one.kind for one in record.stages if one.key == key), "split")
+    return artifact_of(store, record, kind, key).files("part-*.parquet")
 
 
 def newest_text_of(store: ArtifactStore, record: Experiment, stage: StageRecord) -> list[Path]:

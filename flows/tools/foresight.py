@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from fortifai_core.config.corpus import HuggingFaceCorpus, MixtureCorpus
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import ConfigError, InputError
 from fortifai_core.outcomes.power import Power, smallest_difference
@@ -15,12 +14,13 @@ from storage.sources import mirror
 from storage.store.store import ArtifactStore
 from tasks.engine.plans import Plan
 from tasks.language.plan import world_of
-from tasks.language.sizes import read_sizes
+from tasks.language.sizes import is_at_hand, read_sizes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from flows.tools.estimate import Estimate
+    from tasks.language.probe import Probed
 
 # A difference that hardly any remedy makes: where no smaller one can be told, it is said with a warning.
 COARSE = 0.2
@@ -84,7 +84,7 @@ def foresee(
     from flows.tools import estimate as estimating
 
     peak = estimating.peak_of(gpu, plan.config) if gpu else None
-    taken = estimating.Experiment(plan, store).estimate()
+    taken = estimating.estimate(plan, store)
     if peak is None:
         return Foresight(found, taken)
     return Foresight(found, taken, gpu, peak.seconds(taken), peak.in_words())
@@ -97,8 +97,7 @@ def power_of(config: ExperimentConfig) -> Power | str:
     """
     if len(config.arm_labels) < 2:
         return "there is one arm, which is compared with none"
-    parts = config.corpus.parts if isinstance(config.corpus, MixtureCorpus) else [config.corpus]
-    if any(isinstance(part, HuggingFaceCorpus) for part in parts) and mirror.root() is None:
+    if not is_at_hand(config.corpus):
         return f"not known before the corpus is fetched ({mirror.VARIABLE} names a local mirror)"
     worlds = [world_of(config, seed) for seed in config.seeds]
 
@@ -127,7 +126,7 @@ def power_in_words(power: Power | str) -> str:
 
 
 def _estimate_in_words(found: Estimate) -> list[str]:
-    probed, hours = found.probed, sorted(found.by_role.items(), key=lambda pair: -pair[1])
+    hours = sorted(found.by_role.items(), key=lambda pair: -pair[1])
     if not found.stages:
         return ["Estimate: everything is in the store."]
     parts = ", ".join(f"{role} {_time(seconds)}" for role, seconds in hours if seconds >= 1)
@@ -137,10 +136,17 @@ def _estimate_in_words(found: Estimate) -> list[str]:
         f"Estimate: {_time(found.seconds)} here, with {workers} ({parts}), if nothing else runs; without benchmarks.",
         f"Tokens: {found.training:,} trained on, {found.inference:,} read or written; {flops:.1e} FLOPs. "
         f"Peak memory {in_bytes(found.memory)}, disk {in_bytes(found.disk)}.",
-        f"Probed: {probed.parameters:,} parameters, {probed.step:.3g} s a training step, "
-        f"{1 / max(1e-9, probed.rewrite):,.0f} tokens rewritten and {1 / probed.score:,.0f} scored a second"
-        f" (drafts accepted: {probed.accepted:.0%}; a trained model's more often, which is faster).",
+        *(_probed_in_words(*of_arms) for of_arms in [("", found.probed), *found.others.items()]),
     ]
+
+
+def _probed_in_words(arms: str, probed: Probed) -> str:
+    whose = f" ({arms})" if arms else ""
+    return (
+        f"Probed{whose}: {probed.parameters:,} parameters, {probed.step:.3g} s a training step, "
+        f"{1 / max(1e-9, probed.rewrite):,.0f} tokens rewritten and {1 / probed.score:,.0f} scored a second"
+        f" (drafts accepted: {probed.accepted:.0%}; a trained model's more often, which is faster)."
+    )
 
 
 def _time(seconds: float) -> str:

@@ -22,7 +22,8 @@ def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | Non
     """Everything the store knows of one document, or of a question and its document.
 
     Returns:
-        `document`, `versions` (real text first; each with version, generation, text, key, kept and tokens),
+        `document`, `versions` (real text first; each with version, generation, text, key, kept, tokens, and as
+        `writer` the arm that wrote it if it is another, of a pool),
         `questions` (each with its fate and the generation in which it died), `arm`, `seed`.
 
     Raises:
@@ -62,12 +63,15 @@ def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | Non
         WHERE f.document = {quote(document)} {only} ORDER BY f.question""",
     )[1]
     names = ("version", "generation", "split", "text", "kept", "tokens", "key")
+    versions = [dict(zip(names, row, strict=True)) for row in chain]
+    own = {stage.key for stage in record.stages if (stage.arm, stage.seed) == (arm, seed)}
+    writers = {stage.key: stage.arm for stage in record.stages if stage.role == "regenerate" and stage.key not in own}
     asked = ("question", "fate", "died_in", "context", "true_answer", "false_answer")
     return {
         "document": document,
         "arm": arm,
         "seed": seed,
-        "versions": [dict(zip(names, row, strict=True)) for row in chain],
+        "versions": [{**version, "writer": writers.get(version["key"])} for version in versions],
         "questions": [dict(zip(asked, row, strict=True)) for row in fates],
     }
 
@@ -82,6 +86,7 @@ def show(traced: dict[str, Any], console: Console) -> None:
         text = clipped(version["text"], SHOWN)
         k, j = version["split"], version["version"]
         writer = "real text" if version["generation"] is None else f"written by M{version['generation']}"
+        writer += "" if version["writer"] is None else f" of {markup(version['writer'])}"
         kept = "" if before is None else f", {version['kept']} of {version['tokens']} tokens kept"
         console.print(f"[bold]D{k}^({j})[/]  [dim]{writer}{kept} · {markup(version['key'][:12])}[/]", highlight=False)
         line = Text()

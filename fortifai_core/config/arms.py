@@ -1,9 +1,9 @@
-"""An arm as configured: a name, and what it does otherwise than the experiment; and that in words."""
+"""An arm as configured: a name, what it does otherwise than the experiment, whom it reads; and that in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from fortifai_core.config.stages import Regime
 from fortifai_core.config.treatment import Treatment
 from fortifai_core.settings import Frozen
 
+Share = Annotated[float, Field(gt=0, le=1)]
 NAME = r"^[a-z0-9][a-z0-9.-]{0,62}$"
 LONGEST = 6  # differences that a sentence lists
 
@@ -20,7 +21,7 @@ class ArmSettings(Frozen):
     """One arm. A loss, a regime and treatments stand for the experiment's; of the sections only the fields given do."""
 
     later: ClassVar[frozenset[str]] = frozenset(
-        {"loss", "regime", "mixture", "treatments", "training", "regeneration", "model"}
+        {"loss", "regime", "mixture", "treatments", "training", "regeneration", "model", "pool"}
     )
 
     name: str = Field(pattern=NAME, description="How the arm is called: lower case, digits, dots, dashes.")
@@ -35,9 +36,22 @@ class ArmSettings(Frozen):
     model: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the model; with another type, a whole model."
     )
+    pool: dict[str, Share] = Field(
+        default_factory=dict,
+        description="Arms, itself among them or not, and the share of documents that it reads as each rewrote them.",
+    )
+
+    @property
+    def pool_label(self) -> str | None:
+        """In words: `50% small, 50% large`; None for an arm that reads itself alone."""
+        return ", ".join(f"{100 * share:.4g}% {name}" for name, share in self.pool.items()) or None
 
     def over(self, experiment: Mapping[str, Any]) -> dict[str, Any]:
-        """An experiment's fields with this arm's in their places. experiment: as `model_dump` gives it."""
+        """An experiment's fields with this arm's in their places, but for whom it reads, which is between arms.
+
+        Args:
+            experiment: as `model_dump` gives it.
+        """
         data: dict[str, Any] = {**experiment, "arms": []}
         if self.loss is not None:
             data["losses"] = [self.loss.model_dump()]

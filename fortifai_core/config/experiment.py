@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import fsum
 from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError, model_validator
@@ -86,8 +87,11 @@ class ExperimentConfig(Frozen):
             warnings.simplefilter("ignore")  # each was given when the configuration was read
             under = [self._under(arm) for arm in self.arms]
         under = under or [self.model_copy(update={"losses": [loss]}) for loss in self.losses]
-        named = zip(self.arm_labels, under, strict=True)
-        return tuple(Arm(label, one, difference(one._told, under[0]._told)) for label, one in named)
+        pools = [arm.pool for arm in self.arms] or [{}] * len(under)
+        reads = [arm.pool_label for arm in self.arms] or [None] * len(under)
+        told = [one._told | {"pool": words} for one, words in zip(under, reads, strict=True)]
+        named = zip(self.arm_labels, under, told, pools, strict=True)
+        return tuple(Arm(label, one, difference(words, told[0]), pool) for label, one, words, pool in named)
 
     @property
     def _told(self) -> dict[str, Any]:
@@ -132,6 +136,7 @@ class ExperimentConfig(Frozen):
             if arm.regime is not None and arm.mixture:
                 remedy = f"the regime {arm.regime} sets a share of its own: leave it out, or the mixture"
                 raise Inconsistent(f"arms.{index}.mixture", arm.mixture, remedy)
+            self._pool_holds(index, arm)
             with warnings.catch_warnings():
                 if not arm.regeneration:
                     warnings.simplefilter("ignore")  # the experiment's own warning
@@ -140,6 +145,22 @@ class ExperimentConfig(Frozen):
                 except ValidationError as error:
                     raise moved(error, ("arms", index), type(self).__name__) from error
         return self
+
+    def _pool_holds(self, index: int, arm: ArmSettings) -> None:
+        for name, share in arm.pool.items():
+            if name not in self.arm_labels:
+                remedy = f"is no arm whose text could be read: there are {', '.join(self.arm_labels)}"
+                raise Inconsistent(f"arms.{index}.pool.{name}", share, remedy)
+        total = fsum(arm.pool.values())
+        if arm.pool and abs(total - 1) > 1e-6:
+            remedy = f"the shares sum to {total:g}, and are of all that it reads: make them sum to 1"
+            raise Inconsistent(f"arms.{index}.pool", arm.pool, remedy)
+        if list(arm.pool) == [arm.name]:
+            remedy = "an arm reads its own text anyway: leave the pool out, or name another arm too"
+            raise Inconsistent(f"arms.{index}.pool", arm.pool, remedy)
+        if arm.pool and self.failure.stop_arm:
+            remedy = f"the arms of a pool write for each other to the end, and {arm.name} reads some: set it to false"
+            raise Inconsistent("failure.stop_arm", True, remedy)
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
@@ -225,11 +246,13 @@ class Arm:
     Attributes:
         experiment: has them applied, and no arms but this one.
         difference: from the first arm, in one line; empty for the first.
+        pool: the arms whose text it reads, with their shares of the documents; empty for one that reads its own alone.
     """
 
     label: str
     experiment: ExperimentConfig
     difference: str = ""
+    pool: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> Loss:

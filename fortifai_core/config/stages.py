@@ -235,7 +235,9 @@ class Runtime(Engine):
 
     later: ClassVar[frozenset[str]] = frozenset({"launcher", "processes", "sharding"})
 
-    workers: int = Field(0, ge=0, le=256, description="Stages that run side by side; 0: one a run (arm and seed), up to the cores.")
+    workers: int = Field(
+        0, ge=0, le=256, description="Stages that run side by side; 0: one a run (arm and seed), up to the cores."
+    )
     threads: int = Field(0, ge=0, le=512, description="Threads a worker computes with; 0: cores / workers.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     inference_batch: int = Field(256, ge=1, description="Blocks or answers at a time; aligned: 128 positions each.")

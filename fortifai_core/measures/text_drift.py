@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,27 @@ def self_bleu(sequences: Sequence[Sequence[Hashable]], *, order: int = 4) -> flo
         nearest = min(others, key=lambda other: (abs(other - length), other))
         scores.append(math.exp(precision[index] + min(0.0, 1 - nearest / length)))
     return sum(scores) / len(scores)
+
+
+def compressed_share(texts: Iterable[str]) -> float:
+    """Compressed size of a text over its size in bytes (UTF-8), about 0.4 of plain English; falls as it repeats itself.
+
+    The documents in a row, a line each, by DEFLATE at level 9 (zlib). The inverse is the compression ratio of Shaib et
+    al. (arXiv 2403.00553), who take gzip, which is the same with another header. It falls with the amount of text as
+    well: compare texts of the same size only.
+
+    Raises:
+        DataError: there is no text.
+    """
+    packer = zlib.compressobj(9)
+    size = packed = 0
+    for text in texts:
+        line = text.encode(errors="surrogatepass") + b"\n"
+        size += len(line)
+        packed += len(packer.compress(line))
+    if not size:
+        raise DataError("texts", 0, "there is no text to compress")
+    return (packed + len(packer.flush())) / size
 
 
 @dataclass(frozen=True)

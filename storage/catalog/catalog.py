@@ -43,6 +43,7 @@ VIEWS = (
     "documents",
     "tokens",
     "treatments",
+    "pooled_text",
     "questions",
     "scores",
     "confidence",

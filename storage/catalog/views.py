@@ -11,6 +11,7 @@ from storage.tables.parquet import (
     CONFIDENCE,
     FAMILY_METRICS,
     METRICS,
+    POOLED_TEXT,
     QUESTIONS,
     SCORES,
     SPLIT_TEXT,
@@ -38,6 +39,7 @@ READS: dict[str, tuple[tuple[tuple[str, str], ...], Columns]] = {
         METRICS,
     ),
     "treatments": ((("treated", "treatments.parquet"),), TREATMENTS),
+    "pooled_text": ((("pooled", "part-*.parquet"),), POOLED_TEXT),
     "family_metrics": ((("family-segment", "metrics.parquet"),), FAMILY_METRICS),
     "confidence": ((("drift", "confidence.parquet"),), CONFIDENCE),
     "benchmark_items": ((("benchmark", "items.parquet"),), BENCHMARK_ITEMS),
@@ -85,6 +87,8 @@ _PARQUET_VIEWS = {
     # What became of every document that a generation's training text was made of; treatments in a row differ by key.
     "treatments": f"""{_RUN}, r.split, r.version, r.document, r.copy, r.fate, r.copies, r.tokens, r.changed, r.weight,
             r.score, r.why, f.key""",
+    # Which arm of a pool wrote each document of its text: the artifact of role `texts.WRITER` among its parents.
+    "pooled_text": f"{_RUN}, s.split, s.version, r.document, r.writer, f.key",
     "scores": f"{_RUN}, r.question, r.document, r.split, r.logp_true, r.logp_false, r.correct, f.key",
     "questions": "s.experiment, r.question, r.document, r.split, r.context, r.true_answer, r.false_answer, f.key",
     "confidence": f"{_RUN}, r.model, r.text, r.low, r.high, r.count, f.key",
@@ -125,24 +129,32 @@ DERIVED_VIEWS = {
             sum(seconds) AS seconds, max(created) AS updated
         FROM stages WHERE arm IS NOT NULL AND generation IS NOT NULL
         GROUP BY experiment, arm, seed, generation""",
-    # A synthetic document's way back: one row for each of its versions, itself first, the real text (0) last.
+    # A synthetic document's way back: one row for each of its versions, itself first, the real text (0) last. All
+    # documents of a text go the same way, as far as a pool, whose documents have different writers. A text that several
+    # arms share is one version.
     "chains": """
         WITH RECURSIVE before AS (
-            SELECT key, coalesce(max(parent) FILTER (role = 'text'), max(parent) FILTER (role = 'corpus')) AS parent
+            SELECT key, coalesce(max(parent) FILTER (role = 'text'), max(parent) FILTER (role = 'corpus')) AS parent,
+                CAST(NULL AS VARCHAR) AS document
             FROM edges WHERE kind = 'split' GROUP BY key
+            UNION ALL
+            SELECT DISTINCT p.key, e.parent, p.document
+            FROM pooled_text p JOIN edges e ON e.key = p.key AND e.role = 'texts.' || p.writer
         ), chain AS (
-            SELECT key, key AS ancestor FROM before
+            SELECT key, key AS ancestor, document FROM before WHERE document IS NULL
             UNION
-            SELECT chain.key, before.parent FROM chain JOIN before ON before.key = chain.ancestor
+            SELECT chain.key, before.parent, coalesce(chain.document, before.document)
+            FROM chain JOIN before ON before.key = chain.ancestor
+                AND coalesce(chain.document = before.document, true)
             WHERE before.parent IS NOT NULL
         )
-        SELECT s.experiment, s.arm, s.seed, s.generation, s.split, s.version, t.document, s.key,
+        SELECT DISTINCT ON (s.experiment, s.arm, s.seed, s.key, t.document, t.key)
+            s.experiment, s.arm, s.seed, s.generation, s.split, s.version, t.document, s.key,
             t.version AS ancestor_version, t.generation AS ancestor_generation, t.text, t.tokens, t.kept,
             t.key AS ancestor_key
         FROM chain JOIN stages s ON s.key = chain.key AND s.kind = 'split'
         JOIN split_text t ON t.key = chain.ancestor AND t.split = s.split
-            AND t.experiment IS NOT DISTINCT FROM s.experiment
-            AND (t.arm IS NULL OR (t.arm = s.arm AND t.seed = s.seed))""",
+            AND coalesce(t.document = chain.document, true) AND t.experiment IS NOT DISTINCT FROM s.experiment""",
     # What became of each question: `died_in` is the generation after the last right answer. Chance answers half.
     "question_fates": """
         SELECT experiment, arm, seed, question, any_value(document) AS document, any_value(split) AS split,

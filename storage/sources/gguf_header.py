@@ -43,7 +43,8 @@ class GgufHeader:
 
     @property
     def shape(self) -> dict[str, int]:
-        """`parameters`, `layers`, `hidden`, `intermediate`, and `keys`: values of a layer's keys for one token.
+        """`parameters`, `layers`, `hidden`, `intermediate`, `vocabulary`, and `keys`: values of a layer's keys for one
+        token.
 
         Raises:
             KeyError: the file does not say one of them.
@@ -61,6 +62,7 @@ class GgufHeader:
             "intermediate": said("feed_forward_length"),
             "keys": self.values.get(f"{self.architecture}.attention.head_count_kv", heads)
             * (size or said("embedding_length") // heads),
+            "vocabulary": self.shapes["token_embd.weight"][-1],
         }
 
     @property

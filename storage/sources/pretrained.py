@@ -142,7 +142,8 @@ class Pretrained:
 
     @property
     def shape(self) -> dict[str, int] | None:
-        """`parameters`, `layers`, `hidden`, `intermediate`, and `keys`: values of a layer's keys for one token.
+        """`parameters`, `layers`, `hidden`, `intermediate`, `vocabulary`, and `keys`: values of a layer's keys for one
+        token.
 
         None for a model that has not been fetched yet, or that does not say them under the usual names.
         """
@@ -159,6 +160,7 @@ class Pretrained:
                 "intermediate": settings["intermediate_size"],
                 "keys": (settings.get("num_key_value_heads") or heads)
                 * (settings.get("head_dim") or settings["hidden_size"] // heads),
+                "vocabulary": settings["vocab_size"],
             }
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -317,6 +319,18 @@ class Pretrained:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+    @property
+    def tokens_digest(self) -> str:
+        """Of the tokenizer's tokens and merges: the same for models that write the same text as the same tokens.
+
+        Raises:
+            DataError: as `fetch_tokenizer`.
+        """
+        tokenizer = self.fetch_tokenizer()
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        held = fast.to_str() if fast is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+        return hashlib.sha256(f"{tokenizer.eos_token_id} {held}".encode()).hexdigest()
 
     @property
     def _place(self) -> str:

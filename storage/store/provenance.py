@@ -28,6 +28,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "corpus": ("fortifai_core", "storage", "tasks"),
     "model": ("fortifai_core", "kernels", "tasks"),
     "split": ("fortifai_core", "tasks"),
+    "pooled": ("fortifai_core", "tasks"),
     "treated": ("fortifai_core", "tasks"),
     "evaluation": ("fortifai_core", "tasks"),
     "failure": ("fortifai_core",),

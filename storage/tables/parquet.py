@@ -34,6 +34,8 @@ DOCUMENTS = _columns("document string, text string, source string?")
 SPLIT_TEXT = _columns(
     "document string, position int64, text string, tokens list<int32>, kept int32, same list<bool>?, accepted int32?"
 )
+# The same of a pool of arms: each document is as one of them wrote it, the `writer`, by its place among them.
+POOLED_TEXT = SPLIT_TEXT | _columns("writer int32")
 # What a generation is trained on after a treatment: one row a document, or a copy of it; `weight` in the training loss.
 TREATED_TEXT = _columns("document string, copy int32, position int64, text string, tokens list<int32>, weight float64")
 # What became of every document that a treatment was given: `copy` tells those apart that an earlier treatment
@@ -68,6 +70,7 @@ EXPORTED_TEXT = _columns("document string, split int32, version int32, text stri
 SCHEMAS: dict[str, Columns] = {
     "documents": DOCUMENTS,
     "split-text": SPLIT_TEXT,
+    "pooled-text": POOLED_TEXT,
     "treated-text": TREATED_TEXT,
     "treatments": TREATMENTS,
     "treating": TREATING,

@@ -20,6 +20,7 @@ class GenerationPlan:
 
     Attributes:
         first, last: the generations that these stages bring the run through.
+        pool: what M_last reads of what several arms wrote.
         treat: make the text that M_last is trained on out of what the regime gives it.
         train: makes M_last; of a quick class also all models before it, their samples and measures.
         regenerate: what M_last rewrites.
@@ -36,6 +37,7 @@ class GenerationPlan:
     drift: Stage | None = None
     benchmarks: tuple[Stage, ...] = ()
     treat: tuple[Stage, ...] = ()
+    pool: tuple[Stage, ...] = ()
 
     @property
     def measured(self) -> Stage:
@@ -51,7 +53,8 @@ class GenerationPlan:
     @property
     def results(self) -> tuple[Stage, ...]:
         """What a report reads of them."""
-        return (*self.treat, *present(self.train, *self.regenerate, self.evaluate, self.drift), *self.benchmarks)
+        before = (*self.pool, *self.treat)
+        return (*before, *present(self.train, *self.regenerate, self.evaluate, self.drift), *self.benchmarks)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -61,12 +64,18 @@ class GenerationPlan:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One run: an arm with a seed. `data` is the real data or corpus; None for a class that draws its own."""
+    """One run: an arm with a seed.
+
+    Attributes:
+        data: the real data or corpus; None for a class that draws its own.
+        pool: one name for all arms that read each other, directly or not; by default the run is alone.
+    """
 
     arm: str
     seed: int
     data: Stage | None
     generations: tuple[GenerationPlan, ...]
+    pool: str | None = None
 
     def until(self, last: int | None) -> tuple[GenerationPlan, ...]:
         """Those up to generation `last`, or all."""
@@ -126,9 +135,17 @@ class Plan:
                 waiting += [known[parent] for parent in stage.parents.values()]
         return list(needed.values())
 
+    def together(self) -> list[list[RunPlan]]:
+        """The runs, those together that read each other's text and so wait for each other; most are alone."""
+        groups: dict[tuple[int, str], list[RunPlan]] = {}
+        for run in self.runs:
+            groups.setdefault((run.seed, run.pool or run.arm), []).append(run)
+        return list(groups.values())
+
     def uses(self) -> list[Stage]:
-        """Every stage as often as it is used: shared ones first, then run by run."""
-        of_runs = (stage for run in self.runs for generation in run.generations for stage in generation.stages)
+        """Every stage as often as it is used: shared ones first, then run by run; a pool generation by generation."""
+        steps = (step for runs in self.together() for step in zip(*(run.generations for run in runs), strict=True))
+        of_runs = (stage for step in steps for generation in step for stage in generation.stages)
         return [*self.shared, *self.before, *of_runs, self.report()]
 
 

@@ -179,6 +179,7 @@ prepare = _task(
     retry_jitter_factor=0.5,
     retry_condition_fn=_outside_trouble,
 )
+pool = _task("pool", "Make up the text of M_i of what several arms wrote, in stated shares.")
 treat = _task("treat", "Treat the text that M_i is trained on: drop, repeat, edit or weigh documents.")
 train = _task(
     "train", "Train M_i: from M_(i-1) on the newest version of every split, or a family on what the regime gives it."

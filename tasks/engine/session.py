@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,7 +15,7 @@ from storage.store.provenance import collect, drift, rooms_of
 from storage.store.store import ArtifactStore
 from tasks.engine.plans import AnyExperiment, Plan
 from tasks.engine.pool import WorkerPool, pool_size
-from tasks.engine.stages import Stage
+from tasks.engine.stages import Reference, Stage
 
 
 class Reporter(Protocol):
@@ -80,11 +82,18 @@ class Session:
     stage_seconds: float = 0.0
     stopped: dict[tuple[str, int], int] = field(default_factory=dict)
     references: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    _there: defaultdict[Reference, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
 
     def remember(self, stage: Stage, metrics: dict[str, Any]) -> dict[str, Any]:
         """The reference of a stage's artifact, which is all that stages exchange."""
         self.references[stage.reference] = {"kind": stage.kind, "key": stage.key, "metrics": metrics}
+        self._there[stage.reference].set()
         return self.references[stage.reference]
+
+    async def made(self, artifacts: Iterable[Reference]) -> None:
+        """Wait until other runs have built or found these."""
+        for artifact in artifacts:
+            await self._there[artifact].wait()
 
 
 _current: ContextVar[Session] = ContextVar("fortifai_session")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 SAMPLE_TOKENS = 50_000
 # self-BLEU compares documents by their beginnings
 BLEU_DOCUMENTS, BLEU_TOKENS = 100, 64
+# the Vendi score by their ends, which no head that is copied reaches
+VENDI_DOCUMENTS, VENDI_TOKENS = 64, 64
 
 
 def build_drift(context: Context[DriftSpec]) -> dict[str, Any]:
@@ -77,6 +80,7 @@ def text_measures(documents: Iterator[dict[str, Any]], entities: dict[str, Entit
         measured["document-words"] = (lengths.document_words, len(texts))
         measured["sentence-words"] = (lengths.sentence_words, len(texts))
         measured["word-letters"] = (lengths.word_letters, len(texts))
+        measured["compressed-share"] = (text_drift.compressed_share(texts), len(texts))
     if long:
         for n in (1, 2, 3):
             measured[f"distinct-{n}"] = (text_counts.distinct_n(long, n=n), sum(map(len, long)))
@@ -152,10 +156,10 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[Rows, Rows, Rows]:
     batch = max(1, context.runtime.inference_batch // 8)
     base = load_model(base_folder).to(context.device)
     logs = {("base", name): _scores(base, text, batch) for name, text in texts.items()}
+    metrics = _variety(context, base, batch)
     del base
     model = load_model(folder, base=base_folder).to(context.device)
     logs |= {("generation", name): _scores(model, text, batch) for name, text in texts.items()}
-    metrics: list[dict[str, Any]] = []
     alone = spec.model == spec.first
     first = model if alone else load_model(context.artifact(spec.first).path, base=base_folder).to(context.device)
     moved = model_drift.model_kl_by_window(first, model, texts["real"], batch=batch)
@@ -183,6 +187,29 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[Rows, Rows, Rows]:
         for low, high, count in zip(edges, edges[1:], model_drift.confidence_histogram(values), strict=False)
     ]
     return metrics, rows, clusters
+
+
+def _variety(context: Context[DriftSpec], base: Any, batch: int) -> Rows:
+    """The Vendi score of split 0's newest text, and once in a run that of its real text, by M_-1's embeddings."""
+    from fortifai_core.measures.variety import embed, similarities_of, vendi_score
+
+    newest = next((text for text in context.spec.rewritten if text.split == 0), None)
+    if newest is None:
+        return []
+
+    def ends(text: VersionedText) -> list[list[int]]:
+        some = islice(_tokens(context, text), VENDI_DOCUMENTS)
+        return [tokens[-VENDI_TOKENS:] for tokens in some if tokens]
+
+    written, real = (embed(base, ends(text), batch=batch) for text in (newest, VersionedText(0, 0)))
+    if len(written) < 2 or len(real) < 2:
+        return []
+    of = {"vendi": written} | ({"vendi-real": real} if newest.version == 1 else {})
+    centre = real.mean(0)
+    return [
+        metric_row(name, 0, vendi_score(similarities_of(embeddings, centre=centre)), len(embeddings))
+        for name, embeddings in of.items()
+    ]
 
 
 def _seen(context: Context[DriftSpec], **packing: int) -> Iterator[list[int]]:

@@ -23,6 +23,7 @@ from fortifai_core.corpus.schedule import (
 from fortifai_core.errors import ConfigError
 from tasks.engine.plans import GenerationPlan, Plan, RunPlan, Stopped, present, unique
 from tasks.engine.stages import Reference, Stage
+from tasks.language.pools import check_pools, pools_of
 from tasks.language.specs import (
     BaseSpec,
     BenchmarkCheckSpec,
@@ -33,6 +34,7 @@ from tasks.language.specs import (
     EvaluateSpec,
     FailureSpec,
     GenerationResults,
+    PoolSpec,
     PretrainedBaseSpec,
     PretrainedTokenizerSpec,
     PretrainingSpec,
@@ -62,6 +64,7 @@ class Digests:
         losses: of the source of every custom loss, by what names it.
         benchmarks: version and data digests of every benchmark asked for (`tasks.language.benchmark_data.describe`).
         treatments: of somebody else's code that treats text (`tasks.language.treatments.code_digests`).
+        tokenizers: of what the tokenizers of pretrained models hold, by `place_of`, where models are in one pool.
     """
 
     corpus: Mapping[str, str]
@@ -69,6 +72,12 @@ class Digests:
     losses: Mapping[str, str] | None = None
     benchmarks: Mapping[str, Mapping[str, Any]] | None = None
     treatments: Mapping[str, str] | None = None
+    tokenizers: Mapping[str, str] | None = None
+
+    def vocabulary(self, tokenizer: Stage, model: Model) -> str:
+        """What is the same for models whose tokenizers are, as far as it is known."""
+        known = self.tokenizers or {}
+        return known.get(place_of(model), tokenizer.key) if isinstance(model, PretrainedModel) else tokenizer.key
 
     def identity(self, model: PretrainedModel) -> str:
         return self.model if isinstance(self.model, str) else self.model[place_of(model)]
@@ -92,17 +101,28 @@ def plan_experiment(config: ExperimentConfig, digests: Digests) -> Plan:
     """Every stage of the experiment, with its key. What arms share they name by one key: it is built once.
 
     Raises:
-        ConfigError: two arms come to the same, or a treatment has nothing to treat.
+        ConfigError: two arms come to the same, a treatment has nothing to treat, or a pool's arms cannot read each
+            other.
     """
     arms = config.resolved_arms()
     check_treatments(config)
     starts = {arm.label: _Start(arm, digests) for arm in arms}
-    runs = tuple(_Run(config, starts[arm.label], seed, digests).plan() for seed in config.seeds for arm in arms)
+    pools = pools_of(arms)
+    check_pools(arms, {name: digests.vocabulary(start.tokenizer, start.config.model) for name, start in starts.items()})
+    runs: list[RunPlan] = []
+    for seed in config.seeds:
+        of_seed = {label: _Run(config, start, seed, digests) for label, start in starts.items()}
+        for i in range(config.generations):
+            for run in of_seed.values():
+                run.go(i)
+            for run in of_seed.values():
+                run.read_others(i, of_seed)
+        runs += [run.plan(pools.get(label)) for label, run in of_seed.items()]
     if config.named:
         _all_differ(config, runs)
     shared = unique(stage for start in starts.values() for stage in start.stages(config.seeds))
     measured = unique(stage for start in starts.values() for stage in start.asked(config.seeds))
-    return Plan(config, tuple(shared.values()), runs, _report, *SHOWS, before=tuple(measured.values()))
+    return Plan(config, tuple(shared.values()), tuple(runs), _report, *SHOWS, before=tuple(measured.values()))
 
 
 def _all_differ(config: ExperimentConfig, runs: Sequence[RunPlan]) -> None:
@@ -209,32 +229,56 @@ class _Run:
         self.adapted = self.base if self.lora else None
         self.judged = failure_metric(self.config.failure.metric)
         self.reading = self.config.reading
-        self.versions: dict[SplitVersion, Stage] = {}
+        self.read_by = [arm.label for arm in whole.resolved_arms() if self.arm.label in arm.pool]
+        self.versions: dict[SplitVersion, Stage] = {}  # what is read, as it was rewritten last
+        self.written: dict[SplitVersion, Stage] = {}  # what this run's own models wrote
         self.measured: list[Reference] = []
+        self.pooled: tuple[Stage, ...] = ()
+        self.generations: list[GenerationPlan] = []
 
-    def plan(self) -> RunPlan:
-        generations: list[GenerationPlan] = []
-        dtype = self.config.evaluation.dtype
-        for i in range(self.config.generations):
-            previous = generations[-1].train.reference if generations else self.base
-            treat = self._treat(i, previous)
-            treated = treat[-1].reference if treat else None
-            train = self._stage(i, self._train(i, previous, treated))
-            rewrites = self._rewrites(i, train.reference)
-            drift = None
-            if self.config.evaluation.drift:
-                first = generations[0].train if generations else train
-                drift = self._stage(i, self._drift(i, train.reference, first.reference, rewrites, treated))
-            evaluate = self._stage(i, self._evaluate(i, train.reference))
-            by_drift = self.judged.role == "drift" and drift is not None
-            self.measured.append(drift.reference if by_drift and drift is not None else evaluate.reference)
-            benchmarks = tuple(
-                self._stage(i, BenchmarkSpec(task=task, dtype=dtype, model=train.reference, base=self.adapted))
-                for task in self.tasks
+    def plan(self, pool: str | None) -> RunPlan:
+        return RunPlan(self.arm.label, self.seed, self.corpus_stage, tuple(self.generations), pool)
+
+    def go(self, i: int) -> None:
+        """Generation i, from what was rewritten before it to what it rewrites."""
+        generations, dtype = self.generations, self.config.evaluation.dtype
+        previous = generations[-1].train.reference if generations else self.base
+        treat = self._treat(i, previous)
+        treated = treat[-1].reference if treat else None
+        train = self._stage(i, self._train(i, previous, treated))
+        rewrites = self._rewrites(i, train.reference)
+        drift = None
+        if self.config.evaluation.drift:
+            first = generations[0].train if generations else train
+            drift = self._stage(i, self._drift(i, train.reference, first.reference, rewrites, treated))
+        evaluate = self._stage(i, self._evaluate(i, train.reference))
+        by_drift = self.judged.role == "drift" and drift is not None
+        self.measured.append(drift.reference if by_drift and drift is not None else evaluate.reference)
+        benchmarks = tuple(
+            self._stage(i, BenchmarkSpec(task=task, dtype=dtype, model=train.reference, base=self.adapted))
+            for task in self.tasks
+        )
+        failure = self._stage(i, self._failure())
+        made = GenerationPlan(i, i, train, rewrites, evaluate, failure, drift, benchmarks, treat, self.pooled)
+        generations.append(made)
+
+    def read_others(self, i: int, runs: Mapping[str, _Run]) -> None:
+        """From generation i + 1 on, what M_i rewrote is read as the arms of the pool wrote it."""
+        if not self.arm.pool or i + 1 == self.config.generations:
+            return
+        members = [(run, self.arm.pool[label]) for label, run in runs.items() if label in self.arm.pool]
+        pooled = []
+        for stage in self.generations[i].regenerate:
+            version = SplitVersion(stage.split or 0, stage.version or 0)
+            spec = PoolSpec(
+                seed=self.seed,
+                text=VersionedText(version.split, version.version),
+                shares=tuple(share for _, share in members),
+                texts=tuple(run.written[version].reference for run, _ in members),
             )
-            failure = self._stage(i, self._failure())
-            generations.append(GenerationPlan(i, i, train, rewrites, evaluate, failure, drift, benchmarks, treat))
-        return RunPlan(self.arm.label, self.seed, self.corpus_stage, tuple(generations))
+            self.versions[version] = self._stage(i + 1, spec, split=version.split, version=version.version)
+            pooled.append(self.versions[version])
+        self.pooled = tuple(pooled)
 
     def _stage(self, generation: int, spec: Any, **place: int) -> Stage:
         return Stage(spec, arm=self.arm.label, seed=self.seed, generation=generation, **place)
@@ -314,6 +358,7 @@ class _Run:
         """What M_i rewrites; what no later generation reads only where the drift of it is asked for."""
         later = range(i + 1, self.config.generations)
         read = any(not version.real for j in later for version in training_set(self.reading, j))
+        read = read or bool(self.read_by and later)
         if not read and not self.config.evaluation.drift:
             return ()
         stages = []
@@ -328,8 +373,8 @@ class _Run:
                 text=self._text(version),
             )
             after = SplitVersion(version.split, version.version + 1)
-            self.versions[after] = self._stage(i, spec, split=after.split, version=after.version)
-            stages.append(self.versions[after])
+            self.written[after] = self.versions[after] = self._stage(i, spec, split=after.split, version=after.version)
+            stages.append(self.written[after])
         return tuple(stages)
 
     def _drift(
@@ -403,6 +448,7 @@ def _results(generation: GenerationPlan, *, cut: bool) -> GenerationResults:
     return GenerationResults(
         generation=generation.last,
         treat=tuple(stage.reference for stage in generation.treat),
+        pool={stage.split or 0: stage.reference for stage in generation.pool},
         train=generation.train.reference,
         regenerate=rewrites,
         evaluate=generation.evaluate.reference,

@@ -82,6 +82,7 @@ def _generation(context: Context[ReportSpec], config: ExperimentConfig, results:
         confidence=confidence,
         benchmarks={name: float(value) for m in benchmarks for name, value in m.metrics.items() if ":" in name},
         seconds={
+            **({"pool": sum(context.manifest(one).seconds for one in results.pool.values())} if results.pool else {}),
             **({"treat": sum(context.manifest(one).seconds for one in results.treat)} if results.treat else {}),
             "train": train.seconds,
             **asked.seconds,

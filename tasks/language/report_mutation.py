@@ -51,9 +51,12 @@ def mutations(context: Context[ReportSpec], config: ExperimentConfig) -> tuple[M
     found = []
     for run in runs:
         versions = [Version(None, shown(real))]
-        for results in run.generations:
-            if 0 in results.regenerate:
-                row = _find(context.artifact(results.regenerate[0]).files("part-*.parquet"), {name})
+        for number, results in enumerate(run.generations):
+            # of a pool what is read next, whoever wrote it
+            after = run.generations[number + 1].pool if number + 1 < len(run.generations) else {}
+            written = after.get(0) or results.regenerate.get(0)
+            if written is not None:
+                row = _find(context.artifact(written).files("part-*.parquet"), {name})
                 if row is not None:
                     versions.append(Version(results.generation, shown(row)))
         found.append(Mutation(name, run.arm, seed, tuple(versions), excerpt=note, entity=entity))

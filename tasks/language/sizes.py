@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from fortifai_core.config.corpus import Corpus
+from fortifai_core.config.corpus import AlmanacCorpus, Corpus, HuggingFaceCorpus, MixtureCorpus
+from fortifai_core.config.model import Model, PretrainedModel
 from fortifai_core.corpus.documents import Question
 from fortifai_core.corpus.splitting import assign_questions, cut
 
@@ -51,3 +53,31 @@ def read_sizes(corpus: Corpus, *, splits: int, world: int, lengths: Lengths) -> 
         questions=[[question for question in questions if question.split == k] for k in range(splits)],
         validation=lengths([document.text for document in source.validation]),
     )
+
+
+def is_at_hand(corpus: Corpus) -> bool:
+    """Whether a corpus can be read without a network."""
+    from storage.sources import mirror
+
+    parts = corpus.parts if isinstance(corpus, MixtureCorpus) else [corpus]
+    return mirror.root() is not None or not any(isinstance(part, HuggingFaceCorpus) for part in parts)
+
+
+def pretraining_texts(corpus: Corpus, *, splits: int) -> list[str]:
+    """The texts that a scratch model and its tokenizer are made from."""
+    from fortifai_core.corpus.almanac.world import pretraining_text
+    from storage.sources.sources import load_source
+
+    if isinstance(corpus, AlmanacCorpus):
+        return [document.text for document in pretraining_text(corpus)]
+    return [document.text for document in load_source(corpus, splits=splits, seed=0).pretraining]
+
+
+def tokenizer_for(model: Model, corpus: Corpus, *, splits: int) -> Any:
+    """The tokenizer of a model, made as its stage would."""
+    from fortifai_core.corpus.tokenization import train_tokenizer
+    from storage.sources.pretrained import pretrained
+
+    if isinstance(model, PretrainedModel):
+        return pretrained(model).fetch_tokenizer()
+    return train_tokenizer(pretraining_texts(corpus, splits=splits), vocabulary=model.vocabulary)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
 
+from pydantic import Field
+
 from fortifai_core.config.corpus import AlmanacCorpus, Corpus, MixtureCorpus
 from fortifai_core.config.failure_metrics import DEFAULT
 from fortifai_core.config.loss import CustomLoss, Loss, TruncatedCrossEntropyLoss
@@ -275,6 +277,25 @@ class RegenerateSpec(Spec):
         return content
 
 
+class PoolSpec(Spec):
+    """D_k^(j) of a pool: each document as one of several arms rewrote it.
+
+    Attributes:
+        text: which it is.
+        texts: the same as each of the arms wrote it; shares: of the documents that are taken of each.
+    """
+
+    role, kind, builder = "pool", "pooled", "tasks.language.pool:build_pool"
+    keyed = ("seed", "shares")
+    seed: int
+    text: VersionedText
+    shares: tuple[float, ...]
+    texts: tuple[Reference, ...]
+
+    def content(self) -> dict[str, Any]:
+        return {**super().content(), "text": [self.text.split, self.text.version]}
+
+
 class DriftSpec(Spec):
     """What became of the text that M_i rewrote, and of M_i itself.
 
@@ -411,7 +432,7 @@ class BenchmarkSpec(Spec):
 
 
 class GenerationResults(Frozen):
-    """The artifacts of one generation, as the report reads them."""
+    """The artifacts of one generation, as the report reads them. `pool`: by split, what it read of other arms."""
 
     generation: int
     train: Reference
@@ -420,6 +441,7 @@ class GenerationResults(Frozen):
     drift: Reference | None
     benchmarks: tuple[Reference, ...]
     treat: tuple[Reference, ...] = ()
+    pool: dict[int, Reference] = Field(default_factory=dict)
 
 
 class RunResults(Frozen):

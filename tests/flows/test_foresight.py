@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from flows.fit import Shape, check_memory, memory_needed
+from flows.fit import Shape, check_memory, held_by_aims, memory_needed
 from flows.load import load_any_config
 from flows.prepare import plan_for
-from flows.tools.estimate import EACH_STAGE, GPUS, Experiment, laid_out, peak_of
+from flows.tools.estimate import EACH_STAGE, GPUS, Experiment, kinds_of, laid_out, peak_of
 from flows.tools.foresight import foresee, power_of
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import ConfigError, InputError
@@ -81,6 +81,20 @@ def test_seconds_are_those_of_the_plans_steps(tmp_path: Path) -> None:
     assert works[1].seconds > 1.8 * works[0].seconds
 
 
+def test_arms_of_another_model_or_step_are_probed_by_themselves(tmp_path: Path) -> None:
+    arms = """arms=[{name: a}, {name: tce, loss: {type: tce}}, {name: narrow, model: {hidden_size: 16}},
+        {name: smooth, training: {label_smoothing: 0.1}}, {name: long, training: {sequence_length: 128}},
+        {name: too, model: {hidden_size: 16}, regime: replace}]"""
+    plan, store = planned(tmp_path, "losses=[{type: cross-entropy}]", arms)
+    kinds = kinds_of(plan)
+    assert [[arm.label for arm in kind] for kind in kinds] == [["a", "tce", "smooth"], ["narrow", "too"], ["long"]]
+    # each with its own settings
+    first = [stage for stage in plan.stages() if stage.role == "train" and stage.generation == 0]
+    by_arm = {stage.arm: stage for stage in first}
+    seconds = [Experiment(plan, store, kind[0]).work(by_arm[kind[0].label], STEPS_ONLY).seconds for kind in kinds]
+    assert seconds[0] == seconds[1] > seconds[2]
+
+
 def test_what_is_in_the_store_costs_nothing(tmp_path: Path) -> None:
     stages = (plan := planned(tmp_path)[0]).stages()
     seconds = {stage.reference: 1.0 for stage in stages}
@@ -129,7 +143,7 @@ def test_what_does_not_fit_into_memory_is_refused_with_the_figures() -> None:
 
 
 def test_an_adapter_and_bfloat16_take_less() -> None:
-    shape = Shape(parameters=10**9, layers=16, hidden=2048, intermediate=8192, keys=512)
+    shape = Shape(parameters=10**9, layers=16, hidden=2048, intermediate=8192, keys=512, vocabulary=128_000)
     pretrained = {"type": "pretrained", "path": "a/b"}
 
     def training(**model: Any) -> float:
@@ -139,13 +153,71 @@ def test_an_adapter_and_bfloat16_take_less() -> None:
     assert whole > 16e9 > training(dtype="bfloat16") > training(lora={}, dtype="bfloat16") > 2e9
 
 
+def test_what_a_whole_distribution_as_the_target_holds_is_counted() -> None:
+    """8 rows of 63 targets and 512 tokens in float32 are 1,032,192 bytes; a copy of 10 million weights is 40 MB."""
+    shape = Shape(parameters=10**7, layers=1, hidden=8, intermediate=8, keys=8, vocabulary=512)
+
+    def held(**training: Any) -> dict[str, float]:
+        settings = {"epochs": 1, "batch_size": 16, "gradient_accumulation": 2, "sequence_length": 64, **training}
+        config = config_of("smoke", "losses=[{type: cross-entropy}]", f"training={json.dumps(settings)}")
+        whole, extra = memory_needed(config, shape)[0], held_by_aims(config, shape)
+        plain = memory_needed(config_of("smoke", f"training={json.dumps({**settings, **off})}"), shape)[0]
+        assert whole - plain == sum(extra.values())
+        return extra
+
+    off = {"label_smoothing": 0, "distillation": 0, "anchor": 0, "averaging": 0}
+    logits, weights = 8 * 63 * 512 * 4, 4e7
+    assert held() == {}
+    assert held(label_smoothing=0.1) == {"label_smoothing": 3 * logits}
+    assert held(distillation=1, label_smoothing=0.1) == {"distillation": 4 * logits + weights}
+    assert held(anchor=1, averaging=0.5) == {"anchor": weights, "averaging": weights}
+
+
+def test_what_backward_reads_of_a_whole_distribution_is_what_is_counted() -> None:
+    """Autograd keeps the log-probabilities, and with a teacher its probabilities: the rest counted is two gradients."""
+    import torch
+
+    from fortifai_core.language.objective import soft_cross_entropy
+
+    logits, targets = torch.randn(2, 7, 97, requires_grad=True), torch.zeros((2, 7), dtype=torch.long)
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    for taught, weight, kept in ((None, None, 1), (torch.randn(2, 7, 97), torch.ones(2), 2)):
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = soft_cross_entropy(logits, targets, smoothing=0.1, taught=taught, weight=weight).sum()
+        assert sum(size for size in saved.values() if size == logits.numel()) == kept * logits.numel()
+        loss.backward()
+
+
+def test_a_target_that_does_not_fit_is_named() -> None:
+    arena = config_of("arena", "training.batch_size=64", "training.gradient_accumulation=1")
+    tiny = arena.resolved_arms()[2].experiment
+    assert tiny.training.label_smoothing
+    many = tiny.model.model_copy(update={"vocabulary": 10**8, "hidden_size": 1, "layers": 1, "intermediate_size": 1})
+    huge = tiny.model_copy(update={"model": many})
+    with pytest.raises(ConfigError, match=r"GB of it for this, .* raise gradient_accumulation") as e:
+        check_memory(huge, 1)
+    assert e.value.field == "training.label_smoothing"
+
+
 def test_the_shape_of_a_local_model_is_read_from_its_headers(tmp_path: Path) -> None:
     header = json.dumps({"__metadata__": {}, "a": {"shape": [3, 5]}, "b": {"shape": [7]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    inner = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 2}
+    inner = {
+        "vocab_size": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "num_hidden_layers": 2,
+    }
     (tmp_path / "config.json").write_text(json.dumps({**inner, "hidden_size": 32, "intermediate_size": 64}))
     found = Pretrained.find(str(tmp_path)).shape
-    assert found == {"parameters": 22, "layers": 2, "hidden": 32, "intermediate": 64, "keys": 16}
+    assert found == {"parameters": 22, "layers": 2, "hidden": 32, "intermediate": 64, "keys": 16, "vocabulary": 3}
     (tmp_path / "config.json").write_text("{}")
     assert Pretrained.find(str(tmp_path)).shape is None and Pretrained.find("owner/name").shape is None
 
@@ -161,3 +233,16 @@ def test_an_estimate_of_smoke_is_of_its_size(tmp_path: Path) -> None:
     assert estimate.probed.step > 0 and estimate.probed.rewrite > 0 and estimate.memory > 100e6
     assert replace(estimate.probed, memory=0) != estimate.probed
     assert json.dumps(found.as_json())
+
+
+@pytest.mark.long
+def test_two_models_are_estimated_by_two_probes(tmp_path: Path) -> None:
+    arms = "arms=[{name: wide}, {name: narrow, model: {hidden_size: 16, layers: 1}}]"
+    plan, store = planned(tmp_path, "losses=[{type: cross-entropy}]", arms, "runtime.workers=1")
+    estimate = foresee(plan, store, estimate=True).estimate
+    assert estimate is not None and list(estimate.others) == ["narrow"]
+    assert estimate.others["narrow"].parameters < estimate.probed.parameters
+    assert estimate.stages["base"] == 2 and estimate.stages["train"] == 4
+    alone = foresee(planned(tmp_path, "losses=[{type: cross-entropy}]", "runtime.workers=1")[0], store, estimate=True)
+    assert alone.estimate is not None and alone.estimate.training_flops < estimate.training_flops
+    assert estimate.training_flops < 2 * alone.estimate.training_flops

@@ -9,7 +9,7 @@ import pytest
 
 from fortifai_core.errors import InputError
 from storage.catalog.catalog import query
-from storage.store.experiments import StageRecord, record_experiment
+from storage.store.experiments import StageRecord, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
 from storage.tables import parquet
 
@@ -66,6 +66,16 @@ def test_every_synthetic_row_has_its_chain_back_to_the_real_document_in_one_quer
     assert whole == [(arm, v, d, v + 1) for arm in ("ce", "tce") for v in (1, 2) for d in ("d0", "d1")]
 
 
+def test_a_version_that_arms_share_is_told_once(store: ArtifactStore) -> None:
+    record = load_experiment(store, "mine")
+    place = {"seed": 0, "generation": 0, "split": 0, "version": 1}
+    shared = [StageRecord("split", "ce-1", "regenerate", arm, **place, parents={"corpus": "c"}) for arm in ("x", "y")]
+    record_experiment(store, config={"name": "mine"}, status="finished", stages=[*record.stages, *shared])
+    rows = query(store, "SELECT arm, version, document, count(*) FROM chains GROUP BY ALL ORDER BY ALL")[1]
+    versions = {"ce": (1, 2), "tce": (1, 2), "x": (1,), "y": (1,)}
+    assert rows == [(arm, v, d, v + 1) for arm, of_arm in versions.items() for v in of_arm for d in ("d0", "d1")]
+
+
 def test_a_question_died_in_the_generation_after_its_last_right_answer(store: ArtifactStore) -> None:
     rows = query(store, "SELECT question, fate, died_in FROM question_fates")[1]
     fates = {question: (fate, died) for question, fate, died in rows}
@@ -80,7 +90,6 @@ def test_a_question_died_in_the_generation_after_its_last_right_answer(store: Ar
 
 def test_trace_tells_a_documents_way_and_its_questions_fates(store: ArtifactStore) -> None:
     from flows.tools.tracing import changes, trace
-    from storage.store.experiments import load_experiment
 
     record = load_experiment(store, "mine")
     runs = [StageRecord("model", f"m-{arm}", "train", arm, 0, 0) for arm in ("ce", "tce")]

@@ -70,9 +70,15 @@ def test_every_rewritten_split_is_measured_and_its_real_text_once(built: tuple[A
     for name in ("self-bleu", "distinct-2", "repeated-4-grams", "document-words", "tail-types-kept", "facts-true"):
         assert (name, 0) in first and (name, 1) not in first
         assert (name, 0) in second and (name, 1) in second
+    for name in ("compressed-share", "vendi"):
+        assert (name, 0) in first and (name, 0) in second and (f"{name}-real", 0) in first
+    assert ("vendi", 1) not in second  # of split 0 alone
+    vendi, count = first["vendi-real", 0]
+    assert count == 5 and 2 < vendi <= 5
+    assert first["compressed-share", 0][0] > first["compressed-share-real", 0][0]  # an untrained model writes noise
     reals = {key for metrics in (first, second) for key in metrics if key[0].endswith("-real") and key[1] is not None}
     assert ("self-bleu-real", 0) in first and ("self-bleu-real", 0) not in second
-    assert {split for _, split in reals} == {0, 1}
+    assert {split for name, split in reals if name != "vendi-real"} == {0, 1}
 
 
 def test_the_real_text_states_all_facts_and_what_an_untrained_model_rewrote_does_not(

@@ -13,7 +13,10 @@ from fortifai_core.families.base import Before, Fitted, Made, Span
 from fortifai_core.families.gaussian import theory
 from fortifai_core.families.gaussian.config import GaussianConfig
 from fortifai_core.families.registry import FamilyArm, FamilyExperiment, family_from_config
-from fortifai_core.families.zipf.family import tail_types
+from fortifai_core.families.zipf.family import ZipfConfig, tail_types
+from fortifai_core.outcomes.definitions import FAMILIES
+from fortifai_core.outcomes.inference import Sampled
+from fortifai_core.outcomes.profile import Profile, profile_of
 from fortifai_core.outcomes.time_to_failure import TimeToFailure, time_to_crossing
 
 
@@ -82,3 +85,68 @@ def test_a_cap_on_the_common_types_does_not_bring_back_what_was_not_drawn(label:
     survival = [one.measures["type-survival"] for one in run]
     assert all(later <= earlier for earlier, later in itertools.pairwise(survival))
     assert survival[-1] < survival[0]
+
+
+@pytest.fixture(scope="module")
+def zipf() -> tuple[FamilyExperiment, Profile]:
+    """The whole preset, every arm and seed, and its verdicts."""
+    config = load_any_config("arena-zipf")
+    assert isinstance(config, FamilyExperiment)
+    observed: dict[str, dict[str, dict[int, dict[int, Sampled]]]] = {}
+    for arm, seed in itertools.product(config.resolved_arms(), config.seeds):
+        for one in made(config, arm, seed=seed):
+            for measure in {definition.measure for definition in FAMILIES["zipf"]}:
+                value = one.measures[measure.removeprefix("log-")]
+                course = observed.setdefault(arm.label, {}).setdefault(measure, {}).setdefault(seed, {})
+                course[one.generation] = Sampled(math.log(value) if measure.startswith("log-") else value)
+    return config, profile_of(observed, FAMILIES["zipf"], headline="tail-types")
+
+
+def surviving(config: FamilyExperiment, seed: int) -> list[float]:
+    """Share of the tail's types that a branching process leaves, by generation."""
+    family = family_from_config(config.family)
+    assert isinstance(family, Fitted)
+    counts = np.bincount(family.real(seed=seed)["token"].ravel()).astype(np.float64)
+    counts = counts[tail_types(counts / counts.sum())]
+    extinct, found = 0.0, list[float]()
+    for _ in range(config.generations):
+        extinct = math.exp(extinct - 1)
+        found.append(float(np.mean(1 - extinct**counts)))
+    return found
+
+
+def test_the_verdicts_on_the_tail_are_those_of_the_theory(zipf: tuple[FamilyExperiment, Profile]) -> None:
+    config, profile = zipf
+    assert all(verdict.status != "cannot be told" for verdict in profile.verdicts)
+    expected = np.mean([surviving(config, seed) for seed in config.seeds], axis=0)
+    crossing = int(np.argmax(expected < 0.5))
+    plain = profile.verdict("ce", "tail-types")
+    assert plain.status == "collapsed" and plain.generation is not None
+    # it can be told at the first generation that is clearly beyond
+    assert crossing <= plain.generation <= crossing + 2
+    for label in ("tce-0.05", "tce-0.01"):
+        # a cap lends the tail what it takes from the head, so each type has more to lose; what is lost stays lost
+        capped = profile.verdict(label, "tail-types")
+        assert capped.status == "collapsed" and capped.generation is not None
+        assert capped.generation >= plain.generation
+    # the real text stays among what is counted: each generation loses what a first one does, and a little for its draws
+    kept = profile.verdict("accumulate", "tail-types")
+    assert kept.status == "did not" and kept.effect is not None and kept.effect.value > expected[0] - 0.05 > 0.5
+
+
+def test_the_tail_keeps_its_mass_where_its_types_are_lost(zipf: tuple[FamilyExperiment, Profile]) -> None:
+    """Frequencies are a martingale under ce: what some types lose others gain. A cap only adds to the tail."""
+    config, profile = zipf
+    for label in ("ce", "tce-0.05", "tce-0.01", "accumulate"):
+        verdict = profile.verdict(label, "tail-mass")
+        assert verdict.status == "did not"
+    # multinomial sampling costs about (types - 1) / 2N nats of entropy a generation, with the types of M_0 at most
+    assert isinstance(config.family, ZipfConfig)
+    tokens = config.family.documents * config.family.length
+    law = 1 / np.arange(1, config.family.vocabulary + 1)
+    entropy = -float(np.sum(law / law.sum() * np.log(law / law.sum())))
+    most = config.generations * (config.family.vocabulary - 1) / (2 * tokens) / entropy
+    for label in ("ce", "accumulate"):
+        verdict = profile.verdict(label, "entropy")
+        assert verdict.status == "did not" and verdict.effect is not None
+        assert math.log(0.5) < math.log(1 - most) < verdict.effect.value < 0

@@ -11,6 +11,7 @@ from fortifai_core.config.corpus import AlmanacCorpus
 from fortifai_core.corpus.almanac.world import entities_of, generate_almanac
 from fortifai_core.errors import DataError
 from fortifai_core.measures.text_drift import (
+    compressed_share,
     fact_shares,
     lengths,
     repeated_nearby,
@@ -129,3 +130,22 @@ def test_facts_in_the_real_text_are_all_true_and_a_changed_value_is_false() -> N
     assert found is not None
     assert (found.facts, found.true, found.false, found.absent) == (6, 2 / 6, 1 / 6, 3 / 6)
     assert fact_shares(entities, [("other", text)]) is None
+
+
+def test_compressed_share_by_hand() -> None:
+    """zlib's header and checksum are 6 bytes; a block of its fixed code has 3 bits before it and 7 behind it.
+
+    "a" and the end of the line are 8 bits each: 26 bits, so 4 bytes, 10 in all for 2. Two lines "a" and "b" are
+    42 bits, so 6 bytes, 12 in all for 4.
+    """
+    assert compressed_share(["a"]) == 10 / 2
+    assert compressed_share(["a", "b"]) == 12 / 4
+
+
+def test_text_that_repeats_itself_is_compressed_further() -> None:
+    lines = [f"Document {n} says that {n * n % 97} follows {n * 7919 % 1009}." for n in range(200)]
+    plain, repeated = compressed_share(lines), compressed_share(lines[:20] * 10)
+    assert repeated < plain / 2 < 0.5
+    assert compressed_share(iter(["\ud800 half a pair"])) > 0
+    with pytest.raises(DataError, match="no text to compress"):
+        compressed_share([])

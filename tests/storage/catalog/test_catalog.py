@@ -32,6 +32,7 @@ COLUMNS = {
     "tokens": "experiment arm seed generation split version document position index token kept key",
     "treatments": "experiment arm seed generation split version document copy fate copies tokens changed weight "
     "score why key",
+    "pooled_text": "experiment arm seed generation split version document writer key",
     "questions": "experiment question document split context true_answer false_answer key",
     "scores": "experiment arm seed generation question document split logp_true logp_false correct key",
     "lineage": "experiment kind key arm seed generation split version role parent_kind parent_key "
@@ -116,6 +117,8 @@ def fill(store: ArtifactStore) -> str:
         "changed": 0, "score": 0.5, "why": "short",
     }  # fmt: skip
     put(store, "treated", "treated-1", {"treatments.parquet": ("treatments", [fate])}, model="model-0")
+    pooled = {**text_row("d0", 5), "writer": 0}
+    put(store, "pooled", "pooled-1", {"part-00000.parquet": ("pooled-text", [pooled])}, **{"texts.0": "split-0-1"})
     run = {"arm": "tce-0.9", "seed": 3}
     stages = [
         StageRecord("corpus", "corpus-1", "corpus"),

@@ -81,6 +81,7 @@ def test_logits_and_tokens_are_those_of_transformers_own_dequantisation(
         "hidden": 32,
         "intermediate": 64,
         "keys": 16,
+        "vocabulary": ours.config.vocab_size,
     }
     assert Pretrained.find(str(tmp_path / "saved")).shape == found.shape
     assert found.context == CONTEXT
