@@ -11,7 +11,7 @@ from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.model import PretrainedModel, ScratchModel
 from fortifai_core.errors import ConfigError
 from storage.sources.pretrained import pretrained
-from tasks.engine.pool import pool_size
+from tasks.engine.pool import gpu_count, pool_size
 
 FLOAT = 4
 CHECKPOINTED = 2 * 3  # two checkpoints, each with the weights and Adam's two moments
@@ -119,7 +119,9 @@ def check_memory(config: ExperimentConfig, workers: int | None = None) -> None:
     if shape is None:
         return
     device, there = _device_memory(config.runtime.device)
-    workers = (workers or pool_size(config)[0]) if device == "machine" else 1
+    workers = workers or pool_size(config)[0]
+    if device == "GPU":  # they are dealt out in turn
+        workers = -(-workers // max(1, gpu_count(config.runtime)))
     training, rewriting = memory_needed(config, shape)
     size = f"{shape.parameters / 1e6:,.0f} million parameters"
     if max(training, rewriting) * workers <= there:

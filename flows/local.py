@@ -24,6 +24,7 @@ from fortifai_core.outside import markup
 from fortifai_core.wording import duration
 from storage.store.experiments import Experiment, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
+from tasks.engine.needs import manifest_of
 from tasks.engine.plans import AnyExperiment
 from tasks.engine.session import Circumstances
 
@@ -66,7 +67,7 @@ def execute(experiments: Sequence[Prepared], console: Console, *, resume: str) -
 def _announce(prepared: Prepared, console: Console, *, command: str) -> None:
     """What an experiment is, and how to go on with it: said now, since a process that is killed says nothing."""
     config, stages = prepared.plan.config, prepared.plan.stages()
-    found = {s.reference for s in stages if prepared.store.find(s.kind, s.key) is not None}
+    found = {s.reference for s in stages if manifest_of(prepared.store, s.reference) is not None}
     there = len(found - prepared.refresh)
     console.print(
         f"[bold]{markup(config.name)}[/]  {len(config.arm_labels)} arms × {len(config.seeds)} seeds × "
@@ -97,8 +98,8 @@ def spent(outcomes: Sequence[dict[str, Any]]) -> str:
 def shared(prepared: Prepared) -> str:
     """What sharing stages saved: computing time of all arms together, beside the sum of each by itself; or nothing."""
     plan = prepared.plan
-    found = {stage.reference: prepared.store.find(stage.kind, stage.key) for stage in plan.stages()}
-    seconds = {reference: one.manifest.seconds for reference, one in found.items() if one is not None}
+    found = {stage.reference: manifest_of(prepared.store, stage.reference) for stage in plan.stages()}
+    seconds = {reference: manifest.seconds for reference, manifest in found.items() if manifest is not None}
     alone = sum(seconds.get(stage.reference, 0.0) for arm in plan.config.arm_labels for stage in plan.alone(arm))
     once = sum(seconds.get(stage.reference, 0.0) for stage in plan.stages() if stage.role != "report")
     if alone - once < 1:  # seconds
@@ -112,10 +113,10 @@ def _everything_found(prepared: Prepared, console: Console, *, command: str) -> 
     started = time.monotonic()
     _announce(prepared, console, command=command)
     plan, circumstances = prepared.plan, Circumstances.of(prepared.plan.config)
-    found = [prepared.store.find(s.kind, s.key) for s in plan.stages()]
-    for artifact in found:
-        if artifact is not None:
-            circumstances.note(artifact.manifest)
+    found = [manifest_of(prepared.store, stage.reference) for stage in plan.stages()]
+    for manifest in found:
+        if manifest is not None:
+            circumstances.note(manifest)
     circumstances.tell(TerminalReporter(plan, console))
     record_experiment(prepared.store, config=plan.config.model_dump(mode="json"), status="finished")
     return {

@@ -176,8 +176,11 @@ def _stripped(plan: Plan, store: ArtifactStore) -> list[Stage]:
 
 def is_there(plan: Plan, store: ArtifactStore) -> bool:
     """Whether every stage's artifact is in the store, with its weights or without."""
-    found = [store.find(stage.kind, stage.key, verify=stage.spec.shown) for stage in plan.stages()]
-    return None not in found
+    found = (
+        store.find(*stage.reference, verify=True) if stage.spec.shown else manifest_of(store, stage.reference)
+        for stage in plan.stages()
+    )
+    return all(one is not None for one in found)
 
 
 def descendants(plan: Plan, roles: Sequence[str]) -> list[Stage]:
@@ -199,7 +202,7 @@ def check_model(plan: Plan, store: ArtifactStore) -> None:
     if not isinstance(config, ExperimentConfig):
         return
     made = [stage for stage in plan.shared if stage.role in ("tokenizer", "base")]
-    if any(store.find(stage.kind, stage.key) is None for stage in made):
+    if any(manifest_of(store, stage.reference) is None for stage in made):
         for arm in (arm.experiment for arm in config.resolved_arms()):
             if isinstance(arm.model, PretrainedModel):
                 longest = max(arm.training.sequence_length, arm.regeneration.longest_input)

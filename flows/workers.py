@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from flows.prepare import Prepared
 from fortifai_core.families.registry import FamilyExperiment
+from tasks.engine.needs import manifest_of
 from tasks.engine.pool import WorkerPool, pool_size, process_workers
 from tasks.engine.ray_workers import RayWorker
 
@@ -32,7 +33,7 @@ async def workers(prepared: Prepared) -> AsyncIterator[WorkerPool]:
     pool.anew = set(prepared.refresh)
     try:
         if isinstance(plan.config, FamilyExperiment) and not plan.may_stop:
-            there = {s.reference for s in plan.stages() if store.find(s.kind, s.key) is not None} - prepared.refresh
+            there = {s.reference for s in plan.stages() if manifest_of(store, s.reference)} - prepared.refresh
             pool.begin([stage for stage in plan.stages() if stage.reference not in there])
         yield pool
     finally:

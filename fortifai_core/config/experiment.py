@@ -90,8 +90,12 @@ class ExperimentConfig(Frozen):
         pools = [arm.pool for arm in self.arms] or [{}] * len(under)
         reads = [arm.pool_label for arm in self.arms] or [None] * len(under)
         told = [one._told | {"pool": words} for one, words in zip(under, reads, strict=True)]
-        named = zip(self.arm_labels, under, told, pools, strict=True)
-        return tuple(Arm(label, one, difference(words, told[0]), pool) for label, one, words, pool in named)
+        # where the words that stand for a loss or a treatment are the same, their options tell
+        differences = [
+            difference(words, told[0]) or difference(one._options, under[0]._options)
+            for one, words in zip(under, told, strict=True)
+        ]
+        return tuple(map(Arm, self.arm_labels, under, differences, pools))
 
     @property
     def _told(self) -> dict[str, Any]:
@@ -100,6 +104,11 @@ class ExperimentConfig(Frozen):
         treated = ", ".join(treatment.label for treatment in self.treatments) or None
         sections = {"training": self.training, "rewriting": self.regeneration, "model": self.model}
         return {"loss": self.losses[0].label, "text": text, "treatment": treated, **sections}
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        treatments = {f"treatments.{index}": treatment for index, treatment in enumerate(self.treatments)}
+        return {"loss": self.losses[0], **treatments}
 
     def _under(self, arm: ArmSettings) -> ExperimentConfig:
         return ExperimentConfig.model_validate(arm.over(self.model_dump()))

@@ -236,7 +236,7 @@ class Runtime(Engine):
     later: ClassVar[frozenset[str]] = frozenset({"launcher", "processes", "sharding"})
 
     workers: int = Field(
-        0, ge=0, le=256, description="Stages that run side by side; 0: one a run (arm and seed), up to the cores."
+        0, ge=0, le=256, description="Stages that run side by side; 0: one a run, up to the cores or GPUs."
     )
     threads: int = Field(0, ge=0, le=512, description="Threads a worker computes with; 0: cores / workers.")
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -304,17 +304,22 @@ def process_workers(
     ]
 
 
+def gpu_count(runtime: AnyRuntime) -> int:
+    """How many GPUs this machine's workers compute on; 0: they compute on the CPU."""
+    if runtime.device == "cpu" or (runtime.device == "auto" and not os.path.exists("/dev/nvidiactl")):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def devices_for(runtime: AnyRuntime, workers: int) -> list[str]:
     """Where each worker computes: GPUs in turn, or the CPU.
 
     Raises:
         InputError: a GPU is asked for and none is there.
     """
-    count = 0
-    if runtime.device != "cpu" and (runtime.device == "cuda" or os.path.exists("/dev/nvidiactl")):
-        import torch
-
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = gpu_count(runtime)
     if runtime.device == "cuda" and not count:
         raise InputError("runtime.device", "cuda", "no CUDA device is visible here; use `cpu` or `auto`")
     each = getattr(runtime, "processes", 1)  # one GPU for every process of a training
@@ -350,7 +355,7 @@ def _cores() -> int:
 
 
 def pool_size(config: AnyExperiment) -> tuple[int, int]:
-    """(workers, threads of each): as configured, or one worker a run up to the cores, sharing the cores.
+    """(workers, threads of each): as configured, or one worker a run up to the cores or GPUs, sharing the cores.
 
     Of a cluster nobody knows the cores beforehand: there one worker a run, of one thread, and Ray has them wait.
     """
@@ -358,5 +363,5 @@ def pool_size(config: AnyExperiment) -> tuple[int, int]:
     runs = len(config.arm_labels) * len(config.seeds)
     if config.runtime.engine == "ray":
         return config.runtime.workers or runs, config.runtime.threads or 1
-    workers = config.runtime.workers or min(runs, cores)
+    workers = config.runtime.workers or min(runs, cores, gpu_count(config.runtime) or cores)
     return workers, config.runtime.threads or max(1, cores // workers)

@@ -123,12 +123,15 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
     session = current_session()
     # what the pool began by itself is this run's own work, though it may be there by now
     looked_up = not session.pool.has_begun(stage)
-    artifact = session.store.find(stage.kind, stage.key, verify=stage.spec.shown) if looked_up else None
-    if artifact is not None:
-        session.circumstances.note(artifact.manifest)
+    manifest = manifest_of(session.store, stage.reference) if looked_up else None
+    if manifest is not None and stage.spec.shown:  # whose files are read next, by people or for the terminal
+        shown = session.store.find(stage.kind, stage.key, verify=True)
+        manifest = shown.manifest if shown is not None else None
+    if manifest is not None:
+        session.circumstances.note(manifest)
         session.found.append(stage)
         session.reporter.finished(stage, found=True, seconds=0.0)
-        reference = session.remember(stage, artifact.manifest.metrics)
+        reference = session.remember(stage, manifest.metrics)
         message = f"Found in the store: {stage.kind} {stage.key[:12]}"
         return Completed(name="Cached", message=message, data=reference)
     return await _built(stage)
