@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from fortifai_core.errors import ConfigError
 
 # How transformers calls what a block adds to the residual stream, in the architectures that it has.
-_BRANCHES = ("self_attn", "self_attention", "attn", "attention", "mlp", "ffn", "feed_forward")
+_ATTENTION = ("self_attn", "self_attention", "attn", "attention")
+_FEED_FORWARD = ("mlp", "ffn", "feed_forward")
+_BRANCHES = (*_ATTENTION, *_FEED_FORWARD)
 
 
 @dataclass(frozen=True)
@@ -100,27 +102,28 @@ def residual_dropout(model: nn.Module, rate: float) -> Iterator[None]:
     As in Vaswani et al. (2017), Section 5.4; models of today are made without.
 
     Raises:
-        ConfigError: a model without blocks of these names.
+        ConfigError: a model without attention or without feed-forward blocks of these names.
     """
     if not rate:
         yield
         return
-    found = [
-        module
+    found = {
+        name: module
         for name, module in model.named_modules()
         # of one within another, as attn.attention, the outer one is what a block adds
         if (path := name.split("."))[-1] in _BRANCHES and not set(path[:-1]) & set(_BRANCHES)
-    ]
-    if not found:
-        remedy = f"{type(model).__name__} has no blocks named {', '.join(_BRANCHES)}: set it to 0"
-        raise ConfigError("training.dropout", rate, remedy)
+    }
+    for kind in (_ATTENTION, _FEED_FORWARD):
+        if not any(name.rpartition(".")[2] in kind for name in found):
+            remedy = f"{type(model).__name__} has no blocks named {', '.join(kind)}: set it to 0"
+            raise ConfigError("training.dropout", rate, remedy)
 
     def drop(module: nn.Module, inputs: Any, output: Any) -> Any:
         first, *rest = output if isinstance(output, tuple) else (output,)
         first = nn.functional.dropout(first, rate, training=module.training)
         return (first, *rest) if isinstance(output, tuple) else first
 
-    hooks = [module.register_forward_hook(drop) for module in found]
+    hooks = [module.register_forward_hook(drop) for module in found.values()]
     try:
         yield
     finally:

@@ -141,17 +141,18 @@ class ProcessWorker:
         assert process.stdin is not None and process.stdout is not None
         request = request_of(stage, store_url=self.store_url, runtime=self.runtime, device=self.device, anew=anew)
         try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            await process.stdin.drain()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: what it said last is read
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                await process.stdin.drain()
             while line := await process.stdout.readline():
                 message = heard(json.loads(line), stage, self.log, on_progress)
                 if message is not None:
                     return message
-        except asyncio.CancelledError:
+        except WorkerError:
+            raise
+        except BaseException:  # what it goes on saying is not to be taken for an answer to the next request
             await self.stop()
             raise
-        except (BrokenPipeError, ConnectionResetError):
-            pass
         outcome = heard({"event": "died", "code": await process.wait()}, stage, self.log, on_progress)
         assert outcome is not None  # it raised
         return outcome

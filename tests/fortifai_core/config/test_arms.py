@@ -53,6 +53,16 @@ def test_each_arm_says_in_a_line_how_it_differs_from_the_first() -> None:
     ]
 
 
+def test_arms_whose_treatments_have_one_name_are_told_apart_by_their_options() -> None:
+    detectors = [{"type": "detector"}, {"type": "detector", "upsample": 3}, {"type": "detector", "max_repeats": 1}]
+    config = experiment(*({"name": f"arm-{n}", "treatments": [one]} for n, one in enumerate(detectors)))
+    assert [arm.difference.split(" (")[0] for arm in config.resolved_arms()] == [
+        "",
+        "treatments.0.upsample 3",
+        "treatments.0.max_repeats 1",
+    ]
+
+
 def test_the_short_form_has_an_arm_for_each_loss() -> None:
     arms = load_experiment_config("tiny").resolved_arms()
     assert [(arm.label, arm.difference) for arm in arms] == [("ce", ""), ("tce-0.9", "loss tce-0.9 (first: ce)")]

@@ -118,10 +118,12 @@ def test_dropout_within_a_block_that_has_one_is_not_doubled() -> None:
     assert hooked == {f"transformer.h.{n}.{branch}" for n in (0, 1) for branch in ("attn", "mlp")}
 
 
-def test_dropout_of_a_model_without_blocks_is_refused() -> None:
+@pytest.mark.parametrize("names", [(), ("self_attn",), ("mlp",)])
+def test_dropout_of_a_model_without_blocks_of_either_kind_is_refused(names: tuple[str, ...]) -> None:
+    model = nn.ModuleDict({name: nn.Linear(2, 2) for name in (*names, "other")})
     with (
-        pytest.raises(ConfigError, match=r"training\.dropout = 0\.1: Linear has no blocks"),
-        residual_dropout(nn.Linear(2, 2), 0.1),
+        pytest.raises(ConfigError, match=r"training\.dropout = 0\.1: ModuleDict has no blocks"),
+        residual_dropout(model, 0.1),
     ):
         pass
 
