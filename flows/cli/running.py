@@ -118,7 +118,7 @@ def plan(
         return
     table = Table(box=None, pad_edge=False)
     for name in ("run", "stage", "", "why"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name != "why")  # of hundreds of stages each is a line, as far as there is room
     for row in rows:
         state = "[green]found[/]" if row["found"] else "[cyan]shared[/]" if row["shared"] else "[yellow]to do[/]"
         table.add_row(markup(row["run"]), markup(row["stage"]), state, markup(row["why"]))

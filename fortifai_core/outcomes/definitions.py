@@ -134,8 +134,8 @@ def language_definitions(retention: float = 0.75) -> tuple[Definition, ...]:
                    True, 0.5, 0.05, against=REAL, log=True, learned=False),
         Definition("compression", "Compressed size", "log-compressed-share-0", _VARIANCE,
                    "Shaib et al., arXiv 2403.00553", True, 0.5, 0.05, against=REAL, log=True, learned=False),
-        Definition("vendi", "Vendi score", "log-vendi-0", _VARIANCE, "Friedman and Dieng, arXiv 2210.02410", True, 0.5,
-                   0.05, against=REAL, log=True, learned=False),
+        Definition("vendi", "Variety (Vendi)", "log-vendi-0", _VARIANCE, "Friedman and Dieng, arXiv 2210.02410",
+                   True, 0.5, 0.05, against=REAL, log=True, learned=False),
         Definition("facts-false", "Facts turned false", "facts-false-0", _INVENTED, _SHUMAILOV, False, 0.1, 0.02,
                    share=True, learned=False),
     )  # fmt: skip

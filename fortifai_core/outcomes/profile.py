@@ -27,6 +27,7 @@ from fortifai_core.outcomes.inference import Effect, LogRank, Sampled, effect_of
 from fortifai_core.outcomes.time_to_failure import TimeToFailure
 
 LEVEL = 0.05
+ONE_RUN = "one run, so no interval"  # of what is no mean over documents
 # Statistics by generation, of one run; -1 is the real text.
 Course = Mapping[int, Sampled]
 # arm → measure → seed → course
@@ -236,7 +237,7 @@ def _draft(arm: str, definition: Definition, courses: Mapping[int, Course], reac
         if not math.isfinite(first_unknown.value):
             return untold(f"not a number in M{worst}", worst, first_unknown)
         alone = first_unknown.runs == 1
-        return untold("one run, so no interval" if alone else "two runs alike, so no interval", worst, first_unknown)
+        return untold(ONE_RUN if alone else "two runs alike, so no interval", worst, first_unknown)
     beyond = {g: e.p_below(definition.bound) if definition.falls else e.p_above(definition.bound)
               for g, e in effects.items()}  # fmt: skip
     p_ever = min(1.0, len(beyond) * min(beyond.values()))

@@ -9,7 +9,7 @@ from typing import Any
 from fortifai_core.charts.svg import element, text
 from fortifai_core.outcomes.definitions import Definition
 from fortifai_core.outcomes.inference import Effect
-from fortifai_core.outcomes.profile import Compared, Profile, Rank, Verdict
+from fortifai_core.outcomes.profile import ONE_RUN, Compared, Profile, Rank, Verdict
 from fortifai_core.outside import xml
 from fortifai_core.report.contents import ReportTable, finite, table
 from fortifai_core.wording import arm_title, number, share
@@ -56,7 +56,9 @@ def corrected(profile: Profile) -> str:
     few, many = min(runs), max(runs)
     scope = f"{few} runs an arm" if few == many else f"{few} to {many} runs an arm, by measure"
     if many == 1:
-        scope = "one run an arm: other seeds may differ"
+        alone = sum(v.why == ONE_RUN for v in profile.verdicts)
+        without = f"; verdicts that cannot be told for want of a second: {alone}" if alone else ""
+        scope = f"one run an arm: other seeds may differ{without}"
     return (
         f"Corrected together for {tested} verdicts ({len(profile.arms)} arms, {len(profile.definitions)} definitions) "
         f"and for {compared} comparisons (Holm, {share(profile.level)} each); {scope}."

@@ -36,6 +36,12 @@ def test_nothing_is_said_not_to_have_collapsed_where_some_cannot_be_told() -> No
     assert summary(judged({"a": {"share": holds}}, HALF))[0].startswith("Nothing collapsed: 1 of 1")
 
 
+def test_one_run_says_how_much_it_leaves_open() -> None:
+    found = summary(judged({"a": {"share": runs([0.9, 0.1])}, "b": {"share": runs([0.9, 0.8])}}, HALF))
+    told = "one run an arm: other seeds may differ; verdicts that cannot be told for want of a second: 2."
+    assert found[-1].endswith(told)
+
+
 def test_lists_of_definitions_can_be_read() -> None:
     """Two titles hold a comma; a comparison is of the measure, not of either threshold; KL stays KL."""
     rising = runs([0.0, 0.5], [0.0, 0.51], [0.0, 0.49], [0.0, 0.5])
