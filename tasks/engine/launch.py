@@ -74,9 +74,17 @@ def launch(module: str, folder: Path, *, processes: int, device: str, log: Path,
             raise
     if launcher.returncode == 0 and done is not None:
         return done
-    # when one ends, the others lose their connection: what was raised on purpose says why
-    reason = min(failures, key=lambda one: (not one.get("expected"), one["event"] != "died"), default=None)
+    reason = min(failures, key=_by_reason, default=None)
     raise _failed(reason, processes=processes, code=launcher.returncode, log=log)
+
+
+def _by_reason(failure: dict[str, Any]) -> int:
+    """When one process ends, the others lose their connection: what says why comes first."""
+    if failure.get("expected"):
+        return 0  # raised on purpose
+    if failure["event"] == "died":
+        return 1 if failure["code"] < 0 else 3
+    return 2
 
 
 def _failed(reason: dict[str, Any] | None, *, processes: int, code: int, log: Path) -> errors.FortifaiError:
@@ -86,9 +94,8 @@ def _failed(reason: dict[str, Any] | None, *, processes: int, code: int, log: Pa
     what = f"torch's launcher ended with code {code}"
     if reason is not None and reason["event"] == "died":
         ended = f"signal {-reason['code']}" if reason["code"] < 0 else f"code {reason['code']}"
-        what = f"process {reason['rank']} of {processes} ended with {ended}" + " (out of memory?)" * (
-            reason["code"] == -9
-        )
+        perhaps = " (out of memory?)" if reason["code"] == -9 else ""
+        what = f"process {reason['rank']} of {processes} ended with {ended}{perhaps}"
     elif reason is not None:
         what = f"{reason['type']}: {reason['message']}"
     return errors.StageFailed(errors.one_line(f"{what}; log: {log}"))
