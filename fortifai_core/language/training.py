@@ -127,6 +127,7 @@ class _FiniteTrainer(Trainer):
                 loss = loss + weight * self._mean_loss(model, alike, written, items)
         # a mean over the accumulated batch is divided already; what is added to each part is not
         scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        assert self.model is not None
         return loss + self.objective.penalty(self.model) / (self.current_gradient_accumulation_steps if scaled else 1)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:

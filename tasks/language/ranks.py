@@ -26,6 +26,7 @@ def train(folder: Path, send: Send) -> None:
     from tasks.engine.context import Context
     from tasks.engine.stages import Stage
     from tasks.language.files import base_folder
+    from tasks.language.specs import TrainSpec
     from tasks.language.train import train_generation
 
     logging.disable_progress_bar()
@@ -37,8 +38,10 @@ def train(folder: Path, send: Send) -> None:
         if first:
             send(event="progress", done=done, total=total, unit=unit)
 
-    context = Context(stage, stage.spec, ArtifactStore(asked["store"]), folder, runtime, device, progress)
-    model = load_model(folder / "given", base=base_folder(context, stage.spec.base), trainable=True)
+    spec = stage.spec
+    assert isinstance(spec, TrainSpec)
+    context = Context(stage, spec, ArtifactStore(asked["store"]), folder, runtime, device, progress)
+    model = load_model(folder / "given", base=base_folder(context, spec.base), trainable=True)
     validation = folder / "validation"
     metrics = train_generation(
         model,

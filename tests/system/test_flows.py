@@ -331,6 +331,20 @@ def test_every_regime_runs(copied: Path, regime: str) -> None:
 
 
 @pytest.mark.long
+def test_arms_that_read_each_other_wait_for_each_other_with_one_worker(copied: Path) -> None:
+    arms = "arms=[{name: a, pool: {a: 0.5, b: 0.5}}, {name: b, model: {hidden_size: 16}, pool: {a: 0.5, b: 0.5}}]"
+    recorder, prepared, _ = run(copied, "losses=[{type: cross-entropy}]", "generations=3", arms)
+    counts = Counter(stage.reference for stage in recorder.built)
+    assert set(counts.values()) == {1}
+    pools = [stage for stage in recorder.built if stage.role == "pool"]
+    assert len(pools) == 3  # one for each split that was rewritten by M_0 and M_1
+    built = [stage.reference for stage in recorder.built]
+    for pool in pools:
+        assert all(built.index(p) < built.index(pool.reference) for p in pool.parents.values() if p in built)
+    assert all(prepared.store.has(*stage.reference) for stage in prepared.plan.stages())
+
+
+@pytest.mark.long
 def test_a_failing_stage_says_which_and_keeps_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks.engine.pool import WorkerError
 
