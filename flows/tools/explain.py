@@ -20,6 +20,7 @@ from tasks.engine.stages import Reference, Stage
 if TYPE_CHECKING:
     from fortifai_core.outcomes.paper import PaperDifference, PaperResult
 
+LONGEST = 60  # characters of a value in a sentence
 _Place = tuple[str, str | None, int | None, int | None, int | None]
 
 
@@ -81,13 +82,20 @@ def _why(stage: Stage, earlier: list[Manifest]) -> str:
     before = min(reversed(earlier), key=lambda manifest: len(differences(manifest.content, stage.content)))
     if before.stage_version != stage.spec.version:
         return f"the stage's code is version {stage.spec.version}, found is {before.stage_version}"
-    changed = [f"{path}: {old!r} → {new!r}" for path, old, new in differences(before.content, stage.content)]
+    changed = [
+        f"{path}: {_short(old)} → {_short(new)}" for path, old, new in differences(before.content, stage.content)
+    ]
     if changed:
         return "; ".join(changed[:4])
     parents = [name for name, (_, key) in stage.parents.items() if before.parents.get(name) != key]
     if parents:
         return "made from something else: " + ", ".join(parents[:4])
     return "removed or damaged since it was computed"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:

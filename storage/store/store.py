@@ -203,6 +203,14 @@ class ArtifactStore:
             with self._locked(kind, key):
                 return self._read_or_set_aside(kind, key, verify=verify)
 
+    def find_manifest(self, kind: str, key: str) -> Manifest | None:
+        """As `find`, for whoever reads no file: of a remote store nothing is downloaded."""
+        try:
+            return self.peek(kind, key)
+        except ArtifactDamaged:
+            found = self.find(kind, key)
+            return found.manifest if found is not None else None
+
     def verify(self) -> Verification:
         """Check every digest of every artifact, and set the damaged ones aside, so that the next run builds them anew.
 

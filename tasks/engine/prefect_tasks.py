@@ -123,7 +123,7 @@ async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:
     session = current_session()
     # what the pool began by itself is this run's own work, though it may be there by now
     looked_up = not session.pool.has_begun(stage)
-    manifest = manifest_of(session.store, stage.reference) if looked_up else None
+    manifest = session.store.find_manifest(stage.kind, stage.key) if looked_up else None
     if manifest is not None and stage.spec.shown:  # whose files are read next, by people or for the terminal
         shown = session.store.find(stage.kind, stage.key, verify=True)
         manifest = shown.manifest if shown is not None else None
