@@ -22,6 +22,7 @@ class Server:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/api"
         self.answered: set[str] = set()
+        self.status = "200 OK"
         self.heard: list[str] = []
         self._held: list[socket.socket] = []
         threading.Thread(target=self._serve, daemon=True).start()
@@ -35,7 +36,9 @@ class Server:
             path = connection.recv(4096).decode().partition(" /api/")[2].partition(" ")[0]
             self.heard.append(path)
             if path in self.answered:
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\ntrue")
+                connection.sendall(
+                    f"HTTP/1.1 {self.status}\r\nContent-Length: 4\r\nConnection: close\r\n\r\ntrue".encode()
+                )
                 connection.close()
             else:
                 self._held.append(connection)
@@ -62,11 +65,15 @@ def test_a_silent_server_is_refused_before_anything_is_done(tmp_path: Path, caps
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("answered", [set(), {"health"}], ids=["silent", "greets and does nothing"])
-def test_a_server_that_goes_silent_is_given_up(answered: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("answered", "status"),
+    [(set(), "200 OK"), ({"health"}, "200 OK"), ({"ready"}, "503 Service Unavailable"), ({"ready"}, "502 Bad Gateway")],
+    ids=["silent", "greets and does nothing", "without its database", "gone behind a proxy"],
+)
+def test_a_server_that_goes_silent_is_given_up(answered: set[str], status: str) -> None:
     told: list[str] = []
     with serving() as server:
-        server.answered = answered
+        server.answered, server.status = answered, status
         _watch_theirs(server.url, threading.Event(), told.append, every=0.01, patience=0.5)
     assert told == [f"no Prefect server answers at PREFECT_API_URL = {server.url} any more"]
 

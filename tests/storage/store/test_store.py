@@ -222,3 +222,33 @@ def test_a_full_disk_is_named(store: ArtifactStore, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("storage.store.durable.fsync_tree", full)
     with pytest.raises(StoreError, match="No space left"):
         put(store, "model", KEY)
+
+
+def test_a_kill_between_the_two_renames_of_a_replacing_commit_loses_nothing(store: ArtifactStore) -> None:
+    """The old version lies beside, the new one is a whole draft: what a process leaves that dies there."""
+    put(store, "model", KEY)
+    place, draft = store.tree.place("model", KEY), store.tree.draft("model", KEY)
+    draft.mkdir(parents=True)
+    os.rename(place, draft.with_name(f"{draft.name}.before"))
+    assert store.find("model", KEY) is None
+    assert {path.name for _, _, path in store.tree.leftovers()} == {f"model-{KEY}.draft", f"model-{KEY}.draft.before"}
+    with store.build("model", KEY) as again:
+        assert again.found is not None and again.found.file("inner/b.txt").read_text() == "b"
+    assert store.verify() == Verification(sound=1, damaged=[]) and not list(store.tree.leftovers())
+
+
+def test_a_stopped_refresh_goes_on_from_its_workspace_and_a_second_one_from_the_start(store: ArtifactStore) -> None:
+    put(store, "model", KEY)
+    workspace = store.tree.workspace("model", KEY)
+    for left in (False, True):  # the second attempt finds what the first one left
+        with store.build("model", KEY, anew=True) as draft:
+            assert draft.found is None and (workspace / "checkpoint").exists() == left
+            workspace.mkdir(parents=True, exist_ok=True)
+            (workspace / "checkpoint").write_text("half")
+    with store.build("model", KEY, anew=True) as draft:
+        (draft.path / "a.txt").write_text("other")
+        draft.commit(stage_version=1, content={}, parents={}, seconds=1.0)
+    workspace.mkdir(parents=True, exist_ok=True)
+    (workspace / "checkpoint").write_text("of before")
+    with store.build("model", KEY, anew=True):
+        assert not (workspace / "checkpoint").exists()
