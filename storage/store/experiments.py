@@ -300,7 +300,8 @@ def load_experiment(store: ArtifactStore, name_or_id: str = "latest") -> Experim
     """
     if name_or_id == "latest" and (newest := _newest(store)) is not None:
         return newest
-    known = _those(store, [name for name in _labels(store) if _may_be(name, name_or_id)]) or list_experiments(store)
+    named = [label for label in _labels(store) if _may_be(label, name_or_id)]
+    known = _those(store, named, aloud=False) or _read_all(store)[0]
     exact = [e for e in known if name_or_id in (e.name, e.label, e.id)]
     prefix = [e for e in known if len(name_or_id) >= 4 and e.id.startswith(name_or_id)]
     if len({e.id for e in prefix}) > 1 and not exact:
@@ -326,14 +327,15 @@ def _may_be(label: str, name_or_id: str) -> bool:
     return name_or_id in (label, name) or digits.startswith(name_or_id[: len(digits)])
 
 
-def _those(store: ArtifactStore, labels: Sequence[str]) -> list[Experiment]:
-    """Those of them that can be read, the one updated last at the end; another is warned about."""
+def _those(store: ArtifactStore, labels: Sequence[str], *, aloud: bool = True) -> list[Experiment]:
+    """Those of them that can be read, the one updated last at the end; another is warned about, if `aloud`."""
     found = []
     for label in labels:
         try:
             experiment = _read(store, f"{label}.json")
         except InputError as error:
-            warnings.warn(str(error), UserWarning, stacklevel=3)
+            if aloud:
+                warnings.warn(str(error), UserWarning, stacklevel=3)
             continue
         found += [experiment] if experiment is not None else []
     return sorted(found, key=lambda e: (e.updated, e.id))
