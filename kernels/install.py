@@ -281,9 +281,14 @@ def _forward(
     if shifted is None:
         # the same rows as hidden, the last one without a target: no copy of hidden is needed
         shifted = nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
-    value, handle.statistics = _with_whole_weight(
-        head, lambda x: call(x.to(head.weight.device), head, shifted.to(head.weight.device), items, baseline), hidden
-    )
+    device = head.weight.device
+    if hasattr(head, "set_reshard_after_forward"):  # fully_shard has wrapped it by itself
+        value, handle.statistics = _within(
+            head, lambda hidden: call(hidden.to(device), head, shifted.to(device), items, baseline), hidden
+        )
+    else:
+        _refuse_part(head)
+        value, handle.statistics = call(hidden.to(device), head, shifted.to(device), items, baseline)
     # by the names that the class has: transformers 5.24 calls `past_key_values` `cache`
     others = {field.name for field in fields(CausalLMOutputWithPast)} - {"loss", "logits"}
     result = CausalLMOutputWithPast(loss=value, **{name: getattr(outputs, name, None) for name in others})
@@ -291,17 +296,14 @@ def _forward(
     return result if wants_dict else result.to_tuple()
 
 
-def _with_whole_weight(
+def _within(
     head: nn.Linear, compute: Callable[[Tensor], tuple[Tensor, LossStatistics]], hidden: Tensor
 ) -> tuple[Tensor, LossStatistics]:
-    """What `compute` makes of the hidden states, called where the head's weight is whole.
+    """What `compute` makes of the hidden states, in the place of the head's linear layer.
 
     A head that `fully_shard` has wrapped by itself gathers its weight in its own forward, and its gradient is reduced
-    by hooks on what goes in and comes out: there `compute` takes the place of the linear layer.
+    by hooks on what goes in and comes out.
     """
-    if not hasattr(head, "set_reshard_after_forward"):  # no FSDPModule
-        _refuse_part(head)
-        return compute(hidden)
     found: list[LossStatistics] = []
 
     def forward(hidden: Tensor) -> Tensor:

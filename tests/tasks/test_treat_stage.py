@@ -377,8 +377,9 @@ def test_sql_export_and_report_say_what_became_of_the_text(
 
 
 def test_less_than_a_batch_is_refused_by_whoever_would_train_on_it(tmp_path: Path) -> None:
-    tight = [*SMALL, "training.batch_size=64", "treatments=[{type: surprise-filter, keep: 0.01}]"]
+    # of what a verifier rejects nobody knows beforehand how much it is
+    tight = [*SMALL, "training.batch_size=32", "treatments=[{type: verifier, false_reject: 0.95}]"]
     prepared = prepare_experiment(load_experiment_config("smoke", tight), store=str(tmp_path / "store"))
-    with pytest.raises(DataError, match=r"^treatments = '\d+ sequences': .*training.batch_size is 64.*keep more text"):
+    with pytest.raises(DataError, match=r"^treatments = '\d+ sequences': .*training.batch_size is 32.*keep more text"):
         for one in prepared.plan.stages():
             build(one, prepared.store, Runtime(), progress=lambda *_: None)
