@@ -15,6 +15,7 @@ from flows.load import load_experiment_config
 from flows.prepare import Prepared, plan_for, prepare_experiment
 from flows.tools.exporting import export_dataset
 from fortifai_core.config.corpus import AlmanacCorpus
+from fortifai_core.config.custom_code import ALLOWED
 from fortifai_core.config.stages import Runtime
 from fortifai_core.config.treatment import (
     Deduplicate,
@@ -376,10 +377,16 @@ def test_sql_export_and_report_say_what_became_of_the_text(
     )
 
 
-def test_less_than_a_batch_is_refused_by_whoever_would_train_on_it(tmp_path: Path) -> None:
-    # of what a verifier rejects nobody knows beforehand how much it is
-    tight = [*SMALL, "training.batch_size=32", "treatments=[{type: verifier, false_reject: 0.95}]"]
-    prepared = prepare_experiment(load_experiment_config("smoke", tight), store=str(tmp_path / "store"))
-    with pytest.raises(DataError, match=r"^treatments = '\d+ sequences': .*training.batch_size is 32.*keep more text"):
+def test_less_than_a_batch_is_refused_by_whoever_would_train_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what somebody's own treatment leaves nobody knows beforehand
+    (tmp_path / "treatment_of_mine.py").write_text("def first(documents):\n    yield next(iter(documents))\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(ALLOWED, "treatment_of_mine")
+    mine = "treatments=[{type: custom, function: 'treatment_of_mine:first', name: mine}]"
+    config = load_experiment_config("smoke", [*SMALL, "training.batch_size=50", mine])
+    prepared = prepare_experiment(config, store=str(tmp_path / "store"))
+    with pytest.raises(DataError, match=r"^treatments = '\d+ sequences': .*training.batch_size is 50.*keep more text"):
         for one in prepared.plan.stages():
             build(one, prepared.store, Runtime(), progress=lambda *_: None)
