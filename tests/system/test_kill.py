@@ -227,6 +227,8 @@ store = types.SimpleNamespace(logs=__import__("pathlib").Path("."))
 prepared = types.SimpleNamespace(plan=None, store=store, record_id="this")
 flows.local._run([prepared], Console(), resume="fortifai resume {name}")
 """
-    quiet = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
+    # Prefect makes its database at this first start, for which a busy machine takes longer than its 20 s
+    slow = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "100"}
+    quiet = {**os.environ, **slow, "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": ""}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=quiet, timeout=120)
     assert "go on with: fortifai resume this" in ended.stdout and ended.returncode == 130, ended.stderr[-2000:]
