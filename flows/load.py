@@ -175,6 +175,8 @@ def config_error(
         if isinstance(cause, Inconsistent):
             return ConfigError(cause.field, cause.value, cause.remedy)
         remedy = str(cause)
+    elif first["type"] == "list_type":
+        remedy = f"give a list: [{value}]"
     else:
         remedy = first["msg"][0].lower() + first["msg"][1:]
     more = error.error_count() - 1

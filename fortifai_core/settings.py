@@ -54,7 +54,7 @@ class Frozen(BaseModel):
                 type=PydanticCustomError("as_it_is", "{problem}", {"problem": problem}), loc=loc, input=part
             )
             for field, value in data.items()
-            if field in cls.model_fields
+            if field in cls.model_fields and (isinstance(value, (list, tuple)) or not _is_list(cls, field))
             for loc, part in _parts(field, value)
             if (problem := _problem(part, _kinds(cls, field)))
         ]
@@ -92,6 +92,11 @@ def _problem(value: Any, kinds: frozenset[type]) -> str:
     if type(value) is int and float in kinds:
         return ""
     return f"is {_called(value)}: give {'true or false' if bool in kinds else 'a number'}"
+
+
+def _is_list(model: type[BaseModel], field: str) -> bool:
+    """Whether a field admits nothing but a list; pydantic refuses anything else."""
+    return get_origin(model.model_fields[field].annotation) is list
 
 
 @cache
