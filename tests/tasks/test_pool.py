@@ -126,5 +126,6 @@ def test_there_are_no_more_workers_than_gpus_unless_they_are_asked_for(
     if device == "cuda":
         workers, gpus = expected[0], gpu_count(config.runtime)
         assert devices_for(config.runtime, workers) == [f"cuda:{index % gpus}" for index in range(workers)]
-    family = load_any_config("gaussian", ["seeds=[0, 1, 2]", *overrides, "runtime.threads=0"])
+    masks = "arms=[{type: none}, {type: threshold, gamma: 0.8}]"
+    family = load_any_config("gaussian", ["seeds=[0, 1, 2]", masks, *overrides, "runtime.threads=0"])
     assert pool_size(family) == expected
