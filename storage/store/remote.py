@@ -268,7 +268,10 @@ class Remote:
             write()
         except FileNotFoundError:
             self.fs.makedirs(self.fs._parent(path), exist_ok=True)
-            write()
+            try:
+                write()
+            except FileNotFoundError as error:  # there is no place to write to, as when its bucket is gone
+                raise self._unusable(error) from error
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
@@ -277,9 +280,12 @@ class Remote:
         except (FortifaiError, FileNotFoundError):
             raise
         except Exception as error:
-            said = without_secrets(f"{type(error).__name__}: {error}")
-            remedy = f"cannot be used ({said}): choose a place where you may read and write"
-            raise StoreError("store", without_secrets(self.url), remedy) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> StoreError:
+        said = without_secrets(f"{type(error).__name__}: {error}")
+        remedy = f"cannot be used ({said}): choose a place where you may read and write"
+        return StoreError("store", without_secrets(self.url), remedy)
 
 
 def addresses_of(names: Iterable[str]) -> list[Address]:

@@ -33,6 +33,8 @@ from storage.store.manifest import (
 # what a disk answers that cannot read what was written there
 _BROKEN = (errno.EIO, errno.EUCLEAN, errno.EBADMSG) if hasattr(errno, "EUCLEAN") else (errno.EIO, errno.EBADMSG)
 _LEFTOVER = re.compile(r"(?P<kind>[a-z][a-z0-9-]*)-(?P<key>[0-9a-f]{64})(\.draft(\.before)?)?")
+# in a workspace: the digest of the manifest that its builder was to replace
+_REPLACES = ".replaces"
 _STRAYS = ("Thumbs.db", "desktop.ini", "lost+found")
 
 
@@ -245,15 +247,17 @@ class Tree:
         return draft.with_name(f"{draft.name}.before")
 
     def begin_anew(self, kind: str, key: str) -> None:
-        """Empty the workspace, unless it is of a builder that was to replace what is there now and was stopped."""
+        """Empty the workspace, unless it is of a builder that was to replace what is there now and was stopped.
+
+        The mark that tells it lies in the workspace, and goes with it.
+        """
         workspace, manifest = self.workspace(kind, key), self.place(kind, key) / MANIFEST_NAME
-        mark = workspace.with_name(f"{workspace.name}.anew")
+        mark = workspace / _REPLACES
         replaced = file_digest(manifest) if manifest.is_file() else "nothing"
         with contextlib.suppress(OSError):
             if mark.read_text() == replaced:
                 return
         durable.remove_tree(workspace)
-        mark.parent.mkdir(parents=True, exist_ok=True)
         durable.write_bytes(mark, replaced.encode())
 
     def settle(self, kind: str, key: str) -> None:

@@ -21,6 +21,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="EXPERIMENT", help="kill these alone; by default all of them"
+    )
     parser.add_argument("--generations", type=int, default=50, help="of the soak")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--out", type=Path, default=Path("chaos.json"))
@@ -30,15 +33,17 @@ def main() -> None:
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"{unknown[0]}: choose of {', '.join(PARTS)}")
 
-    from arena import arena
+    from arena import arena, possible
 
+    if unknown := [name for name in asked.only if name not in possible()]:
+        parser.error(f"--only {unknown[0]}: choose of {', '.join(possible())}")
     figures: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
     with tempfile.TemporaryDirectory() as temporary, arena(asked.folder or Path(temporary)) as place:
         for part in parts:
             if part == "kills":
                 from kills import campaign
 
-                figures[part] = campaign(place, kills=asked.kills, seed=asked.seed)
+                figures[part] = campaign(place, kills=asked.kills, seed=asked.seed, names=asked.only)
             elif part == "crowd":
                 from crowd import crowd
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -36,7 +37,15 @@ EXPERIMENTS: dict[str, tuple[str, list[str]]] = {
     "gmm": ("gmm", [*ONE, "family.data.samples=120", "family.components=2", "seeds=[1]", "generations=21"]),
     "gaussian": ("gaussian", [*ONE, "family.samples=200", "family.replicates=6", "family.segment=4", "generations=20"]),
     "vae": ("vae", [*ONE, *VAE, "family.measured_images=100", "seeds=[1]", "generations=3"]),
+    "torchrun": ("smoke", [*LANGUAGE, "runtime.launcher=torchrun", "runtime.processes=2"]),
+    "ray": ("smoke", [*LANGUAGE, "runtime.engine=ray"]),
 }
+
+
+def possible() -> list[str]:
+    """The experiments that this machine can run."""
+    lacking = {"torchrun": (os.cpu_count() or 1) < 2, "ray": find_spec("ray") is None}
+    return [name for name in EXPERIMENTS if not lacking.get(name)]
 
 
 @dataclass
@@ -135,13 +144,15 @@ def results(store: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def child(process: int, module: str) -> psutil.Process | None:
-    """The child of a process that runs `python -m MODULE`; None where there is none (yet, or any more)."""
-    try:
-        children = psutil.Process(process).children()
-        return next((c for c in children if module in c.cmdline()), None)
-    except psutil.Error:
-        return None
+def below(process: int, holds: Callable[[list[str]], bool]) -> list[psutil.Process]:
+    """The processes that a process started, or that these did, of whose command line this holds."""
+    found = []
+    with suppress(psutil.Error):
+        for one in psutil.Process(process).children(recursive=True):
+            with suppress(psutil.Error):  # it ended meanwhile
+                if holds(one.cmdline()):
+                    found.append(one)
+    return found
 
 
 def save_model(folder: Path) -> None:

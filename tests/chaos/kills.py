@@ -1,4 +1,7 @@
-"""SIGKILL anywhere: to the flow, a worker, the server, or the first start; after `resume` every result is the same."""
+"""SIGKILL anywhere: to the flow, a worker, the server, the first start, a rank of a training, a worker of Ray's.
+
+After `resume` every result is the same.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from arena import EXPERIMENTS, Arena, child, results
+from arena import Arena, below, possible, results
 
 PATIENCE = 240.0
 # what is looked for in a store, of one kind of artifact, at the moment of the kill
@@ -25,8 +28,8 @@ MOMENTS = {
     "begun": "work/{kind}-*.draft",
     "writing a file": "work/{kind}-*.draft/*",
     "its workspace": "work/{kind}-*[0-9a-f]/*",
-    "writing a checkpoint": "work/{kind}-*/trainer/checkpoint-*/*",
-    "a checkpoint sealed": "work/{kind}-*/trainer/checkpoint-*/digests.json",
+    "writing a checkpoint": "work/{kind}-*/trainer*/checkpoint-*/*",
+    "a checkpoint sealed": "work/{kind}-*/trainer*/checkpoint-*/digests.json",
     "committing": "artifacts/{kind}/*",
 }
 LONG = ("model", "split", "family-segment")  # aimed at five times as often as the quick kinds
@@ -36,6 +39,23 @@ ONLY = {
     "writing a checkpoint": ("model",),
     "a checkpoint sealed": ("model",),
 }
+# what is killed of an experiment whose stages several processes build, and of no other
+OWN = {"torchrun": "rank", "ray": "ray worker"}
+
+
+def _runs(module: str) -> Callable[[list[str]], bool]:
+    return lambda line: module in line
+
+
+# how a target that is not the flow itself is known among the processes below the flow
+SIGNS: dict[str, Callable[[list[str]], bool]] = {
+    "worker": _runs("tasks.engine.worker"),
+    "server": _runs("flows.embedded"),
+    "migration": _runs("flows.embedded"),
+    # the launcher is told the ranks' module, too
+    "rank": lambda line: "tasks.language.ranks" in line and "tasks.engine.launch" not in line,
+    "ray worker": lambda line: bool(line) and line[0].startswith("ray::") and not line[0].startswith("ray::IDLE"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +63,9 @@ class Aim:
     """What is killed, and when: at the `nth` sight of a moment of a stage, or after `seconds`.
 
     Attributes:
-        target: `flow`, `worker`, `server`, `first start` (the flow, while its server makes Prefect's database), or
-            `migration` (that server).
+        target: `flow`, `worker`, `server`, `first start` (the flow, while its server makes Prefect's database),
+            `migration` (that server), `rank` (one of the processes that torch's launcher started for a training), or
+            `ray worker` (the process of Ray's that has a stage built).
     """
 
     experiment: str
@@ -72,16 +93,17 @@ class Outcome:
     seconds: float = 0.0
 
 
-def aims(arena: Arena, *, seed: int) -> Iterator[Aim]:
-    """For ever: targets and experiments in turn, moments at random."""
+def aims(arena: Arena, *, seed: int, names: Sequence[str]) -> Iterator[Aim]:
+    """For ever: targets and these experiments in turn, moments at random."""
     draw = random.Random(seed)
     turns = ["flow"] * 4 + ["worker"] * 2 + ["server", "flow at random", "worker at random", "first start", "migration"]
-    names = list(EXPERIMENTS)
     count = 0
     while True:
         draw.shuffle(turns)
         for turn in turns:
-            name, target = names[count % len(names)], turn.partition(" at ")[0]
+            name = names[count % len(names)]
+            turn = OWN.get(name, turn)
+            target = turn.partition(" at ")[0]
             count += 1
             if target in ("first start", "migration"):
                 yield Aim(name, target, seconds=draw.uniform(0, 8))
@@ -90,6 +112,8 @@ def aims(arena: Arena, *, seed: int) -> Iterator[Aim]:
             else:
                 built = Counter(address.partition("/")[0] for address in arena.whole(name))
                 kind = draw.choice([k for k in sorted(built) if k in LONG or draw.random() < 0.2])
+                if target == "rank":
+                    kind = "model"  # what they train
                 moment = draw.choice([m for m in MOMENTS if kind in ONLY.get(m, built)])
                 yield Aim(name, target, kind, moment, draw.randint(1, built[kind]))
 
@@ -128,14 +152,22 @@ def strike(arena: Arena, aim: Aim, number: int) -> Outcome:
     return outcome
 
 
+# what a run says that ends because one of its processes did
+DEATHS = {
+    "worker": "worker process ended with code -9",
+    "rank": "ended with signal 9 (out of memory?)",
+    "ray worker": "its worker or node died",
+}
+
+
 def _judge(aim: Aim, code: int, said: str) -> str:
     """What is wrong with how the struck run ended; nothing if all is well."""
     if "Traceback" in said:
         return f"a traceback:\n{said}"
     if aim.target in ("flow", "first start"):
         return "" if code == -signal.SIGKILL else f"exit code {code}"
-    if aim.target == "worker":
-        named = "worker process ended with code -9" in said and "go on with: fortifai resume" in said
+    if aim.target in DEATHS:
+        named = DEATHS[aim.target] in said and "go on with: fortifai resume" in said
         return "" if code == 0 or (code == 1 and named) else f"exit code {code}:\n{said}"
     return "" if code == 0 else f"it did not go on without its server, exit code {code}:\n{said}"
 
@@ -154,11 +186,10 @@ def _wait_and_kill(process: subprocess.Popen[bytes], aim: Aim, store: Path, home
         time.sleep(0.001)
     if process.poll() is not None:
         return False
-    module = {"worker": "tasks.engine.worker", "server": "flows.embedded", "migration": "flows.embedded"}
-    target = child(process.pid, module[aim.target]) if aim.target in module else psutil.Process(process.pid)
+    target = _target(process.pid, aim)
     while target is None and process.poll() is None and time.monotonic() < deadline:  # not started yet
         time.sleep(0.01)
-        target = child(process.pid, module[aim.target])
+        target = _target(process.pid, aim)
     if target is None:
         return False
     victims = [target]
@@ -169,6 +200,16 @@ def _wait_and_kill(process: subprocess.Popen[bytes], aim: Aim, store: Path, home
         return False
     psutil.wait_procs(victims[1:], timeout=20)
     return True
+
+
+def _target(flow: int, aim: Aim) -> psutil.Process | None:
+    """The process that is aimed at, or one of several; None where there is none (yet, or any more)."""
+    if aim.target not in SIGNS:
+        return psutil.Process(flow)
+    found = below(flow, SIGNS[aim.target])
+    if aim.target == "rank" and found:
+        return found[aim.nth % len(found)]
+    return found[0] if found else None
 
 
 def _glob(store: Path, pattern: str) -> list[Path]:
@@ -182,12 +223,16 @@ def _names(folder: Path) -> list[str]:
     return os.listdir(folder) if folder.is_dir() else []
 
 
-def campaign(arena: Arena, *, kills: int, seed: int, say: Any = print) -> dict[str, Any]:
-    """`kills` kills that struck; figures and every outcome. What came too late for its aim is not counted."""
+def campaign(arena: Arena, *, kills: int, seed: int, names: Sequence[str] = (), say: Any = print) -> dict[str, Any]:
+    """`kills` kills that struck; figures and every outcome. What came too late for its aim is not counted.
+
+    Args:
+        names: of the experiments; by default all that this machine can run.
+    """
     outcomes: list[Outcome] = []
     began = time.monotonic()
     say(f"seed {seed}, {kills} kills")
-    for number, aim in enumerate(aims(arena, seed=seed)):
+    for number, aim in enumerate(aims(arena, seed=seed, names=names or possible())):
         outcome = strike(arena, aim, number)
         outcomes.append(outcome)
         verdict = "WRONG: " + outcome.wrong if outcome.wrong else "same results" if outcome.struck else "came too late"

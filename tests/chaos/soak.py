@@ -6,6 +6,8 @@ import itertools
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -73,6 +75,7 @@ def soak(arena: Arena, *, generations: int) -> dict[str, Any]:
         for what, slope in by_name.items()
         if slope > limits[what]
     ]
+    wrong += _died(seen)
     if late > SLOWER * early:
         wrong.append(f"a generation takes {late:.1f} s, it took {early:.1f} s")
     return {
@@ -90,15 +93,26 @@ def _look(flow: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     try:
         own = psutil.Process(flow)
-        for one in (own, *own.children()):
+        processes = [own, *own.children()]
+    except psutil.NoSuchProcess:  # the run has ended
+        return found
+    for one in processes:
+        with suppress(psutil.NoSuchProcess):  # it ends while it is looked at; the others do not
             name = "flow" if one is own else next((n for m, n in NAMES.items() if m in one.cmdline()), "")
             if name:
                 with one.oneshot():
                     memory = one.memory_info().rss / 2**20
-                    found[name] = {"memory": memory, "files": one.num_fds(), "threads": one.num_threads()}
-    except psutil.Error:  # it ends while it is looked at
-        pass
+                    measured = {"memory": memory, "files": one.num_fds(), "threads": one.num_threads()}
+                    found[name] = {**measured, "process": one.pid}
     return found
+
+
+def _died(seen: Mapping[str, Sequence[tuple[float, dict[str, float]]]]) -> Iterator[str]:
+    """What was not looked at from the beginning to the end: one that was started anew does not show how it grew."""
+    for name in ("flow", *NAMES.values()):
+        count = len({measured["process"] for _, measured in seen.get(name, ())})
+        if count != 1:
+            yield f"{name}: {count} processes were seen, where one works throughout"
 
 
 def _slope(values: list[tuple[float, float]], ends: list[float]) -> float:

@@ -6,11 +6,12 @@ import json
 import struct
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flows.fit import Shape, check_memory, held_by_aims, memory_needed
+from flows.fit import Shape, check_memory, held_by_aims, memory_needed, shape_of
 from flows.load import load_any_config
 from flows.prepare import plan_for
 from flows.tools.estimate import EACH_STAGE, GPUS, Experiment, kinds_of, laid_out, peak_of
@@ -140,6 +141,23 @@ def test_what_does_not_fit_into_memory_is_refused_with_the_figures() -> None:
     many = tiny.model_copy(update={"runtime": tiny.runtime.model_copy(update={"workers": 100_000})})
     with pytest.raises(ConfigError, match=r"for 100000 of them, .* set it to 1"):
         check_memory(many)
+
+
+def test_workers_share_the_memory_of_the_gpus_that_they_are_dealt_out_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("tiny", "runtime.device=cuda")
+    shape = shape_of(config.model)
+    assert shape is not None
+    memory = int(1.5 * max(memory_needed(config, shape)))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=memory))
+    check_memory(config, 3)
+    with pytest.raises(ConfigError, match=r"runtime.workers = .* for 2 of them, and this GPU has"):
+        check_memory(config, 4)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    check_memory(config)  # by default no more than there are GPUs, though there are two runs
+    with pytest.raises(ConfigError, match=r"for 2 of them, and this GPU has"):
+        check_memory(config, 2)
 
 
 def test_an_adapter_and_bfloat16_take_less() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 import pytest
 
-from flows.load import load_experiment_config
-from tasks.engine.pool import WorkerPool
+from flows.load import load_any_config, load_experiment_config
+from tasks.engine.pool import WorkerPool, devices_for, gpu_count, pool_size
 from tasks.engine.stages import Stage
 from tasks.language.plan import Digests, plan_experiment
 
@@ -88,3 +89,43 @@ def test_a_cancelled_wait_is_passed_over() -> None:
         assert order == ["evaluate"]
 
     asyncio.run(main())
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of so many cores and GPUs as torch and the system say it."""
+    cores, gpus = request.param
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+
+
+SIX_RUNS = ["losses=[{type: cross-entropy}, {type: tce}]", "seeds=[0, 1, 2]"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "asked", "expected"),
+    [
+        ((16, 3), "cuda", 0, (3, 5)),  # a run a GPU, which shares the cores
+        ((16, 8), "cuda", 0, (6, 2)),  # no more than there are runs
+        ((2, 3), "cuda", 0, (2, 1)),
+        ((16, 1), "cuda", 0, (1, 16)),
+        ((16, 3), "cuda", 5, (5, 3)),  # as it is asked for, whatever is there
+        ((16, 3), "cpu", 0, (6, 2)),
+        ((16, 0), "auto", 0, (6, 2)),
+    ],
+    indirect=["machine"],
+)
+@pytest.mark.usefixtures("machine")
+def test_there_are_no_more_workers_than_gpus_unless_they_are_asked_for(
+    device: str, asked: int, expected: tuple[int, int]
+) -> None:
+    overrides = [f"runtime.device={device}", f"runtime.workers={asked}"]
+    config = load_experiment_config("smoke", [*SIX_RUNS, *overrides])
+    assert pool_size(config) == expected
+    if device == "cuda":
+        workers, gpus = expected[0], gpu_count(config.runtime)
+        assert devices_for(config.runtime, workers) == [f"cuda:{index % gpus}" for index in range(workers)]
+    masks = "arms=[{type: none}, {type: threshold, gamma: 0.8}]"
+    family = load_any_config("gaussian", ["seeds=[0, 1, 2]", masks, *overrides, "runtime.threads=0"])
+    assert pool_size(family) == expected

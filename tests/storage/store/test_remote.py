@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,6 +164,108 @@ def test_an_expired_lease_is_taken_over_and_its_owner_cannot_commit(
         assert time.monotonic() - started > two.lease_times.expiry
         draft.commit(stage_version=1, content={})
     assert two.find("model", KEY, verify=True).file("a.txt").read_text() == "hello"
+
+
+class ClientError(Exception):
+    """What the client of some object storage raises: no kin of OSError's."""
+
+
+ANSWERS = [ClientError("503 Slow Down"), FileNotFoundError("NoSuchBucket"), ConnectionError("reset")]
+
+
+class Failing:
+    """Writes below `locks` that fail while `error` is set; `beats` counts the others."""
+
+    def __init__(self, objects: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error: Exception | None = None
+        self.failed, self.beats = 0, 0
+        self._write = objects.fs.pipe_file
+        monkeypatch.setattr(objects.fs, "pipe_file", self)
+
+    def __call__(self, path: str, data: bytes, **options: Any) -> None:
+        if "/locks/" in path and self.error is not None:
+            self.failed += 1
+            raise self.error
+        self._write(path, data, **options)
+        self.beats += "/locks/" in path
+
+    @staticmethod
+    def until(holds: Callable[[], bool]) -> None:
+        end = time.monotonic() + 20
+        while not holds():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("error", ANSWERS, ids=lambda error: type(error).__name__)
+def test_a_heartbeat_that_fails_in_whatever_way_is_tried_again(
+    store: ArtifactStore,
+    objects: Remote,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store.lease_times = LeaseTimes(beat=0.05, expiry=60)
+    writes = Failing(objects, monkeypatch)
+    with store.build("model", KEY) as draft:
+        writes.error = error
+        writes.until(lambda: writes.failed >= 2)
+        writes.error, before = None, writes.beats
+        writes.until(lambda: writes.beats >= before + 2)  # the thread goes on
+        build(draft)
+    said = [record.getMessage() for record in caplog.records]
+    assert said and all("heartbeat failed, trying again: store = " in one and str(error) in one for one in said)
+    assert store.find("model", KEY, verify=True) is not None
+
+
+@pytest.mark.parametrize("error", ANSWERS, ids=lambda error: type(error).__name__)
+def test_a_lease_that_cannot_be_kept_or_released_is_lost_and_expires(
+    store: ArtifactStore,
+    objects: Remote,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    writes = Failing(objects, monkeypatch)
+    with pytest.raises(StageFailed, match="the lease was lost"), store.build("model", KEY) as draft:
+        writes.error = error
+        time.sleep(1.2 * store.lease_times.expiry)
+        build(draft)
+    assert store.find("model", KEY) is None
+    assert "not released, it will expire" in caplog.records[-1].getMessage()
+    with pytest.raises(StoreError, match=r"cannot be used \("):  # a new one says why it is none
+        put(store, "model", KEY)
+    writes.error = None
+    assert put(store, "model", KEY).file("a.txt").read_text() == "hello"
+
+
+def test_what_is_looked_up_is_not_fetched(machine: Machine, objects: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = machine("one"), machine("two")
+    made = put(one, "model", KEY)
+    fetched: Counter[str] = Counter()
+    for name in ("cat_file", "get_file", "open"):
+
+        def counted(path: str, *rest: Any, fetch: Any = getattr(objects.fs, name), **options: Any) -> Any:
+            fetched[path.rpartition("/")[2]] += 1
+            return fetch(path, *rest, **options)
+
+        monkeypatch.setattr(objects.fs, name, counted)
+    assert two.find_manifest("model", KEY) == made.manifest
+    assert two.find_manifest("model", "b" * 64) is None
+    assert two.has("model", KEY)
+    assert fetched == {"manifest.json": 3} and not (two.root / "artifacts").exists()
+    assert two.find("model", KEY) is not None  # for whoever reads it
+    assert fetched["a.txt"] and fetched["b.txt"]
+
+
+def test_what_is_looked_up_and_damaged_is_set_aside_and_said(machine: Machine) -> None:
+    one, two = machine("one"), machine("two")
+    put(one, "model", KEY)
+    assert one.remote is not None
+    one.remote.delete(f"artifacts/model/{KEY}/a.txt")
+    with pytest.warns(ArtifactDamagedWarning, match=r"a\.txt is missing; set aside"):
+        assert two.find_manifest("model", KEY) is None
+    assert one.peek("model", KEY) is None and one.remote.names("damaged")
 
 
 def test_a_lease_is_free_again_at_once_after_release(store: ArtifactStore, objects: Remote) -> None:

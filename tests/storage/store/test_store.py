@@ -252,3 +252,17 @@ def test_a_stopped_refresh_goes_on_from_its_workspace_and_a_second_one_from_the_
     (workspace / "checkpoint").write_text("of before")
     with store.build("model", KEY, anew=True):
         assert not (workspace / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("ends", ["committed", "stopped and removed"])
+def test_of_a_refresh_nothing_stays_below_work(store: ArtifactStore, ends: str) -> None:
+    put(store, "model", KEY)
+    with store.build("model", KEY, anew=True) as draft:
+        (draft.workspace / "checkpoint").write_text("half")
+        if ends == "committed":
+            build(draft, "other")
+    if ends != "committed":
+        ((kind, key, folder),) = store.leftovers()
+        assert (folder / "checkpoint").exists()  # what a second attempt goes on from
+        assert store.remove_leftover(kind, key, folder)
+    assert list((store.root / "work").iterdir()) == []
