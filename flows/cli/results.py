@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from flows.cli.shared import Json, Sets, Store, Which, out, show_json
 from flows.outputs import folder_to_make
@@ -107,6 +106,7 @@ def power(
 def list_all(store: Store = None, as_json: Json = False) -> None:
     """The experiments in the store."""
     from flows.stores import open_store
+    from flows.tools import result_table
     from storage.store.experiments import list_heads
 
     opened = open_store(store)
@@ -115,14 +115,16 @@ def list_all(store: Store = None, as_json: Json = False) -> None:
         names = ("label", "id", "name", "created", "updated")
         show_json([{**{name: getattr(r, name) for name in names}, "status": r.state} for r, _ in records])
         return
-    table = Table(box=None, pad_edge=False)
-    for name in ("experiment", "status", "arms", "seeds", "generations", "updated"):
-        table.add_column(name)
-    for r, arms in records:
-        c = r.config
-        size = (str(len(c.get("seeds", []))), str(c.get("generations", "")))
-        table.add_row(*map(markup, (r.label, r.state, ", ".join(arms), *size, r.updated)))
-    out.print(table if records else f"No experiments yet in {markup(opened.name)}: `fortifai run tiny` makes one.")
+    if not records:
+        out.print(f"No experiments yet in {markup(opened.name)}: `fortifai run tiny` makes one.")
+        return
+    rows = [
+        (r.label, r.state, ", ".join(arms), len(r.config.get("seeds", [])), r.config.get("generations", ""), r.updated)
+        for r, arms in records
+    ]
+    result_table.print_rows(
+        ("experiment", "status", "arms", "seeds", "generations", "updated"), rows, out, whole="--json prints all"
+    )
 
 
 def show(

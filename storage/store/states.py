@@ -22,34 +22,41 @@ _ASKED = 0x100 | 0x200 | 0x80 | 0x40
 _AT_ONCE = 4_096  # files
 
 
-def states_of(folder: Path, starts: Sequence[str], ends: Sequence[str], *, before: int) -> Iterator[int | None]:
+def states_of(
+    folder: Path, starts: Sequence[str], ends: Sequence[str], *, before: int | None = None
+) -> Iterator[int | None]:
     """Of each of `starts` the state of the files `start + end` below a folder, in their order.
 
-    Inode, size and both times of each file go into it. It is None where a file is missing, or was touched so shortly
-    before `before` (ns since 1970) that its times may not show the next change.
+    Inode, size and both times of each file go into it.
+
+    Args:
+        before: ns since 1970. With it a state is None where a file is missing, or was touched so shortly before that
+            its times may not show the next change: such a state is to be kept. Without, it is another one than any
+            that was kept where a file is missing: such a state is to be compared.
     """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
         yield from repeat(None, len(starts))
         return
-    settled = divmod(before - SETTLED_NS, 1_000_000_000)
     step = max(1, _AT_ONCE // len(ends))
     names = [os.fsencode(end) for end in ends]
     try:
         for first in range(0, len(starts), step):
-            paths = [start + name for start in map(os.fsencode, starts[first : first + step]) for name in names]
-            for files in zip(*[iter(_marks(handle, paths))] * len(ends), strict=True):
-                yield _number(files, settled)
+            some = os.fsencode("\0".join(starts[first : first + step])).split(b"\0")
+            marks = iter(_marks(handle, [start + name for start in some for name in names]))
+            artifacts = zip(*[marks] * len(ends), strict=True)
+            # of integers it is the same in every process
+            yield from map(hash, artifacts) if before is None else _settled(artifacts, before)
     finally:
         os.close(handle)
 
 
-def _number(files: tuple[_Marks | None, ...], settled: tuple[int, int]) -> int | None:
-    for marks in files:
-        if marks is None or marks[2:4] > settled or marks[4:] > settled:
-            return None
-    return hash(files)  # of integers it is the same in every process
+def _settled(artifacts: Iterable[tuple[_Marks | None, ...]], before: int) -> Iterator[int | None]:
+    at = divmod(before - SETTLED_NS, 1_000_000_000)
+    for files in artifacts:
+        settled = all(marks is not None and marks[2:4] <= at and marks[4:] <= at for marks in files)
+        yield hash(files) if settled else None
 
 
 def _marks(handle: int, paths: Sequence[bytes]) -> Iterable[_Marks | None]:
@@ -70,13 +77,14 @@ def by_stat(handle: int, paths: Sequence[bytes]) -> Iterator[_Marks | None]:
             yield (found.st_ino, found.st_size, *changed, *written)
 
 
-def by_statx(statx: Callable[..., int], handle: int, paths: Sequence[bytes]) -> Iterator[_Marks | None]:
+def by_statx(statx: Callable[..., int], handle: int, paths: Sequence[bytes]) -> Iterable[_Marks | None]:
     """The same, without an object of twenty fields for each file: that takes three times as long as to ask."""
     told = bytearray(_STATX.size * len(paths))
     start = ctypes.addressof(ctypes.c_char.from_buffer(told))
     places = range(start, start + len(told), _STATX.size)
     failed = list(map(statx, repeat(handle), paths, repeat(0), repeat(_ASKED), places))
-    return (None if code else marks for code, marks in zip(failed, _STATX.iter_unpack(told), strict=True))
+    found = _STATX.iter_unpack(told)
+    return (None if code else marks for code, marks in zip(failed, found, strict=True)) if any(failed) else found
 
 
 @lru_cache(maxsize=1)

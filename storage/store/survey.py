@@ -82,9 +82,9 @@ def survey(store: ArtifactStore, known: Sequence[Alike], reads: Callable[[str, s
     with store.asked():
         others = look.others(known)
         for alike in known:
-            now = look.states(alike.kind, alike.keys, alike.names)
+            now = look.states(alike.kind, alike.keys, alike.names, kept=False)
             for key, digest, before, state in zip(alike.keys, alike.digests, alike.states, now, strict=True):
-                if state is None or state != before:
+                if before is None or state != before:
                     touched[alike.kind, key] = digest
         found = list((store.remote or store.tree).manifests(sorted({*others, *touched})))
     manifests: dict[Address, Manifest] = {}
@@ -106,7 +106,7 @@ def survey(store: ArtifactStore, known: Sequence[Alike], reads: Callable[[str, s
         raise ArtifactDamaged(f"{len(problems)} damaged artifacts in {store.name}: {named}{more}; {REMEDY}")
     seen: dict[Address, Known] = {}
     for kind, names, addresses in _by_names(manifests):
-        states = look.states(kind, [key for _, key in addresses], names)
+        states = look.states(kind, [key for _, key in addresses], names, kept=True)
         for address, state in zip(addresses, states, strict=True):
             seen[address] = Known(names, state, digests[address])
     same = {address for address, now in seen.items() if touched.get(address) == now.digest}
@@ -151,10 +151,10 @@ class _Look:
             return list(self._store.tree.addresses(but=keys))
         return [(kind, key) for kind, key in addresses_of(self._objects) if key not in keys.get(kind, ())]
 
-    def states(self, kind: str, keys: Sequence[str], names: Sequence[str]) -> Iterator[int | None]:
-        """As `Tree.states`, from before this look began: what was touched since has none."""
+    def states(self, kind: str, keys: Sequence[str], names: Sequence[str], *, kept: bool) -> Iterator[int | None]:
+        """As `Tree.states`; one that is `kept` is from before this look began: what was touched since has none."""
         if self._store.remote is None:
-            yield from self._store.tree.states(kind, keys, names, before=self._began)
+            yield from self._store.tree.states(kind, keys, names, before=self._began if kept else None)
             return
         for key in keys:
             infos = [self._objects.get(f"{kind}/{key}/{name}") for name in (MANIFEST_NAME, *names)]

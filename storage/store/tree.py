@@ -176,7 +176,9 @@ class Tree:
                     raise
                 yield address, str(path), b""  # which is no manifest either
 
-    def states(self, kind: str, keys: Sequence[str], names: Sequence[str], *, before: int) -> Iterator[int | None]:
+    def states(
+        self, kind: str, keys: Sequence[str], names: Sequence[str], *, before: int | None
+    ) -> Iterator[int | None]:
         """What the file system says of these artifacts, each as one number: see `storage.store.states`.
 
         Args:
