@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flows.fit import check_memory, disk_for_models, shape_of
+from flows.stores import open_store
 from fortifai_core.config.custom_loss import check_elementwise, load_custom, source_of
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.loss import CustomLoss
@@ -42,16 +41,6 @@ class Prepared:
     store: ArtifactStore
     record_id: str
     refresh: frozenset[Reference] = frozenset()
-
-
-def default_store() -> str:
-    """Where artifacts go unless told otherwise: FORTIFAI_STORE, or the user's own folder."""
-    return os.environ.get("FORTIFAI_STORE") or str(Path.home() / ".fortifai" / "store")
-
-
-def open_store(url: str | None = None) -> ArtifactStore:
-    """The artifact store at `url`, or the default one."""
-    return ArtifactStore(url or default_store())
 
 
 def plan_for(config: AnyExperiment) -> Plan:

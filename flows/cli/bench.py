@@ -81,7 +81,7 @@ def regeneration(
         rows = bench_regeneration(shape=shape, device=device, quick=quick, say=say)
     else:
         from flows.bench.experiment import bench_experiment
-        from flows.prepare import open_store
+        from flows.stores import open_store
         from storage.store.experiments import load_experiment
 
         opened = open_store(store)

@@ -19,7 +19,7 @@ from fortifai_core.wording import in_bytes
 
 def verify(store: Store = None, as_json: Json = False) -> None:
     """Check the digest of every file; damaged artifacts are set aside, and built anew by the next run."""
-    from flows.prepare import open_store
+    from flows.stores import open_store
 
     opened = open_store(store)
     verified = opened.verify()
@@ -47,7 +47,7 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Make room: remove weights of models that can be made again, and leftover checkpoints. Results and text stay."""
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools import collecting
 
     if keep not in collecting.KEEP:
@@ -102,7 +102,7 @@ def export(
     store: Store = None,
 ) -> None:
     """Export a model that `from_pretrained` loads, or a dataset that `load_dataset` loads."""
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools.exporting import export_dataset, export_model
     from storage.sources.hub_upload import check_upload, upload_folder
 
@@ -127,7 +127,7 @@ def pack(
 ) -> None:
     """Reviewer's pack: configuration, digests, circumstances, report and checklist in a zip; `--verify` checks one."""
     from flows.outputs import file_to_write
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools import packing
     from storage.store.experiments import load_experiment
 
@@ -169,7 +169,7 @@ def import_file(
 ) -> None:
     """Take the results of the stand-alone program into the store, for report and catalog."""
     from flows.local import print_outcome
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools.importing import import_results
 
     opened = open_store(store)

@@ -139,7 +139,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask every model of an experiment two sets of questions: do they tell the same story? Writes nothing."""
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools.kr_compare import compare as ask
     from storage.store.experiments import load_experiment
 

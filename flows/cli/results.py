@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from flows.cli.shared import Json, Sets, Store, Which, out, show_json
 from flows.outputs import folder_to_make
@@ -24,7 +23,7 @@ def report(
 ) -> None:
     """Print the table of a finished experiment, and where its report lies; `--out` copies all of it."""
     from flows.local import print_outcome, read_report
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools.exporting import export_report
     from storage.store.experiments import load_experiment
 
@@ -50,7 +49,7 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Whether a finished experiment collapsed: by every definition, for every arm, or that it cannot be told."""
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools import profiling, result_table
     from storage.store.experiments import load_experiment
 
@@ -78,7 +77,7 @@ def power(
 ) -> None:
     """What an experiment can tell: from how its own runs varied if it is in the store, otherwise from assumptions."""
     from flows.load import load_experiment_config
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools import foresight, powering, profiling
     from storage.store.experiments import list_heads, load_experiment
 
@@ -106,7 +105,8 @@ def power(
 
 def list_all(store: Store = None, as_json: Json = False) -> None:
     """The experiments in the store."""
-    from flows.prepare import open_store
+    from flows.stores import open_store
+    from flows.tools import result_table
     from storage.store.experiments import list_heads
 
     opened = open_store(store)
@@ -115,14 +115,16 @@ def list_all(store: Store = None, as_json: Json = False) -> None:
         names = ("label", "id", "name", "created", "updated")
         show_json([{**{name: getattr(r, name) for name in names}, "status": r.state} for r, _ in records])
         return
-    table = Table(box=None, pad_edge=False)
-    for name in ("experiment", "status", "arms", "seeds", "generations", "updated"):
-        table.add_column(name)
-    for r, arms in records:
-        c = r.config
-        size = (str(len(c.get("seeds", []))), str(c.get("generations", "")))
-        table.add_row(*map(markup, (r.label, r.state, ", ".join(arms), *size, r.updated)))
-    out.print(table if records else f"No experiments yet in {markup(opened.name)}: `fortifai run tiny` makes one.")
+    if not records:
+        out.print(f"No experiments yet in {markup(opened.name)}: `fortifai run tiny` makes one.")
+        return
+    rows = [
+        (r.label, r.state, ", ".join(arms), len(r.config.get("seeds", [])), r.config.get("generations", ""), r.updated)
+        for r, arms in records
+    ]
+    result_table.print_rows(
+        ("experiment", "status", "arms", "seeds", "generations", "updated"), rows, out, whole="--json prints all"
+    )
 
 
 def show(
@@ -130,7 +132,7 @@ def show(
     store: Store = None,
 ) -> None:
     """One experiment or artifact in full: configuration, parents, files, provenance."""
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools.explain import describe
 
     show_json(describe(open_store(store), key))
@@ -143,7 +145,7 @@ def sql(
     as_json: Json = False,
 ) -> None:
     """Ask the catalog: `fortifai sql "select * from metrics"`. Read-only; a terminal's width cuts what it prints."""
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools import result_table
     from storage.catalog.catalog import query as ask
 
@@ -165,7 +167,7 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """How one document changed, from the real text to its newest version, and when its questions died."""
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools import tracing
     from storage.store.experiments import load_experiment
 
@@ -184,7 +186,7 @@ def path(
     store: Store = None,
 ) -> None:
     """Print where something lies: `duckdb $(fortifai path catalog)`."""
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools.explain import locate
 
     typer.echo(for_stdout(str(locate(open_store(store), what))))

@@ -72,7 +72,7 @@ def resume(
     """Go on with an experiment that was stopped: finished stages are found, the rest is computed."""
     from flows.load import validate
     from flows.local import run_here
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from storage.store.experiments import load_experiment
 
     allow_code(allow or [])
@@ -99,7 +99,8 @@ def plan(
 ) -> None:
     """What would run, what is already there, and why; what it can tell. Computes nothing but an estimate's probe."""
     from flows.load import load_any_config
-    from flows.prepare import check_model, check_space, open_store, plan_for
+    from flows.prepare import check_model, check_space, plan_for
+    from flows.stores import open_store
     from flows.terminal import show_arms
     from flows.tools.explain import explain_plan
     from flows.tools.foresight import foresee

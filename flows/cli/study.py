@@ -38,7 +38,7 @@ def study(
 
 def fates(experiment: Which = "latest", store: Store = None, as_json: Json = False) -> None:
     """Where the facts of an experiment on the almanac died: in rewriting, or in retraining on what states them."""
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools.fates import fates_by_arm
     from flows.tools.fates import show as show_fates
     from storage.store.experiments import load_experiment

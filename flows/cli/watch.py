@@ -124,7 +124,7 @@ def leads(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Do the watch's signals warn before retention fails? Probes every model of experiments. Writes nothing."""
-    from flows.prepare import open_store
+    from flows.stores import open_store
     from flows.tools.leads import leads_of, signal_leads
     from storage.store.experiments import load_experiment
 

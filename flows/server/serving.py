@@ -34,7 +34,7 @@ from flows.embedded import (
     wait_until_healthy,
 )
 from flows.load import load_any_config, presets
-from flows.prepare import open_store
+from flows.stores import open_store
 from fortifai_core.errors import InputError, StageFailed
 from fortifai_core.families.registry import FamilyExperiment
 from fortifai_core.outside import markup

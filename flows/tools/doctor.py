@@ -21,7 +21,8 @@ from flows import access
 from flows.embedded import configured_api
 from flows.fit import memory_needed, shape_of
 from flows.load import load_any_config
-from flows.prepare import check_model, check_space, default_store, open_store, plan_for
+from flows.prepare import check_model, check_space, plan_for
+from flows.stores import default_store, open_store
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import FortifaiError, InputError
 from fortifai_core.outside import markup

@@ -19,8 +19,14 @@ MORE = "…"
 MOST = 100_000  # characters of a cell; --csv and --json print all
 
 
-def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: Console) -> None:
-    """Print a table; to a terminal, no wider than it is: what was cut is said below."""
+def print_rows(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    console: Console,
+    *,
+    whole: str = "--csv and --json print all",
+) -> None:
+    """Print a table; to a terminal, no wider than it is: what was cut is said below, and what prints the `whole`."""
     cells = [[_cell(value) for value in row] for row in rows]
     names = [_cell(name) for name in columns]
     natural = [max(map(cell_len, column)) for column in zip(names, *cells, strict=True)]
@@ -32,7 +38,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], console: C
     complete = [place for place in shown if place is not None and widths[place] == natural[place]]
     if len(complete) < len(columns):
         kept = sum(place is not None for place in shown)
-        console.print(f"[dim]{kept} of {len(columns)} columns, long values cut: --csv and --json print all[/]")
+        console.print(f"[dim]{kept} of {len(columns)} columns, long values cut: {whole}[/]")
 
 
 def fit(natural: Sequence[int], width: int) -> tuple[list[int | None], dict[int, int]]:

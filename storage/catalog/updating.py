@@ -18,15 +18,14 @@ from fortifai_core.errors import ArtifactDamaged
 from storage.catalog import tables, views
 from storage.catalog.reading import FOLDER, ReadOnlyStore, empty_file
 from storage.store.experiments import SeenRecord, survey_experiments
-from storage.store.manifest import Address, Manifest
+from storage.store.manifest import Manifest
 from storage.store.store import ArtifactStore
-from storage.store.survey import Known, Survey, survey
+from storage.store.survey import Alike, Survey, survey
 
 if TYPE_CHECKING:
     import duckdb
-    import pyarrow as pa
 
-CATALOG_SCHEMA = 8  # raise it when a table or view changes
+CATALOG_SCHEMA = 9  # raise it when a table or view changes
 # Artifacts that were written so shortly before the catalog that they are read again at each look. Only when they are
 # more than this is the catalog written anew for their sake alone.
 FEW = 64
@@ -39,7 +38,7 @@ class State:
     """What a catalog knows. `id`: of the catalog; no two are the same."""
 
     id: str
-    artifacts: dict[Address, Known]
+    artifacts: list[Alike]
     records: dict[str, SeenRecord]
 
 
@@ -79,7 +78,7 @@ def changes_since(store: ArtifactStore, state: State | None) -> Changes:
         NewerRelease: a newer release wrote one of them.
     """
     records, gone = survey_experiments(store, state.records if state else {})
-    artifacts = survey(store, state.artifacts if state else {}, is_read)
+    artifacts = survey(store, state.artifacts if state else [], is_read)
     return Changes(state.id if state else None, artifacts, records, gone)
 
 
@@ -101,20 +100,20 @@ def state_in(connection: duckdb.DuckDBPyConnection, store: ArtifactStore) -> Sta
         found = connection.execute("SELECT id, release, url FROM catalog_state").fetchall()
         if len(found) != 1 or found[0][1:] != (CATALOG_SCHEMA, store.name):
             return None
-        # few kinds have many names of files: one row for each
-        alike = connection.execute(
-            "SELECT kind, names, list(key), list(state), list(digest) FROM known GROUP BY kind, names"
-        ).fetchall()
+        # few kinds have many names of files: one row for each; and one text is read sooner than a list of 100,000
+        alike = connection.execute("""
+            SELECT kind, names, string_agg(key, ' '), string_agg(coalesce(CAST(state AS VARCHAR), ''), ' '),
+                string_agg(digest, ' ')
+            FROM known GROUP BY kind, names""").fetchall()
         records = connection.execute("SELECT label, state, digest, status FROM known_records").fetchall()
     except duckdb.Error:
         return None
     return State(
         found[0][0],
-        {
-            (kind, key): Known(names, state, digest)
+        [
+            Alike(kind, names, keys.split(" "), [int(s) if s else None for s in states.split(" ")], digests.split(" "))
             for kind, names, keys, states, digests in alike
-            for key, state, digest in zip(keys, states, digests, strict=True)
-        },
+        ],
         {label: SeenRecord(label, state, digest, None, status) for label, state, digest, status in records},
     )
 
@@ -196,9 +195,9 @@ def fill(connection: duckdb.DuckDBPyConnection, store: ArtifactStore, changes: C
         "known": tables.known({}),
         "paper_results": tables.paper_results(),
     }
-    for name, table in empty.items():
-        with _incoming(connection, table):
-            connection.execute(f"CREATE TABLE {name} AS FROM incoming")
+    for name, rows in empty.items():
+        rows.create(connection, name)
+        rows.insert(connection, name)
     for view in views.LOADED:
         connection.execute(views.loaded_table(view))
     connection.execute("CREATE SCHEMA reading")
@@ -218,14 +217,13 @@ def _apply(
     connection: duckdb.DuckDBPyConnection, store: ArtifactStore, changes: Changes, *, first: bool = False
 ) -> None:
     found = changes.artifacts
-    before = {} if first else _globs(connection)
+    kinds = None if first else {m.kind for m in found.new} | {kind for kind, _ in found.gone}
+    before = {} if first else _globs(connection, kinds)
     if found.gone:
-        with _incoming(connection, tables.addresses(found.gone)):
-            for name in ("artifacts", "files", "parents", "known", *map(views.rows_of, views.LOADED)):
-                connection.execute(f"DELETE FROM {name} WHERE (kind, key) IN (SELECT (kind, key) FROM incoming)")
+        for name in ("artifacts", "files", "parents", "known", *map(views.rows_of, views.LOADED)):
+            tables.addresses(found.gone).delete(connection, name)
     if not first:
-        with _incoming(connection, tables.addresses(found.seen)):
-            connection.execute("DELETE FROM known WHERE (kind, key) IN (SELECT (kind, key) FROM incoming)")
+        tables.addresses(found.seen).delete(connection, "known")
         for label in [*changes.gone, *(record.label for record in changes.records)]:
             for name in ("experiments", "records", "record_parents"):
                 connection.execute(f"DELETE FROM {name} WHERE experiment = ?", [label])
@@ -235,16 +233,15 @@ def _apply(
         **tables.of_experiments(changes.records),
         "known": tables.known(found.seen),
     }
-    for name, table in new.items():
-        with _incoming(connection, table):
-            connection.execute(f"INSERT INTO {name} FROM incoming")
+    for name, rows in new.items():
+        rows.insert(connection, name)
     below = FOLDER if store.remote is not None else store.address("artifacts") + "/"
     for view in views.LOADED:
         files = _files_of(view, found.new)
         for start in range(0, len(files), AT_ONCE):
             with _named(view):
                 connection.execute(views.load_rows(view, files[start : start + AT_ONCE], below=below))
-    made = {view: globs for view, globs in _globs(connection).items() if first or globs != before[view]}
+    made = {view: globs for view, globs in _globs(connection, kinds).items() if first or globs != before[view]}
     if store.remote is not None and made:
         connection.register_filesystem(store.remote.fs)
     for view, globs in made.items():
@@ -252,9 +249,10 @@ def _apply(
             connection.execute(views.parquet_view(view, globs, below=store.address("artifacts") + "/"))
 
 
-def _globs(connection: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
-    """Of each view for everybody the patterns that have files."""
-    return {view: connection.execute(views.globs_in(view)).fetchall()[0][0] or [] for view in views.LISTED}
+def _globs(connection: duckdb.DuckDBPyConnection, kinds: set[str] | None) -> dict[str, list[str]]:
+    """Of each view for everybody, or of those that read these kinds, the patterns that have files."""
+    concerned = [view for view in views.LISTED if kinds is None or kinds & {kind for kind, _ in views.READS[view][0]}]
+    return {view: connection.execute(views.globs_in(view)).fetchall()[0][0] or [] for view in concerned}
 
 
 def _files_of(view: str, manifests: Sequence[Manifest]) -> list[str]:
@@ -265,15 +263,6 @@ def _files_of(view: str, manifests: Sequence[Manifest]) -> list[str]:
         for entry in m.files
         if any(m.kind == kind and fnmatchcase(entry["name"], glob) for kind, glob in patterns)
     ]
-
-
-@contextmanager
-def _incoming(connection: duckdb.DuckDBPyConnection, table: pa.Table) -> Iterator[None]:
-    connection.register("incoming", table)
-    try:
-        yield
-    finally:
-        connection.unregister("incoming")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,7 +30,8 @@ from storage.store.locks import Lease, LeaseTimes, LockHeld, file_lock, lease
 from storage.store.manifest import FileEntry, Manifest
 from storage.store.remote import Remote, cache_directory
 from storage.store.remote_digests import numbered, state_of
-from storage.store.tree import Artifact, Tree, is_stray, state_of_file
+from storage.store.states import states_of
+from storage.store.tree import Artifact, Tree, is_stray
 
 __all__ = ["Artifact", "ArtifactDamagedWarning", "ArtifactStore", "Damage", "Draft", "Manifest", "Verification"]
 
@@ -410,7 +412,9 @@ class ArtifactStore:
             if self.remote is not None:
                 infos = {name: info for name, info in self.remote.objects(directory).items() if "/" not in name}
                 return {name: numbered(state_of(info)) for name, info in infos.items() if not is_stray(name)}
-            return {name: state_of_file(self.root / directory / name) for name in self.names(directory)}
+            names = self.names(directory)
+            states = states_of(self.root / directory, names, [""], before=time.time_ns())
+            return dict(zip(names, states, strict=True))
 
     @contextmanager
     def asked(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ NAMED = 5  # damaged artifacts that one message names
 
 
 class Known(NamedTuple):
-    """What was seen of an artifact when it was sound; not a dataclass, of which 100,000 take a second to make.
+    """What was seen of an artifact when it was sound.
 
     Attributes:
         names: of its files.
@@ -30,6 +30,20 @@ class Known(NamedTuple):
     names: Sequence[str]
     state: int | None
     digest: str
+
+
+class Alike(NamedTuple):
+    """The same of many artifacts of one kind whose files have the same names: 100,000 by themselves take a second.
+
+    Attributes:
+        keys, states, digests: of each artifact, in one order.
+    """
+
+    kind: str
+    names: Sequence[str]
+    keys: Sequence[str]
+    states: Sequence[int | None]
+    digests: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class Survey:
     gone: list[Address]
 
 
-def survey(store: ArtifactStore, known: Mapping[Address, Known], reads: Callable[[str, str], bool]) -> Survey:
+def survey(store: ArtifactStore, known: Sequence[Alike], reads: Callable[[str, str], bool]) -> Survey:
     """Look at every artifact of a store, when none of them is damaged.
 
     An artifact whose manifest and files are as they were, by what the file system says of them, is the same. Of any
@@ -64,35 +78,57 @@ def survey(store: ArtifactStore, known: Mapping[Address, Known], reads: Callable
         NewerRelease: a newer release wrote one of them.
     """
     look = _Look(store, reads)
+    touched: dict[Address, str] = {}
     with store.asked():
-        there = set(look.addresses())
-        present = {address: before for address, before in known.items() if address in there}
-        states = dict(look.states({a: before.names for a, before in present.items() if before.state is not None}))
-        untouched = {address for address, state in states.items() if state == present[address].state}
-        found = list((store.remote or store.tree).manifests(sorted(there - untouched)))
+        others = look.others(known)
+        for alike in known:
+            now = look.states(alike.kind, alike.keys, alike.names, kept=False)
+            for key, digest, before, state in zip(alike.keys, alike.digests, alike.states, now, strict=True):
+                if before is None or state != before:
+                    touched[alike.kind, key] = digest
+        found = list((store.remote or store.tree).manifests(sorted({*others, *touched})))
     manifests: dict[Address, Manifest] = {}
+    digests: dict[Address, str] = {}
     problems = []
     for address, where, text in found:
         try:
-            manifest = look.sound(address, where, text)
+            manifest, text = look.sound(address, where, text)
         except ArtifactDamaged as error:
             problems.append(f"{address[0]} {address[1][:12]}: {error}")
             continue
         if manifest is not None:
-            manifests[address] = manifest
+            manifests[address], digests[address] = manifest, hashlib.sha256(text).hexdigest()
     if look.taken is not None:
         look.taken.keep()
     if problems:
         more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         named = "; ".join(problems[:NAMED])
         raise ArtifactDamaged(f"{len(problems)} damaged artifacts in {store.name}: {named}{more}; {REMEDY}")
-    names = {address: [entry["name"] for entry in manifest.files] for address, manifest in manifests.items()}
-    states = dict(look.states(names))
-    seen = {a: Known(names[a], states.get(a), _digest(m.to_json().encode())) for a, m in manifests.items()}
-    same = {address for address, now in seen.items() if address in known and known[address].digest == now.digest}
+    seen: dict[Address, Known] = {}
+    for kind, names, addresses in _by_names(manifests):
+        states = look.states(kind, [key for _, key in addresses], names, kept=True)
+        for address, state in zip(addresses, states, strict=True):
+            seen[address] = Known(names, state, digests[address])
+    same = {address for address, now in seen.items() if touched.get(address) == now.digest}
     new = [manifest for address, manifest in manifests.items() if address not in same]
-    gone = [address for address in known if address not in untouched and address not in same]
+    gone = [address for address in touched if address not in same]
     return Survey(sorted(new, key=lambda m: (m.created, m.kind, m.key)), seen, gone)
+
+
+def alike(seen: Mapping[Address, Known]) -> list[Alike]:
+    """What was seen, as `survey` wants to know it."""
+    groups: dict[tuple[str, tuple[str, ...]], list[tuple[str, int | None, str]]] = {}
+    for (kind, key), known in seen.items():
+        groups.setdefault((kind, tuple(known.names)), []).append((key, known.state, known.digest))
+    return [Alike(kind, names, *zip(*rows, strict=True)) for (kind, names), rows in groups.items()]
+
+
+def _by_names(manifests: Mapping[Address, Manifest]) -> Iterator[tuple[str, list[str], list[Address]]]:
+    """Kind, names of files and addresses of those that have these in common."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Address]] = {}
+    for address, manifest in manifests.items():
+        groups.setdefault((address[0], tuple(entry["name"] for entry in manifest.files)), []).append(address)
+    yield from ((kind, list(names), addresses) for (kind, names), addresses in groups.items())
 
 
 class _Look:
@@ -106,22 +142,26 @@ class _Look:
             self.taken = RemoteDigests(store.remote, store.root) if store.remote else None
             self._objects = store.remote.objects("artifacts") if store.remote else {}
 
-    def addresses(self) -> Sequence[Address]:
-        return addresses_of(self._objects) if self._store.remote else list(self._store.tree.addresses())
-
-    def states(self, names: Mapping[Address, Sequence[str]]) -> Iterator[tuple[Address, int]]:
-        """As `Tree.states`, from before this look began: what was touched since has none."""
+    def others(self, known: Iterable[Alike]) -> list[Address]:
+        """Addresses of artifacts that are not known."""
+        keys: dict[str, set[str]] = {}
+        for alike in known:
+            keys.setdefault(alike.kind, set()).update(alike.keys)
         if self._store.remote is None:
-            yield from self._store.tree.states(names, before=self._began)
-            return
-        for (kind, key), files in names.items():
-            infos = [self._objects.get(f"{kind}/{key}/{name}") for name in (MANIFEST_NAME, *files)]
-            state = numbered(*(state_of(info) if info else "" for info in infos))
-            if state is not None:
-                yield (kind, key), state
+            return list(self._store.tree.addresses(but=keys))
+        return [(kind, key) for kind, key in addresses_of(self._objects) if key not in keys.get(kind, ())]
 
-    def sound(self, address: Address, where: str, text: bytes) -> Manifest | None:
-        """The manifest of an artifact that is sound; None when there is none by now."""
+    def states(self, kind: str, keys: Sequence[str], names: Sequence[str], *, kept: bool) -> Iterator[int | None]:
+        """As `Tree.states`; one that is `kept` is from before this look began: what was touched since has none."""
+        if self._store.remote is None:
+            yield from self._store.tree.states(kind, keys, names, before=self._began if kept else None)
+            return
+        for key in keys:
+            infos = [self._objects.get(f"{kind}/{key}/{name}") for name in (MANIFEST_NAME, *names)]
+            yield numbered(*(state_of(info) if info else "" for info in infos))
+
+    def sound(self, address: Address, where: str, text: bytes) -> tuple[Manifest | None, bytes]:
+        """The manifest of an artifact that is sound, and its text; None when there is none by now."""
         try:
             manifest: Manifest | None = Manifest.from_json(text, where=where, address=address)
             assert manifest is not None
@@ -130,11 +170,12 @@ class _Look:
             # it may have been replaced or set aside between one look and the next
             manifest = self._store.peek(*address)
             if manifest is not None:
+                text = manifest.to_json().encode()
                 folder = "/".join(address)
                 with self._store.asked():
                     again = self._store.remote.objects(f"artifacts/{folder}") if self._store.remote else {}
                 self._compare(manifest, {f"{folder}/{name}": info for name, info in again.items()})
-        return manifest
+        return manifest, text
 
     def _compare(self, manifest: Manifest, objects: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise `ArtifactDamaged` where a file is not what the manifest says."""
@@ -154,7 +195,3 @@ class _Look:
                 if is_read and self.taken.of(f"artifacts/{name}", info) != entry["sha256"]:
                     message = f"{name} does not have the sha256 that its manifest says"
                     raise ArtifactDamaged(message, file=entry["name"])
-
-
-def _digest(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()

@@ -9,14 +9,15 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from fortifai_core.errors import ArtifactDamaged, StoreError
 from storage.store import durable
-from storage.store.digests import SETTLED_NS, digest_of
+from storage.store.digests import digest_of
 from storage.store.keys import file_digest
 from storage.store.manifest import (
     MANIFEST_NAME,
@@ -29,6 +30,7 @@ from storage.store.manifest import (
     is_address,
     now,
 )
+from storage.store.states import states_of
 
 # what a disk answers that cannot read what was written there
 _BROKEN = (errno.EIO, errno.EUCLEAN, errno.EBADMSG) if hasattr(errno, "EUCLEAN") else (errno.EIO, errno.EBADMSG)
@@ -153,11 +155,13 @@ class Tree:
         if place.is_dir() and self.read(kind, key, verify=True) is None:
             raise ArtifactDamaged(f"{place} is unfinished: it has no manifest", file=MANIFEST_NAME)
 
-    def addresses(self, kind: str | None = None) -> Iterator[Address]:
-        """(kind, key) of every artifact directory, whether finished or not."""
+    def addresses(
+        self, kind: str | None = None, *, but: Mapping[str, Collection[str]] = MappingProxyType({})
+    ) -> Iterator[Address]:
+        """(kind, key) of every artifact directory (of a kind), finished or not, `but` of those with these keys."""
         for kind_dir in sorted_directories(self.root / "artifacts"):
             if kind in (None, kind_dir.name):
-                for key_dir in sorted_directories(kind_dir):
+                for key_dir in sorted_directories(kind_dir, but=but.get(kind_dir.name, ())):
                     if is_address(kind_dir.name, key_dir.name):
                         yield kind_dir.name, key_dir.name
 
@@ -174,32 +178,16 @@ class Tree:
                     raise
                 yield address, str(path), b""  # which is no manifest either
 
-    def states(self, names: Mapping[Address, Sequence[str]], *, before: int) -> Iterator[tuple[Address, int]]:
-        """What the file system says of artifacts, each as one number: another one once anything of it was touched.
-
-        Inode, size and both times of the manifest and of each file go into it. An artifact of which a file is missing
-        has none, nor one that was touched so shortly before `before` (ns since 1970) that its times may not show the
-        next change.
+    def states(
+        self, kind: str, keys: Sequence[str], names: Sequence[str], *, before: int | None
+    ) -> Iterator[int | None]:
+        """What the file system says of these artifacts, each as one number: see `storage.store.states`.
 
         Args:
-            names: of the files of each artifact, without its manifest's.
+            names: of the files of each, without its manifest's.
         """
-        alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-        for (kind, key), files in names.items():
-            alike.setdefault((kind, tuple(files)), []).append(key)
-        for (kind, named), keys in alike.items():
-            try:
-                folder = os.open(self.root / "artifacts" / kind, os.O_RDONLY)
-            except OSError:
-                continue
-            try:
-                ends = [f"/{name}" for name in (MANIFEST_NAME, *named)]
-                for key in keys:
-                    state = _state_of(folder, key, ends, before)
-                    if state is not None:
-                        yield (kind, key), state
-            finally:
-                os.close(folder)
+        ends = [f"/{name}" for name in (MANIFEST_NAME, *names)]
+        return states_of(self.root / "artifacts" / kind, keys, ends, before=before)
 
     def describe(self, draft: Path) -> list[FileEntry]:
         """Size and digest of every file below a draft.
@@ -321,26 +309,6 @@ class Tree:
         return target
 
 
-def state_of_file(path: Path) -> int | None:
-    """As `Tree.states`, of one file now."""
-    return _state_of(None, str(path), [""], time.time_ns())
-
-
-def _state_of(folder: int | None, start: str, ends: Sequence[str], before: int) -> int | None:
-    marks: list[int] = []
-    settled = before - SETTLED_NS
-    try:
-        for end in ends:
-            found = os.stat(start + end, dir_fd=folder)
-            modified, changed = found.st_mtime_ns, found.st_ctime_ns
-            if modified > settled or changed > settled:
-                return None
-            marks += (found.st_ino, found.st_size, modified, changed)
-    except OSError:
-        return None
-    return hash(tuple(marks))  # of integers it is the same in every process
-
-
 def check_file(place: Path, entry: FileEntry, *, verify: bool) -> None:
     """Compare one file with its entry in the manifest.
 
@@ -388,10 +356,10 @@ def plain_files(folder: Path) -> Iterator[Path]:
         yield from (Path(directory) / name for name in [*names, *links] if not is_stray(name))
 
 
-def sorted_directories(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """The directories in a directory, by name; none when it is not there."""
+def sorted_directories(path: str | os.PathLike[str], *, but: Collection[str] = ()) -> list[os.DirEntry[str]]:
+    """The directories in a directory, by name, `but` those of these names; none when it is not there."""
     try:
         with os.scandir(path) as entries:
-            return sorted((e for e in entries if e.is_dir()), key=lambda e: e.name)
+            return sorted((e for e in entries if e.name not in but and e.is_dir()), key=lambda e: e.name)
     except (FileNotFoundError, NotADirectoryError):
         return []

@@ -25,7 +25,7 @@ from storage.store.digests import SETTLED_NS
 from storage.store.experiments import list_experiments, record_experiment
 from storage.store.manifest import MANIFEST_NAME, Manifest
 from storage.store.store import ArtifactStore
-from storage.store.survey import Survey, survey
+from storage.store.survey import Survey, alike, survey
 from storage.tables import parquet
 
 TABLES = ("artifacts", "files", "edges")
@@ -109,19 +109,19 @@ def test_whatever_becomes_of_a_store_the_catalog_follows(tmp_path: Path) -> None
 
 def test_nothing_is_looked_into_that_was_not_touched(tmp_path: Path) -> None:
     store = synthetic_store(tmp_path / "store", 100)
-    young = survey(store, {}, is_read)
+    young = survey(store, [], is_read)
     assert len(young.new) == 100 and all(known.state is None for known in young.seen.values())
     settled()
-    first = survey(store, young.seen, is_read)
+    first = survey(store, alike(young.seen), is_read)
     assert not first.new and not first.gone and all(known.state is not None for known in first.seen.values())
-    assert survey(store, first.seen, is_read) == Survey([], {}, [])
+    assert survey(store, alike(first.seen), is_read) == Survey([], {}, [])
     (kind, key), *_ = first.seen
     path = store.tree.place(kind, key) / MANIFEST_NAME
     path.write_bytes(path.read_bytes())
-    again = survey(store, first.seen, is_read)
+    again = survey(store, alike(first.seen), is_read)
     assert set(again.seen) == {(kind, key)} and not again.new and not again.gone
     path.unlink()
-    assert survey(store, first.seen, is_read) == Survey([], {}, [(kind, key)])
+    assert survey(store, alike(first.seen), is_read) == Survey([], {}, [(kind, key)])
 
 
 def test_every_way_to_alter_a_file_is_seen(tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def test_a_bit_that_the_disk_loses_without_a_trace_is_found_by_the_query_that_re
     # nobody touched it, by what the file system says: the catalog knows the state that it finds
     artifact = store.peek(kind, key)
     assert artifact is not None
-    names = {(kind, key): [entry["name"] for entry in artifact.files]}
-    ((_, state),) = store.tree.states(names, before=time.time_ns())
+    names = [entry["name"] for entry in artifact.files]
+    (state,) = store.tree.states(kind, [key], names, before=time.time_ns())
     times = store.catalog.stat()
     with duckdb.connect(store.catalog) as connection:
         connection.execute("UPDATE known SET state = ? WHERE kind = ? AND key = ?", [state, kind, key])
@@ -272,6 +272,22 @@ def test_the_benchmark_answers_for_a_small_store() -> None:
     assert row["artifacts"] == 100 and row["megabytes"] > 0
     steps = ("catalog", "query", "one_more", "query_one_more", "ls", "resume")
     assert all(row[name] > 0 and row[f"{name}_cpu"] > 0 for name in steps)
+
+
+def test_a_query_loads_nothing_but_what_it_needs(tmp_path: Path) -> None:
+    """Half of a second of every `fortifai sql` was the loading of software."""
+    store = synthetic_store(tmp_path / "store", 100)
+    refresh_catalog(store)
+    put(store, "one-more", 1.0)
+    code = (
+        "import sys\n"
+        "from storage.catalog.catalog import query\n"
+        "from storage.store.store import ArtifactStore\n"
+        "print(query(ArtifactStore(sys.argv[1]), 'SELECT count(*) FROM metrics')[1][0][0])\n"
+        "print(*{'pyarrow', 'numpy', 'pandas', 'pydantic', 'torch'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, store.url], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(3 * 20 * 10 + 1)]
 
 
 def test_a_made_up_store_is_whole(tmp_path: Path) -> None:
