@@ -30,16 +30,16 @@ class Contrast:
         """`a + b − c − d`."""
         return " + ".join(self.plus) + "".join(f" − {arm}" for arm in self.minus)
 
-    def effect(self, values: Mapping[str, Mapping[int, float]]) -> Effect | None:
+    def effect(self, values: Mapping[str, Mapping[int, float]], *, share: bool = False) -> Effect | None:
         """The mean over the seeds that all its arms have, with Student's error of that mean; None without such a seed.
 
         Args:
             values: arm → seed → value.
+            share: they are shares: seeds that are all alike do not show that there is no difference (`effect_of`).
         """
-        of_arms = [values.get(arm, {}) for arm in self.arms]
-        seeds = set.intersection(*(set(one) for one in of_arms))
-        sums = {
-            seed: sum(values[arm][seed] for arm in self.plus) - sum(values[arm][seed] for arm in self.minus)
-            for seed in sorted(seeds)
-        }
-        return effect_of({seed: Sampled(value) for seed, value in sums.items()})
+        seeds = set.intersection(*(set(values.get(arm, {})) for arm in self.arms))
+
+        def summed(arms: tuple[str, ...]) -> dict[int, Sampled]:
+            return {seed: Sampled(sum(values[arm][seed] for arm in arms)) for seed in seeds}
+
+        return effect_of(summed(self.plus), summed(self.minus), share=share)

@@ -43,7 +43,8 @@ def contrasts_of(values: Values, contrasts: Sequence[Contrast]) -> tuple[Compare
     for contrast in contrasts:
         for measure in MEASURES:
             of_all = [at for at, arms in values[measure].items() if all(arm in arms for arm in contrast.arms)]
-            effect = contrast.effect(values[measure][max(of_all)]) if of_all else None
+            share = definitions[measure].share
+            effect = contrast.effect(values[measure][max(of_all)], share=share) if of_all else None
             if effect is not None:
                 found.append((contrast.name, definitions[measure], max(of_all), effect))
     return compared(found)
@@ -73,7 +74,7 @@ def contrast_chart(values: Values, contrasts: Sequence[Contrast]) -> Chart:
 
     def points(contrast: Contrast) -> Iterable[Point]:
         for generation, arms in sorted(values["kr-split-0"].items()):
-            effect = contrast.effect(arms)
+            effect = contrast.effect(arms, share=True)
             if generation >= 0 and effect is not None:
                 yield Point.of(generation, effect.interval(), scale=100)
 
@@ -87,7 +88,8 @@ def _interval(definition: Definition, one: Compared) -> str:
     ends = one.effect.interval()
     if not ends.known:
         return shown
-    return f"{shown} ({definition.difference(ends.low)} to {definition.difference(ends.high)})"
+    low, high = (definition.difference(end).removesuffix(" points") for end in (ends.low, ends.high))
+    return f"{shown} ({low} to {high})"
 
 
 def _outcome(one: Compared) -> str:

@@ -29,6 +29,15 @@ def test_the_difference_of_two_differences_is_that_of_each_seed() -> None:
     assert (low, high) == (pytest.approx(0.11 - 0.043027, abs=1e-6), pytest.approx(0.11 + 0.043027, abs=1e-6))
 
 
+def test_seeds_that_are_all_alike_do_not_show_that_shares_are_equal() -> None:
+    """Three seeds without a difference leave room for a rate of up to 1 − 0.025^(1/3) = 0.708."""
+    same = {arm: {1: 0.5, 2: 0.6, 3: 0.7} for arm in ("tce", "ce")}
+    effect = Contrast("none", ("tce",), ("ce",)).effect(same, share=True)
+    assert effect is not None and effect.value == 0
+    assert effect.interval().high == pytest.approx(1 - 0.025 ** (1 / 3))
+    assert effect.p_equivalent(0.05) > 0.05
+
+
 def test_without_a_seed_that_all_arms_have_there_is_none() -> None:
     assert Contrast("none", ("tce",), ("ce",)).effect({"tce": {1: 0.5}, "ce": {2: 0.5}}) is None
     assert Contrast("none", ("tce",), ("gone",)).effect(VALUES) is None

@@ -57,7 +57,8 @@ def test_each_contrast_is_judged_in_the_last_generation_by_what_was_measured() -
     assert first.p_differs == pytest.approx(min(1, 6 * first.effect.p_differs()))
     assert contrast_heads(found) == ["", "retention of split 0, M1", "perplexity on held-out text, M1"]
     name, kept, perplexity = contrast_cells(found)[1]
-    assert name == "theirs" and kept.startswith("+30.") and kept.endswith("differs") and perplexity.startswith("0.9")
+    assert (name, kept) == ("theirs", "+30.0 points (+29.9 to +30.1): differs")
+    assert perplexity.startswith("0.9× (0.899× to 0.901×)")
     table = contrast_table(found, BOTH)
     assert table.rows == 6 and "tce-theirs + ce − ce-theirs − tce" in str(table.columns)
 
