@@ -70,21 +70,50 @@ def disk_for_models(
 def memory_needed(config: ExperimentConfig, shape: Shape) -> tuple[float, float]:
     """Bytes that one worker holds at least: in training, and in rewriting one longest input.
 
+    Of a training that torch's launcher shares out, those of all its processes (`memory_of_process`), and the weights,
+    which the worker goes on holding, and averages.
+    """
+    training, rewriting = memory_of_process(config, shape)
+    if config.runtime.launcher == "torchrun":
+        copies = 2 if config.training.averaging else 1
+        training = training * config.runtime.processes + copies * shape.parameters * bytes_a_weight(config)
+    return training, rewriting
+
+
+def memory_of_process(config: ExperimentConfig, shape: Shape) -> tuple[float, float]:
+    """Bytes that one process holds at least: in training, and in rewriting one longest input.
+
     Training: weights, gradients and the optimizer's moments, and of a micro-batch what the backward pass reads again
     (a Llama keeps some 10 vectors of its width and 4 of the feed-forward part for a token and layer). Logits are left
     out, of which only pieces exist at once, unless the target is a whole distribution: see `held_by_aims`.
+
+    Each of several processes has its part of a micro-batch, and all weights, gradients and moments (DDP), or its part
+    of these too (FSDP2).
     """
     model, training = config.model, config.training
     width = bytes_a_weight(config)
     weights = float(shape.parameters * width)
     adapter = model.lora is not None
     moments = 0 if training.optimizer == "sgd" else 2
-    states = 0.0 if adapter else weights * (1 + moments)
-    tokens = training.batch_size // training.gradient_accumulation * training.sequence_length
+    states = weights if adapter else weights * (2 + moments)
+    if config.runtime.sharding != "none":
+        states /= config.runtime.processes
+    tokens = _rows_at_once(config) * training.sequence_length
     kept = tokens * shape.layers * (10 * shape.hidden + 4 * shape.intermediate)
     activations = kept * (2 if training.precision == "bfloat16" else width)
     rewriting = config.regeneration.longest_input * shape.layers * 2 * shape.keys * width
-    return weights + states + activations + sum(held_by_aims(config, shape).values()), weights + rewriting
+    return states + activations + sum(_held_in_process(config, shape).values()), weights + rewriting
+
+
+def _held_in_process(config: ExperimentConfig, shape: Shape) -> dict[str, float]:
+    """Of `held_by_aims`, without what a worker does by itself, where others train for it."""
+    held = held_by_aims(config, shape)
+    return {name: size for name, size in held.items() if name != "averaging" or config.runtime.launcher == "single"}
+
+
+def _rows_at_once(config: ExperimentConfig) -> int:
+    """Of a micro-batch, those that one process reads."""
+    return config.training.batch_size // config.training.gradient_accumulation // config.runtime.processes
 
 
 def held_by_aims(config: ExperimentConfig, shape: Shape) -> dict[str, float]:
@@ -96,8 +125,7 @@ def held_by_aims(config: ExperimentConfig, shape: Shape) -> dict[str, float]:
     """
     training = config.training
     weights = float(shape.parameters * bytes_a_weight(config))
-    rows = training.batch_size // training.gradient_accumulation
-    logits = float(rows * (training.sequence_length - 1) * shape.vocabulary * FLOAT)
+    logits = float(_rows_at_once(config) * (training.sequence_length - 1) * shape.vocabulary * FLOAT)
     held: dict[str, float] = {}
     if training.distillation:
         held["distillation"] = 4 * logits + weights
@@ -119,10 +147,11 @@ def check_memory(config: ExperimentConfig, workers: int | None = None) -> None:
     if shape is None:
         return
     device, there = _device_memory(config.runtime.device)
-    workers = workers or pool_size(config)[0]
-    if device == "GPU":  # they are dealt out in turn
-        workers = -(-workers // max(1, gpu_count(config.runtime)))
+    workers, processes = workers or pool_size(config)[0], config.runtime.processes
     training, rewriting = memory_needed(config, shape)
+    if device == "GPU":  # they are dealt out in turn, to processes
+        workers, processes = -(-workers * processes // max(1, gpu_count(config.runtime))), 1
+        training, _ = memory_of_process(config, shape)
     size = f"{shape.parameters / 1e6:,.0f} million parameters"
     if max(training, rewriting) * workers <= there:
         return
@@ -134,17 +163,28 @@ def check_memory(config: ExperimentConfig, workers: int | None = None) -> None:
         )
         raise ConfigError("regeneration.context_tokens", config.regeneration.context_tokens, remedy)
     needs = f"training {size} takes at least {training / 1e9:.1f} GB a worker"
-    held = held_by_aims(config, shape)
-    if held and training > there >= max(training - sum(held.values()), rewriting):
+    held = _held_in_process(config, shape)
+    if held and training > there >= max(training - processes * sum(held.values()), rewriting):
         name, most = max(held.items(), key=lambda pair: pair[1])
         remedy = f"{needs}, {most / 1e9:.1f} GB of it for this, and {has}: leave it out, or raise gradient_accumulation"
         raise ConfigError(f"training.{name}", getattr(config.training, name), remedy)
     if workers > 1 and max(training, rewriting) <= there:
         whole = f"{training * workers / 1e9:.1f} GB for {workers} of them, and {has}: set it to 1"
         raise ConfigError("runtime.workers", config.runtime.workers, f"{needs}, {whole}")
+    fewer = [
+        n for n in range(1, processes) if processes % n == 0 and memory_needed(_with(config, n), shape)[0] <= there
+    ]
+    if fewer:
+        remedy = f"{needs}, a copy of everything for each process, and {has}: set it to {fewer[-1]}"
+        raise ConfigError("runtime.processes", processes, remedy)
     smaller = "choose a smaller model, an adapter (model.lora), or smaller micro-batches (training.batch_size, "
     value = config.model.path if isinstance(config.model, PretrainedModel) else "scratch"
     raise ConfigError("model", value, f"{needs}, and {has}: {smaller}gradient_accumulation, sequence_length)")
+
+
+def _with(config: ExperimentConfig, processes: int) -> ExperimentConfig:
+    """The experiment as it is with so many processes for a training."""
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"processes": processes})})
 
 
 def _device_memory(device: str) -> tuple[str, float]:

@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from flows.embedded import check_api
 from flows.hints import command_line
 from flows.load import load_any_config
 from flows.local import execute, print_results, read_report, spent
 from flows.outputs import folder_to_make
-from flows.prepare import prepare_experiment
+from flows.prepare import open_store, plan_for, prepare_experiment
 from flows.tools.profiling import read_profile, show
+from fortifai_core.charts.svg import svg, with_line
 from fortifai_core.errors import InputError
+from fortifai_core.outcomes.contrasts import Contrast
+from fortifai_core.outcomes.profile import Compared
 from fortifai_core.outside import markup
+from fortifai_core.report.contrasts import (
+    Values,
+    contrast_cells,
+    contrast_chart,
+    contrast_heads,
+    contrast_table,
+    contrasts_of,
+    values_of,
+)
 from storage.store import durable
 from storage.store.experiments import load_experiment
 from storage.store.provenance import collect, rooms_of
+from storage.store.store import ArtifactStore
 from storage.tables import parquet
+from tasks.engine.needs import needs
+from tasks.engine.plans import AnyExperiment
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question of the study, with the preset that answers it and the figures of its report that are kept."""
+    """One question of the study.
+
+    Attributes:
+        preset: the experiment that answers it; its seeds are the registered ones.
+        figures: of its report, those that are kept.
+        contrasts: what is asked of its arms beside each one's difference to the first.
+    """
 
     asks: str
     preset: str
     figures: tuple[str, ...] = ("profile", "retention")
+    contrasts: tuple[Contrast, ...] = ()
 
 
 QUESTIONS = {
@@ -40,6 +64,15 @@ QUESTIONS = {
     "map": Question("Where does TCE act: which gamma, with which decoding?", "study-map"),
     "beyond": Question("Does anything do better than a fixed gamma, and what could any loss keep?", "study-beyond"),
     "regularisation": Question("Is it only regularisation?", "study-regularisation"),
+    "compat": Question(
+        "How much of TCE's effect is the authors' decoding and choice of checkpoint?",
+        "study-compat",
+        contrasts=(
+            Contrast("TCE, greedy", ("tce-0.9-greedy",), ("ce-greedy",)),
+            Contrast("TCE, the authors' way", ("tce-0.9-authors",), ("ce-authors",)),
+            Contrast("the difference", ("tce-0.9-authors", "ce-greedy"), ("ce-authors", "tce-0.9-greedy")),
+        ),
+    ),
     "share": Question("How much synthetic text is safe?", "share"),
 }
 MADE_BY = ("cpu", "platform", "python", "packages", "git")
@@ -47,7 +80,13 @@ TABLES = ("results", "time-to-failure", "profile", "profile-differences", "ranki
 
 
 def run_study(
-    name: str, *, target: Path | None, overrides: list[str], store: str | None, console: Console
+    name: str,
+    *,
+    target: Path | None,
+    overrides: list[str],
+    store: str | None,
+    console: Console,
+    finished: bool = False,
 ) -> dict[str, Any]:
     """Run the experiment of one question (stages that are there are found), print its profile, and keep what it says.
 
@@ -55,9 +94,12 @@ def run_study(
         target: a new folder for tables (Parquet), figures (SVG) and `study.json`; None keeps nothing.
         overrides: `path=value`, as of `fortifai run`: of a smaller version, to see how it goes. What was overridden
             is said in `study.json`.
+        finished: only of the seeds that are finished in the store; nothing is trained.
+
+    How many of the registered seeds an answer rests on is said with it, and in every figure.
 
     Raises:
-        InputError: no such question, or `target` is there already.
+        InputError: no such question, `target` is there already, or no seed is finished.
     """
     if name not in QUESTIONS:
         raise InputError("question", name, f"choose one of {', '.join(QUESTIONS)}")
@@ -65,15 +107,30 @@ def run_study(
         target = folder_to_make("--out", target)
     check_api()
     question = QUESTIONS[name]
-    one = prepare_experiment(load_any_config(question.preset, overrides), store=store)
+    config = load_any_config(question.preset, overrides)
     arguments = "".join(f" --set {shlex.quote(override)}" for override in overrides)
+    if finished:
+        seeds = finished_seeds(config, open_store(store))
+        if not seeds:
+            remedy = (
+                f"none of its {len(config.seeds)} seeds is finished in this store: leave --finished out to run them"
+            )
+            raise InputError("question", name, remedy)
+        config, arguments = config.model_copy(update={"seeds": seeds}), f"{arguments} --finished"
+    rests_on = coverage(config, load_any_config(question.preset))
+    one = prepare_experiment(config, store=store)
     (outcome,) = execute([one], console, resume=command_line(f"study {name}{arguments}", store=store))
     record = load_experiment(one.store, one.record_id)
     table, folder = read_report(one.store, record)
     profile = read_profile(one.store, record)
     console.print(f"\n[bold reverse] {markup(question.asks)} [/]", highlight=False)
+    console.print(f"[bold]{markup(rests_on)}[/]", highlight=False)
     print_results(table, console)
     show(record, profile, console)
+    values = values_of(_results(folder)) if question.contrasts else {}
+    contrasts = contrasts_of(values, question.contrasts)
+    if contrasts:
+        _show_contrasts(contrasts, console)
     console.print(f"\n{spent([outcome])}")
     if target is not None:
         made = collect(rooms_of("report"))
@@ -83,13 +140,62 @@ def run_study(
             "experiment": record.label,
             "arms": one.plan.config.arm_labels,
             "seeds": list(one.plan.config.seeds),
+            "rests on": rests_on,
             "summary": profile["summary"],
             "headline": table["headline"],
             "made by": {name: made[name] for name in MADE_BY if name in made},
         }
         _keep(folder, target, question.figures, about)
+        if contrasts:
+            _keep_contrasts(target, contrasts, question.contrasts, values, rests_on)
         console.print(f"kept: {markup(target)}", soft_wrap=True)
     return {**outcome, "kept": str(target) if target is not None else None}
+
+
+def finished_seeds(config: AnyExperiment, store: ArtifactStore) -> list[int]:
+    """The seeds of which all arms are in the store, to their last generation."""
+
+    def is_whole(seed: int) -> bool:
+        plan = plan_for(config.model_copy(update={"seeds": [seed]}))
+        there = needs(plan, store).manifests
+        return all(stage.reference in there for stage in plan.stages() if stage.role != "report")
+
+    return [seed for seed in config.seeds if is_whole(seed)]
+
+
+def coverage(config: AnyExperiment, registered: AnyExperiment) -> str:
+    """`2 of 5 registered seeds`; with what is not as it was registered."""
+    known = [seed for seed in config.seeds if seed in registered.seeds]
+    words = f"{len(known)} of {len(registered.seeds)} registered seeds"
+    if len(known) < len(config.seeds):
+        words += f", and {len(config.seeds) - len(known)} not registered"
+    alike = {"seeds": registered.seeds, "runtime": registered.runtime}
+    return words if config.model_copy(update=alike) == registered else f"{words}; other settings than registered"
+
+
+def _show_contrasts(found: Sequence[Compared], console: Console) -> None:
+    told = Table(*contrast_heads(found), box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for cells in contrast_cells(found):
+        told.add_row(*map(markup, cells))
+    console.print()
+    console.print(told)
+    console.print("[dim]95% intervals over seeds; told after one correction (Holm) for all of them[/]")
+
+
+def _keep_contrasts(
+    target: Path, found: Sequence[Compared], asked: Sequence[Contrast], values: Values, rests_on: str
+) -> None:
+    as_csv = target / "contrasts.csv"
+    contrast_table(found, asked).write_csv(as_csv)
+    parquet.of_csv(as_csv, as_csv.with_suffix(".parquet"))
+    as_csv.unlink()
+    drawing = svg(contrast_chart(values, asked), width=760, height=400, standalone=True)
+    as_csv.with_suffix(".svg").write_text(with_line(drawing, rests_on), encoding="utf-8")
+
+
+def _results(report: Path) -> Sequence[dict[str, str]]:
+    with (report / "tables" / "results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _keep(report: Path, target: Path, figures: tuple[str, ...], about: dict[str, Any]) -> None:
@@ -101,5 +207,6 @@ def _keep(report: Path, target: Path, figures: tuple[str, ...], about: dict[str,
     for name in figures:
         path = report / "figures" / f"{name}.svg"
         if path.is_file():
-            shutil.copyfile(path, target / path.name)
+            drawing = with_line(path.read_text(encoding="utf-8"), about["rests on"])
+            (target / path.name).write_text(drawing, encoding="utf-8")
     durable.write_bytes(target / "study.json", json.dumps(about, indent=2, default=str).encode())

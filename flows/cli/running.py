@@ -105,10 +105,12 @@ def plan(
     from flows.tools.explain import explain_plan
     from flows.tools.foresight import foresee
     from flows.tools.powering import seen_power
+    from tasks.engine.pool import check_processes
 
     allow_code(allow or [])
     opened = open_store(store)
     config = load_any_config(source, sets or [])
+    check_processes(config.runtime)
     planned = plan_for(config)
     check_model(planned, opened)
     check_space(config, planned, opened)

@@ -17,6 +17,9 @@ def study(
     question: Annotated[str | None, typer.Argument(help="Which question; without one, lists them.")] = None,
     target: Annotated[Path | None, typer.Option("--out", help="Keep tables and figures in this folder.")] = None,
     sets: Sets = None,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Of the seeds that are finished in the store; trains nothing.")
+    ] = False,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
@@ -31,7 +34,7 @@ def study(
             out.print(f"[bold]{name:<15}[/] {markup(one.asks)} [dim]{one.preset}[/]", highlight=False, soft_wrap=True)
         return
     console = err if as_json else out
-    outcome = run_study(question, target=target, overrides=sets or [], store=store, console=console)
+    outcome = run_study(question, target=target, overrides=sets or [], store=store, console=console, finished=finished)
     if as_json:
         show_json(outcome)
 

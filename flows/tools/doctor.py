@@ -29,7 +29,7 @@ from fortifai_core.outside import markup
 from storage.sources import mirror, pretrained
 from storage.store.store import LITTLE_SPACE
 from tasks.engine.needs import missing_stages
-from tasks.engine.pool import pool_size
+from tasks.engine.pool import check_processes, pool_size
 
 State = Literal["fine", "note", "broken"]
 SHOWN = ("prefect", "transformers", "datasets", "duckdb", "pyarrow")
@@ -316,6 +316,7 @@ def check_experiment(source: str, store: str | None) -> Check:
     name = f"experiment {source}"
     try:
         config = load_any_config(source, [])
+        check_processes(config.runtime)
         plan, opened = plan_for(config), open_store(store)
         check_model(plan, opened)
         check_space(config, plan, opened)

@@ -2,7 +2,8 @@
 
 Each stage that is not in the store is given seconds by what the probe measured, and the stages are laid out over the
 workers as the flow does: a stage starts when its parents are there and a worker is free. Not counted are benchmarks,
-and what else runs on the machine.
+and what else runs on the machine. A training that several processes share is given the time of one: on cores they
+share the worker's, and what GPUs gain by sharing was not measured.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from flows.fit import disk_for_models
+from flows.fit import bytes_a_weight, disk_for_models
 from fortifai_core.config.experiment import Arm, ExperimentConfig
 from fortifai_core.config.model import PretrainedModel, ScratchModel
 from fortifai_core.config.stages import Regime
@@ -81,7 +82,8 @@ class Estimate:
         stages: of the plan that are not in the store, by role.
         seconds: until all of it is there, on this machine; `by_role`: seconds of workers.
         training, inference: tokens through a model; flops: of products of matrices, attention's scores left out.
-        memory: bytes of all workers at their peak; `disk`: bytes of what is added to the store.
+        memory: bytes of all workers at their peak, and of the processes that share their trainings.
+        disk: bytes of what is added to the store.
         probed: of the first arm and those like it; `others`: of arms of another kind, by their names.
     """
 
@@ -332,6 +334,7 @@ def estimate(plan: Plan, store: ArtifactStore) -> Estimate:
     for work in works.values():
         by_role[work.role] += work.seconds
     at_once = min(workers, len(plan.runs))
+    memory = max(memory_of(one.config, probed) for one, probed in zip(sized, probes, strict=True))
     training, inference, training_flops, inference_flops, disk = 0, 0, 0.0, 0.0, 0.0
     for one, probed, of_kind in zip(sized, probes, stages, strict=True):
         trained, read = (sum(getattr(works[s.reference], name) for s in of_kind) for name in ("trained", "tokens"))
@@ -351,11 +354,21 @@ def estimate(plan: Plan, store: ArtifactStore) -> Estimate:
         inference=inference,
         training_flops=training_flops,
         inference_flops=inference_flops,
-        memory=max(probed.memory for probed in probes) * workers,
+        memory=memory * workers,
         disk=disk,
         probed=probes[0],
         others=dict(zip(names[1:], probes[1:], strict=True)),
     )
+
+
+def memory_of(config: ExperimentConfig, probed: Probed) -> float:
+    """Bytes of a worker at its peak: each process that shares a training has all of what one has, and its own rows.
+
+    The worker, which waits for them, goes on holding the weights.
+    """
+    if config.runtime.launcher == "single":
+        return probed.memory
+    return probed.memory * config.runtime.processes + probed.parameters * bytes_a_weight(config)
 
 
 def laid_out(stages: Sequence[Stage], seconds: Mapping[Reference, float], *, workers: int) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 from fortifai_core.charts.chart import Chart, Point, Series
 from fortifai_core.charts.palette import CHART_CSS, PALETTE, arm_class
 from fortifai_core.outside import xml
 
+_LINE = 22  # the height of a line of words below a chart
 MARKED = 40  # points of a curve, above which it is drawn without marks
 
 
@@ -36,6 +38,16 @@ def element(
         ground = f'<style>{PALETTE}{CHART_CSS}</style><rect class="paper" width="{width:g}" height="{height:g}"/>'
     head = f'<svg class="{kind}"{size} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{xml(title)}">'
     return head + ground + "".join(parts) + "</svg>"
+
+
+def with_line(drawing: str, words: str) -> str:
+    """A file that `element` made, with a line of words below."""
+    height = float(re.findall(r'^<svg [^>]* height="([\d.]+)"', drawing)[0])
+    old, new = f"{height:g}", f"{height + _LINE:g}"
+    head, ground, parts = re.split(r"(<style>.*?</style><rect [^>]*>)", drawing, maxsplit=1, flags=re.DOTALL)
+    head = head.replace(f' height="{old}"', f' height="{new}"').replace(f' {old}" role=', f' {new}" role=')
+    ground = ground.replace(f' height="{old}"', f' height="{new}"')
+    return head + ground + parts.removesuffix("</svg>") + text(words, 14, height + _LINE - 8) + "</svg>"
 
 
 class _Plot:

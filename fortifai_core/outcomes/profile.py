@@ -294,6 +294,11 @@ def _comparisons(observed: Observed, definitions: Iterable[Definition], level: f
             effect = _between(ours, first, at, definition) if at is not None else None
             if at is not None and effect is not None:
                 found.append((arm, definition, at, effect))
+    return compared(found, level)
+
+
+def compared(found: Sequence[tuple[str, Definition, int, Effect]], level: float = LEVEL) -> tuple[Compared, ...]:
+    """What can be told of differences, (name, definition, generation, effect) each, under one correction (Holm)."""
     differs = holm([effect.p_differs() for *_, effect in found])
     equal = holm([effect.p_equivalent(definition.tolerance) for _, definition, _, effect in found])
     return tuple(

@@ -117,7 +117,7 @@ def profile_tables(profile: Profile) -> list[ReportTable]:
     first = profile.arms[0]
     made = [
         table("profile", VERDICTS, map(_verdict_row, profile.verdicts)),
-        table("profile-differences", COMPARED, (_compared_row(first, c) for c in profile.compared)),
+        table("profile-differences", COMPARED, (compared_row(first, c) for c in profile.compared)),
         table("ranking", RANKING, _ranking_rows(profile)),
         table(
             "log-rank",
@@ -192,7 +192,8 @@ def _verdict_row(verdict: Verdict) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _compared_row(first: str, compared: Compared) -> tuple[Any, ...]:
+def compared_row(first: str, compared: Compared) -> tuple[Any, ...]:
+    """What `COMPARED` names, of a comparison with `first`."""
     effect, d = compared.effect, compared.definition
     on_scale = (finite(effect.value), finite(effect.error), finite(effect.spread))
     p_values = finite(compared.p_differs), finite(compared.p_equal)

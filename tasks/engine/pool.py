@@ -328,7 +328,7 @@ def devices_for(runtime: AnyRuntime, workers: int) -> list[str]:
 
 
 def check_processes(runtime: AnyRuntime) -> None:
-    """Refuse more processes for one training than this machine has cores, or GPUs where they compute on them.
+    """Refuse more processes that train at once than this machine has cores, or GPUs where they compute on them.
 
     Raises:
         InputError: naming how many there are.
@@ -348,6 +348,9 @@ def check_processes(runtime: AnyRuntime) -> None:
         there, what = torch.cuda.device_count(), "GPUs"
     if runtime.processes > there:
         raise InputError("runtime.processes", runtime.processes, f"this machine has {there} {what}: at most one each")
+    if (asked := runtime.workers * runtime.processes) > there:
+        remedy = f"workers of {runtime.processes} processes each are {asked} processes, and this machine has {there} "
+        raise InputError("runtime.workers", runtime.workers, f"{remedy}{what}: at most {there // runtime.processes}")
 
 
 def _cores() -> int:
@@ -358,11 +361,13 @@ def _cores() -> int:
 def pool_size(config: AnyExperiment) -> tuple[int, int]:
     """(workers, threads of each): as configured, or one worker a run up to the cores or GPUs, sharing the cores.
 
+    A worker whose trainings are shared by several processes takes a core or a GPU for each of these.
     Of a cluster nobody knows the cores beforehand: there one worker a run, of one thread, and Ray has them wait.
     """
     cores = _cores()
     runs = len(config.arm_labels) * len(config.seeds)
     if config.runtime.engine == "ray":
         return config.runtime.workers or runs, config.runtime.threads or 1
-    workers = config.runtime.workers or min(runs, cores, gpu_count(config.runtime) or cores)
+    places = min(cores, gpu_count(config.runtime) or cores) // getattr(config.runtime, "processes", 1)
+    workers = config.runtime.workers or min(runs, max(1, places))
     return workers, config.runtime.threads or max(1, cores // workers)

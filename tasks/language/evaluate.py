@@ -11,7 +11,15 @@ from tasks.engine.context import Context
 from tasks.language.files import CLUSTERS, base_folder, cluster_rows, metric_row
 from tasks.language.specs import EvaluateSpec
 
-VALIDATION_LENGTH = 256
+WINDOW = 256  # of held-out text
+
+
+def _window_of(model: Any) -> int:
+    """Tokens of held-out text that the model reads at once: a shorter one than others reads as many as it can."""
+    from fortifai_core.language.scoring import text_setting
+
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return min(WINDOW, text_setting(core, "max_position_embeddings") or WINDOW)
 
 
 def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
@@ -59,7 +67,7 @@ def build_evaluation(context: Context[EvaluateSpec]) -> dict[str, Any]:
     if spec.perplexity:
         held_out = parquet.read_table_columns(corpus.file("validation.parquet"), ["document", "tokens"])
         batch = max(1, context.runtime.inference_batch // 8)
-        losses, counts = losses_by_sequence(model, held_out["tokens"], batch=batch, sequence_length=VALIDATION_LENGTH)
+        losses, counts = losses_by_sequence(model, held_out["tokens"], batch=batch, sequence_length=_window_of(model))
         metrics.append(metric_row("perplexity-real", None, perplexity_of(losses, counts), int(counts.sum())))
         names = held_out["document"]
         parquet.write_table(

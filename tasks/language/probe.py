@@ -71,7 +71,8 @@ class Probed:
         rewrite: seconds of a rewritten token, of which `accepted` is the share taken over, and which takes `read`
             tokens through the model.
         score: seconds of a token that is scored or read as context.
-        memory: most bytes that training or rewriting takes, as measured and carried on to the whole batch.
+        memory: most bytes that training or rewriting takes, as measured and carried on to the whole batch; of several
+            processes that share a training, those of one.
     """
 
     parameters: int
@@ -132,7 +133,7 @@ def probe(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     base = _step(model, pretraining_of(settings), size, device, draw) if isinstance(settings, ScratchModel) else None
-    step = _step(model, config.training, size, device, draw)
+    step = _step(model, config.training, size, device, draw, processes=config.runtime.processes)
     start, checkpoint = _beside_steps(model, config.training, size, device, draw)
 
     kept = str(model.dtype).removeprefix("torch.")
@@ -243,8 +244,11 @@ def _train(
     return [before.until(after, device=device) for before, after in itertools.pairwise(ends)], spent
 
 
-def _step(model: Any, training: Training, size: int, device: str, draw: Any) -> Step:
-    """An optimizer step of the whole batch, where that is large from two smaller ones."""
+def _step(model: Any, training: Training, size: int, device: str, draw: Any, *, processes: int = 1) -> Step:
+    """An optimizer step of the whole batch, where that is large from two smaller ones.
+
+    Its memory is that of one of the processes that share each micro-batch.
+    """
     whole = training.batch_size
     rows = min(whole, max(2, STEP_TOKENS // training.sequence_length))
 
@@ -259,8 +263,9 @@ def _step(model: Any, training: Training, size: int, device: str, draw: Any) -> 
         return timed(rows)
     small, large = timed(max(1, rows // 2)), timed(rows)
     more = (whole - rows) / (rows - max(1, rows // 2))
-    # a micro-batch is what is in memory at once
-    held = max(0.0, whole / training.gradient_accumulation - rows) / (rows - max(1, rows // 2))
+    # a process's part of a micro-batch is what is in memory at once
+    at_once = whole / training.gradient_accumulation / processes
+    held = max(0.0, at_once - rows) / (rows - max(1, rows // 2))
     seconds = large.seconds + more * max(0.0, large.seconds - small.seconds)
     return Step(seconds, large.memory + held * max(0.0, large.memory - small.memory))
 

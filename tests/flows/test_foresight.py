@@ -9,12 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
-from flows.fit import Shape, check_memory, held_by_aims, memory_needed, shape_of
+from flows.fit import Shape, check_memory, held_by_aims, memory_needed, memory_of_process, shape_of
 from flows.load import load_any_config
 from flows.prepare import plan_for
-from flows.tools.estimate import EACH_STAGE, GPUS, Experiment, kinds_of, laid_out, peak_of
+from flows.tools.estimate import EACH_STAGE, GPUS, Experiment, kinds_of, laid_out, memory_of, peak_of
 from flows.tools.foresight import foresee, power_of
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.errors import ConfigError, InputError
@@ -221,6 +222,45 @@ def test_a_target_that_does_not_fit_is_named() -> None:
     with pytest.raises(ConfigError, match=r"GB of it for this, .* raise gradient_accumulation") as e:
         check_memory(huge, 1)
     assert e.value.field == "training.label_smoothing"
+
+
+TWO = ("runtime.launcher=torchrun", "runtime.processes=2")
+
+
+def test_each_process_of_a_training_holds_all_but_its_part_of_the_rows() -> None:
+    """10^9 weights in float32 are 4 GB; trained, 16 GB. 16 rows of 64 tokens keep 112 values each: 458,752 bytes."""
+    shape = Shape(parameters=10**9, layers=1, hidden=8, intermediate=8, keys=8, vocabulary=512)
+    rows, activations = ("training.batch_size=16", "training.sequence_length=64"), 16 * 64 * (10 * 8 + 4 * 8) * 4
+
+    def held(*overrides: str) -> float:
+        return memory_needed(config_of("smoke", *rows, *overrides), shape)[0]
+
+    assert held() == 16e9 + activations
+    # two with 8 rows each, and the worker's own weights
+    assert held(*TWO) == 2 * (16e9 + activations / 2) + 4e9
+    # every process has the anchor; the worker alone averages
+    assert held(*TWO, "training.anchor=1") == held(*TWO) + 2 * 4e9
+    assert held(*TWO, "training.averaging=0.5") == held(*TWO) + 4e9
+    divided = config_of("smoke", *rows, *TWO, "runtime.sharding=fsdp2")
+    assert memory_of_process(divided, shape)[0] == 16e9 / 2 + activations / 2
+
+
+def test_more_processes_than_memory_are_refused_with_the_number_that_fits() -> None:
+    """Of weights that take a seventh of the memory, one process and its worker hold five copies, two hold nine."""
+    weights = psutil.virtual_memory().total // 7 // 4
+    two = config_of("smoke", *TWO, "runtime.device=cpu", "model.tie_embeddings=true")
+    large = {"vocabulary": weights, "hidden_size": 1, "layers": 1, "intermediate_size": 1}
+    config = two.model_copy(update={"model": two.model.model_copy(update=large)})
+    with pytest.raises(ConfigError, match=r"GB a worker, a copy of everything for each process, .*: set it to 1") as e:
+        check_memory(config, 1)
+    assert e.value.field == "runtime.processes" and e.value.value == 2
+    check_memory(config.model_copy(update={"runtime": config.runtime.model_copy(update={"processes": 1})}), 1)
+
+
+def test_an_estimate_counts_the_memory_of_every_process() -> None:
+    probed = replace(STEPS_ONLY, memory=9000)
+    assert memory_of(config_of("smoke"), probed) == 9000
+    assert memory_of(config_of("smoke", *TWO), probed) == 2 * 9000 + 4 * 1000
 
 
 def test_the_shape_of_a_local_model_is_read_from_its_headers(tmp_path: Path) -> None:

@@ -385,6 +385,7 @@ def overrides() -> Iterator[Case]:
         "runtime.engine=ray": ("runtime.launcher = 'torchrun'", "only with runtime.engine=processes"),
         "training.dropout=0.1": ("training.dropout = 0.1", "drawn otherwise"),
         "losses.1={type: tail}": ("runtime.processes = 2", "tail-0.2"),
+        "runtime.workers=256": ("runtime.workers = 256", "512 processes", "this machine has"),
     }
     for override, said in launched.items():
         two = ("--set", "runtime.launcher=torchrun", "--set", "runtime.processes=2", "--set", override)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import math
 import re
@@ -165,6 +166,13 @@ def the_sft_trainer_takes_our_loss(names: dict[str, Any], before: float, output:
     assert loss_of(names) < before
 
 
+def lightning_learns_and_tokens_die(names: dict[str, Any], before: float, output: str) -> None:
+    assert names["trainer"].global_step == 30
+    assert loss_of(names) < before / 4
+    trainer = names["trainer"]
+    assert trainer.callback_metrics["live"] == trainer.lightning_module.head.statistics.live_fraction < 0.5
+
+
 def the_watch_alerts_in_the_trainers_log(names: dict[str, Any], before: float, output: str) -> None:
     logged = [line for line in names["trainer"].state.log_history if "watch/alerts" in line]
     assert [line["step"] for line in logged] == [0, 20, 40, 60]
@@ -182,14 +190,24 @@ def the_watch_alerts_under_trl(names: dict[str, Any], before: float, output: str
     assert "mean_token_accuracy" not in logged[-1], "TRL's own averages stay in its own lines"
 
 
+def the_watch_alerts_in_lightnings_log(names: dict[str, Any], before: float, output: str) -> None:
+    (table,) = Path("watched").rglob("metrics.csv")
+    with table.open(encoding="utf-8") as file:
+        logged = {int(row["step"]): float(row["watch/alerts"]) for row in csv.DictReader(file)}
+    assert list(logged) == [0, 20, 40, 60] and logged[0] == 0 < logged[60]
+    assert loss_of(names) < before
+
+
 # What has to be true after a program, beyond that it ran; `before` is the loss after its first block.
 AFTERWARDS: dict[tuple[str, str], Callable[[dict[str, Any], float, str], None]] = {
     ("docs/kernels.md", "loop"): the_loop_learns_and_tokens_die,
     ("docs/kernels.md", "trainer"): the_trainer_learns_and_saves,
     ("docs/kernels.md", "sft"): the_sft_trainer_takes_our_loss,
+    ("docs/kernels.md", "lightning"): lightning_learns_and_tokens_die,
     ("docs/watch.md", "trainer"): the_watch_alerts_in_the_trainers_log,
     ("docs/watch.md", "loop"): the_watch_alerts_in_the_loop,
     ("docs/watch.md", "sft"): the_watch_alerts_under_trl,
+    ("docs/watch.md", "lightning"): the_watch_alerts_in_lightnings_log,
 }
 PROGRAMS = {(name_of(page), name): blocks for page in PAGES for name, blocks in programs_of(page).items()}
 
@@ -199,6 +217,8 @@ PROGRAMS = {(name_of(page), name): blocks for page in PAGES for name, blocks in 
 def test_every_python_block_runs(
     place: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if place[1] == "lightning":
+        pytest.importorskip("lightning", reason="Lightning is not installed here: pip install lightning")
     monkeypatch.chdir(tmp_path)
     blocks = PROGRAMS[place]
     before = loss_of(execute(blocks[:1])) if place in AFTERWARDS else 0.0

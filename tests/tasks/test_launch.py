@@ -21,7 +21,7 @@ from fortifai_core.errors import InputError
 from storage.store.provenance import drift
 from storage.store.store import Artifact, ArtifactStore
 from tasks.engine.build import build
-from tasks.engine.pool import ProcessWorker, WorkerError, check_processes
+from tasks.engine.pool import ProcessWorker, WorkerError, check_processes, pool_size
 from tasks.engine.stages import Stage
 
 SMALL = ["generations=1", "splits=2", "losses=[{type: tce, gamma: 0.9}]", "runtime.threads=1", "runtime.workers=1"]
@@ -36,6 +36,21 @@ def test_more_processes_than_cores_are_refused_before_anything(tmp_path: Path) -
     with pytest.raises(InputError, match=r"runtime\.processes = 256: this machine has \d+ cores"):
         prepare_experiment(config, store=str(tmp_path / "store"))
     assert not (tmp_path / "store").exists()
+
+
+def test_workers_of_several_processes_take_a_core_for_each() -> None:
+    cores = len(os.sched_getaffinity(0))
+    seeds = list(range(cores + 1))
+    asked = ["runtime.workers=0", "runtime.threads=0", "runtime.device=cpu", f"training.batch_size={cores}"]
+    alone = load_experiment_config("smoke", [*SMALL, *asked, f"seeds={seeds}"])
+    assert pool_size(alone) == (cores, 1)
+    launched = [*asked, f"seeds={seeds}", "runtime.launcher=torchrun", f"runtime.processes={cores}"]
+    together = load_experiment_config("smoke", [*SMALL, *launched])
+    check_processes(together.runtime)
+    assert pool_size(together) == (1, cores)
+    too_many = load_experiment_config("smoke", [*SMALL, *launched, "runtime.workers=2"])
+    with pytest.raises(InputError, match=rf"runtime\.workers = 2: .* {2 * cores} processes, .*: at most 1$"):
+        check_processes(too_many.runtime)
 
 
 def test_sharding_without_a_gpu_is_refused() -> None:

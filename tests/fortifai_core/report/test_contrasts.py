@@ -1,0 +1,81 @@
+"""Contrasts from a report's table, as they are told and drawn."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from fortifai_core.charts.svg import svg, with_line
+from fortifai_core.outcomes.contrasts import Contrast
+from fortifai_core.report.contrasts import (
+    contrast_cells,
+    contrast_chart,
+    contrast_heads,
+    contrast_table,
+    contrasts_of,
+    values_of,
+)
+
+GREEDY, THEIRS = Contrast("greedy", ("tce",), ("ce",)), Contrast("theirs", ("tce-theirs",), ("ce-theirs",))
+BOTH = (GREEDY, THEIRS, Contrast("more", ("tce-theirs", "ce"), ("ce-theirs", "tce")))
+# by arm: what each seed has above 60% in M1; perplexities are all 100, and 90 for TCE their way
+RETENTION = {"ce": 0.0, "tce": 0.001, "ce-theirs": -0.2, "tce-theirs": 0.1}
+
+
+def rows() -> list[dict[str, str]]:
+    found = []
+    for arm, more in RETENTION.items():
+        for seed, noise in ((1, 0.0), (2, 0.001), (3, -0.001), (4, 0.0005)):
+            own = noise if arm.startswith("tce") else 0.0
+            for generation, metric, value in (
+                (0, "kr-split-0", 0.8 + own),
+                (1, "kr-split-0", 0.6 + more + own),
+                (0, "perplexity-real", 50.0),
+                (1, "perplexity-real", (90.0 if arm == "tce-theirs" else 100.0) * math.exp(own)),
+                (1, "live-fraction", 0.5),
+            ):
+                one = {"arm": arm, "seed": str(seed), "generation": str(generation), "metric": metric}
+                found.append({**one, "value": repr(value)})
+        found.append({"arm": arm, "seed": "all", "generation": "1", "metric": "kr-split-0", "value": "0.0"})
+    return found
+
+
+def test_each_contrast_is_judged_in_the_last_generation_by_what_was_measured() -> None:
+    found = contrasts_of(values_of(rows()), BOTH)
+    told = {(one.arm, one.definition.measure): one for one in found}
+    assert set(told) == {(c.name, m) for c in BOTH for m in ("kr-split-0", "log-perplexity-real")}  # no model KL here
+    assert {one.at for one in found} == {1}
+    assert told["greedy", "kr-split-0"].outcome == "equal"  # 0.1 points, and 5 are the margin
+    assert told["theirs", "kr-split-0"].effect.value == pytest.approx(0.3, abs=1e-3)
+    assert told["more", "kr-split-0"].outcome == "differs"
+    ratio = told["theirs", "log-perplexity-real"]
+    assert math.exp(ratio.effect.value) == pytest.approx(0.9, abs=1e-3) and ratio.outcome == "differs"
+    # one correction for all six: the smallest p counts six times
+    first = min(found, key=lambda one: one.effect.p_differs())
+    assert first.p_differs == pytest.approx(min(1, 6 * first.effect.p_differs()))
+    assert contrast_heads(found) == ["", "retention of split 0, M1", "perplexity on held-out text, M1"]
+    name, kept, perplexity = contrast_cells(found)[1]
+    assert (name, kept) == ("theirs", "+30.0 points (+29.9 to +30.1): differs")
+    assert perplexity.startswith("0.9× (0.899× to 0.901×)")
+    table = contrast_table(found, BOTH)
+    assert table.rows == 6 and "tce-theirs + ce − ce-theirs − tce" in str(table.columns)
+
+
+def test_a_contrast_of_an_arm_that_is_not_there_is_left_out() -> None:
+    assert contrasts_of(values_of([row for row in rows() if row["arm"] == "ce"]), BOTH) == ()
+    assert contrasts_of(values_of([]), BOTH) == ()
+
+
+def test_the_figure_shows_each_generation_and_says_on_what_it_rests() -> None:
+    chart = contrast_chart(values_of(rows()), BOTH)
+    assert [[point.x for point in series.points] for series in chart.series] == [[0, 1]] * 3
+    assert chart.series[1].points[1].y == pytest.approx(30, abs=0.1)
+    plain = svg(chart, width=760, height=400, standalone=True)
+    before, after = ET.fromstring(plain), ET.fromstring(with_line(plain, "2 of 5 registered seeds"))
+    assert "2 of 5 registered seeds" in [element.text for element in after]
+    assert (before.get("height"), before.get("viewBox")) == ("400", "0 0 760 400")
+    assert (after.get("height"), after.get("viewBox")) == ("422", "0 0 760 422")
+    papers = [element for element in after if element.get("class") == "paper"]
+    assert [paper.get("height") for paper in papers] == ["422"] and len(after) == len(before) + 1
