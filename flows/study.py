@@ -18,7 +18,8 @@ from flows.hints import command_line
 from flows.load import load_any_config
 from flows.local import execute, print_results, read_report, spent
 from flows.outputs import folder_to_make
-from flows.prepare import open_store, plan_for, prepare_experiment
+from flows.prepare import plan_for, prepare_experiment
+from flows.stores import open_store
 from flows.tools.profiling import read_profile, show
 from fortifai_core.charts.svg import svg, with_line
 from fortifai_core.errors import InputError
