@@ -77,10 +77,12 @@ class RayWorker:
                 with contextlib.suppress(ray.exceptions.RayError):
                     await asyncio.to_thread(ray.get, task.completed())  # until its process is gone
                 raise
-            except ray.exceptions.WorkerCrashedError:
-                break
             except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError):
                 continue
+            except ray.exceptions.RayTaskError:
+                raise  # a defect of `_relay`
+            except ray.exceptions.RayError:  # its worker; this process's own node; the memory that Ray allows
+                break
         raise WorkerError(
             f"{stage.label} ({stage.arm or 'shared'}): its worker or node died; log, on that node: {self.log}",
             log=self.log,

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -37,12 +38,13 @@ EXPERIMENTS: dict[str, tuple[str, list[str]]] = {
     "gaussian": ("gaussian", [*ONE, "family.samples=200", "family.replicates=6", "family.segment=4", "generations=20"]),
     "vae": ("vae", [*ONE, *VAE, "family.measured_images=100", "seeds=[1]", "generations=3"]),
     "torchrun": ("smoke", [*LANGUAGE, "runtime.launcher=torchrun", "runtime.processes=2"]),
+    "ray": ("smoke", [*LANGUAGE, "runtime.engine=ray"]),
 }
 
 
 def possible() -> list[str]:
     """The experiments that this machine can run."""
-    lacking = {"torchrun": (os.cpu_count() or 1) < 2}
+    lacking = {"torchrun": (os.cpu_count() or 1) < 2, "ray": find_spec("ray") is None}
     return [name for name in EXPERIMENTS if not lacking.get(name)]
 
 

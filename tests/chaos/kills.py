@@ -1,4 +1,4 @@
-"""SIGKILL anywhere: to the flow, a worker, the server, the first start, or a rank of a training.
+"""SIGKILL anywhere: to the flow, a worker, the server, the first start, a rank of a training, a worker of Ray's.
 
 After `resume` every result is the same.
 """
@@ -40,7 +40,7 @@ ONLY = {
     "a checkpoint sealed": ("model",),
 }
 # what is killed of an experiment whose stages several processes build, and of no other
-OWN = {"torchrun": "rank"}
+OWN = {"torchrun": "rank", "ray": "ray worker"}
 
 
 def _runs(module: str) -> Callable[[list[str]], bool]:
@@ -54,6 +54,7 @@ SIGNS: dict[str, Callable[[list[str]], bool]] = {
     "migration": _runs("flows.embedded"),
     # the launcher is told the ranks' module, too
     "rank": lambda line: "tasks.language.ranks" in line and "tasks.engine.launch" not in line,
+    "ray worker": lambda line: bool(line) and line[0].startswith("ray::") and not line[0].startswith("ray::IDLE"),
 }
 
 
@@ -63,7 +64,8 @@ class Aim:
 
     Attributes:
         target: `flow`, `worker`, `server`, `first start` (the flow, while its server makes Prefect's database),
-            `migration` (that server), or `rank` (one of the processes that torch's launcher started for a training).
+            `migration` (that server), `rank` (one of the processes that torch's launcher started for a training), or
+            `ray worker` (the process of Ray's that has a stage built).
     """
 
     experiment: str
@@ -154,6 +156,7 @@ def strike(arena: Arena, aim: Aim, number: int) -> Outcome:
 DEATHS = {
     "worker": "worker process ended with code -9",
     "rank": "ended with signal 9 (out of memory?)",
+    "ray worker": "its worker or node died",
 }
 
 

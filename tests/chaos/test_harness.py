@@ -63,9 +63,10 @@ def test_what_died_and_was_started_anew_is_said_by_the_soak() -> None:
 def test_the_target_is_found_below_the_flow(flow: int) -> None:
     found = {target: below(flow, sign) for target, sign in SIGNS.items()}
     assert {target: len(processes) for target, processes in found.items()} == {
-        "worker": 1, "server": 0, "migration": 0, "rank": 1,
+        "worker": 1, "server": 0, "migration": 0, "rank": 1, "ray worker": 0,
     }  # fmt: skip
     assert found["rank"][0].cmdline()[-2:] == ["import time; time.sleep(60)", "tasks.language.ranks"]
+    assert SIGNS["ray worker"](["ray::train · g0"]) and not SIGNS["ray worker"](["ray::IDLE"])
 
 
 def test_each_experiment_has_its_turn_and_where_several_build_a_stage_one_of_them_is_killed(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_each_experiment_has_its_turn_and_where_several_build_a_stage_one_of_the
         assert {aim.target for aim in drawn if aim.experiment == name} == {target}
         assert not [aim for aim in drawn if aim.target == target and aim.experiment != name]
     assert {aim.kind for aim in drawn if aim.target == "rank"} == {"model"}
-    assert {aim.target for aim in islice(aims(arena, seed=3, names=["torchrun"]), 5)} == {"rank"}
+    assert {aim.target for aim in islice(aims(arena, seed=3, names=["ray"]), 5)} == {"ray worker"}
 
 
 @pytest.mark.parametrize(
@@ -89,9 +90,10 @@ def test_each_experiment_has_its_turn_and_where_several_build_a_stage_one_of_the
         ("server", 1, "go on with: fortifai resume x", False),
         ("rank", 1, "process 1 of 2 ended with signal 9 (out of memory?); go on with: fortifai resume x", True),
         ("rank", 1, "torch's launcher ended with code 1; go on with: fortifai resume x", False),
-        ("rank", 1, "process 1 of 2 ended with signal 9 (out of memory?)", False),
-        ("rank", 0, "", True),
-        ("rank", 0, "Traceback (most recent call last):", False),
+        ("ray worker", 1, "train: its worker or node died; go on with: fortifai resume x", True),
+        ("ray worker", 1, "train: its worker or node died", False),
+        ("ray worker", 0, "", True),
+        ("ray worker", 0, "Traceback (most recent call last):", False),
     ],
 )
 def test_how_a_struck_run_may_end(target: str, code: int, said: str, well: bool) -> None:

@@ -173,3 +173,28 @@ def test_a_local_cluster_ends_with_the_command(tmp_path: Path) -> None:
         return [line for line in lines if str(tmp_path) in line or "raylet" in line]
 
     eventually(lambda: not left(), seconds=30, what="no process is left")
+
+
+def test_the_death_of_the_own_node_ends_in_one_line(tmp_path: Path) -> None:
+    """Of a cluster of one node, which `local` starts, nothing is left to go on with: the run says how to resume."""
+    environment = {**os.environ, "FORTIFAI_STORE": str(tmp_path / "store"), "PREFECT_HOME": str(tmp_path / "prefect")}
+    chosen = [f"--set={one}" for one in ("runtime.engine=ray", "generations=1", "losses=[{type: cross-entropy}]")]
+    with (tmp_path / "out").open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", "smoke", *chosen], env=environment, stdout=out, stderr=out
+        )
+
+    def raylets() -> list[psutil.Process]:
+        below = psutil.Process(process.pid).children(recursive=True)
+        return [one for one in below if one.name() == "raylet"]
+
+    try:
+        eventually(lambda: builders(process.pid), seconds=200, what="a stage is built")
+        for one in raylets():
+            one.kill()
+        assert process.wait(200) == 1
+    finally:
+        process.kill()
+    said = (tmp_path / "out").read_text()
+    assert "its worker or node died" in said and "go on with: fortifai resume" in said
+    assert "Traceback" not in said
