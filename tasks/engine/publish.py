@@ -19,10 +19,11 @@ from prefect import task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 from prefect.events import emit_event
 
+from fortifai_core.families.registry import FamilyExperiment
 from fortifai_core.outside import markdown, mermaid, visible
-from fortifai_core.wording import run_title
+from fortifai_core.wording import file_stem, run_title
 from storage.store.store import LITTLE_SPACE
-from tasks.engine.plans import GenerationPlan, RunPlan
+from tasks.engine.plans import AnyExperiment, GenerationPlan, RunPlan
 from tasks.engine.session import Session, current_session
 from tasks.engine.stages import Stage, load
 
@@ -181,20 +182,21 @@ async def publish_drift(run: RunPlan, step: GenerationPlan) -> None:
         await _publish(running.plan.config.name, run, show(running, run, step, {}))
 
 
-async def publish_experiment(experiment: str, folder: Path, where: str) -> None:
+async def publish_experiment(config: AnyExperiment, folder: Path, *, link: str | None) -> None:
     """The experiment's own page in the UI, on the flow run that calls this: the report's beginning, and the profile.
 
     Args:
         folder: of the report's artifact.
-        where: the report's address, as people are to open it.
+        link: the report's address for browsers, where it is served; its path is named always.
     """
     report = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     found = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
-    key, title = artifact_key(experiment), markdown(experiment)
+    key, title = artifact_key(config.name), markdown(config.name)
     heads = " | ".join(map(markdown, report["headers"]))
     body = [
         f"# {markdown(report['title'])}",
         *(markdown(sentence) for sentence in report["headline"]),
+        *([f"[Open the report]({link})"] if link else []),
         "\n".join(
             [f"| {heads} |", "|---" * len(report["headers"]) + "|"]
             + [f"| {' | '.join(map(markdown, row))} |" for row in report["rows"]]
@@ -202,17 +204,21 @@ async def publish_experiment(experiment: str, folder: Path, where: str) -> None:
         markdown(report["caption"]),
         *(["## Collapse profile"] if found["table"]["rows"] else []),
         *(markdown(sentence) for sentence in found["summary"] if found["table"]["rows"]),
-        f"The report: `{where}`",
+        f"The report's file: `{folder / 'report.html'}`",
     ]
     work: list[Any] = [acreate_markdown_artifact("\n\n".join(body), key=f"{key}-summary"[:250], description=title)]
     headers, rows = found["table"]["headers"], found["table"]["rows"]
     if rows:
         shown = [{visible(h): visible(cell) for h, cell in zip(headers, row, strict=True)} for row in rows]
         work.append(acreate_table_artifact(shown, key=f"{key}-profile"[:250], description=f"{title}: collapse profile"))
-    for stem, what in (("retention", "retention of split 0"), ("profile", "collapse profile")):
-        picture = folder / "figures" / f"{stem}.png"
+    headline, what = "retention", "retention of split 0"
+    if isinstance(config, FamilyExperiment):
+        headline = config.family.headline
+        what = config.family.measures.get(headline, headline)
+    for name, words in ((headline, what), ("profile", "collapse profile")):
+        picture = folder / "figures" / f"{file_stem(name)}.png"
         if picture.is_file():
-            names = {"key": f"{key}-{stem}-image"[:250], "description": f"{title}: {what}"}
+            names = {"key": f"{key}-{artifact_key(name)}-image"[:250], "description": f"{title}: {markdown(words)}"}
             work.append(acreate_image_artifact(image_address(picture.read_bytes(), "png"), **names))
     await asyncio.gather(*work)
 
