@@ -59,7 +59,6 @@ def report_pages(store: ArtifactStore, port: int, login: str | None) -> Iterator
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
     allow_reuse_address = os.name == "posix"  # elsewhere it would take a port that is in use
     store: ArtifactStore
     secret: str

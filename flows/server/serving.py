@@ -251,11 +251,22 @@ def deployments(store: str) -> list[RunnerDeployment]:
             parameters={"experiment": config.model_dump(mode="json"), "store": store},
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
-        _draw_alternatives_as_tabs(deployment._parameter_openapi_schema.definitions)
+        _draw_for_people(deployment._parameter_openapi_schema.definitions)
         # spelt out, so that a work pool which an earlier `prefect deploy` gave the deployment is forgotten
         deployment.work_pool_name = deployment.work_queue_name = None
         made.append(deployment)
     return made
+
+
+def _draw_for_people(definitions: dict[str, Any]) -> None:
+    """What people need to read the form, in place: a tab for each alternative, by its type; a name for every field."""
+    _draw_alternatives_as_tabs(definitions)
+    for form in definitions.values():
+        for name, field in form.get("properties", {}).items():
+            field.setdefault("title", name.replace("_", " ").title())
+            if "const" in field:
+                form["title"] = field["const"]
+                field["description"] = "Says which of the tabs this is: leave it as it is."
 
 
 def _draw_alternatives_as_tabs(schema: Any) -> None:

@@ -43,16 +43,22 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to see of a run so far. `name` ends the artifact's key, `what` its description."""
+    """What there is to see of a run so far. `name` ends the table's key, `what` says in words what it holds."""
 
     rows: Sequence[Mapping[str, Any]]
     pictures: Sequence[Picture] = ()
     name: str = "table"
-    what: str = ""
+    what: str = "measures by generation"
 
 
 # From a session, a run and how far it is to what is to be seen; `failure` is the last check's metrics.
 Show = Callable[[Session, RunPlan, GenerationPlan, dict[str, Any]], Shown]
+
+
+def measures_so_far(failure: Mapping[str, Any]) -> str:
+    """What a run's table holds, and what the last check found."""
+    status = failure.get("status")
+    return "measures by generation" + (f" ({status.replace('-', ' ')})" if status else "")
 
 
 def artifact_key(*parts: str | int) -> str:
@@ -193,33 +199,45 @@ async def publish_experiment(config: AnyExperiment, folder: Path, *, link: str |
     found = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
     key, title = artifact_key(config.name), markdown(config.name)
     heads = " | ".join(map(markdown, report["headers"]))
+    headline, what = "retention", "retention of split 0"
+    if isinstance(config, FamilyExperiment):
+        headline = config.family.headline
+        what = config.family.measures.get(headline, headline)
+    chart, profile = f"figures/{file_stem(headline)}.png", "figures/profile.png"
+    drawn = {chart: what, profile: "collapse profile"}
+    pictures = {name: words for name, words in drawn.items() if (folder / name).is_file()}
+
+    def shown(name: str) -> list[str]:
+        served = link is not None and name in pictures
+        return [f"![{markdown(pictures[name])}]({str(link).rpartition('/')[0]}/{name})"] if served else []
+
     body = [
         f"# {markdown(report['title'])}",
         *(markdown(sentence) for sentence in report["headline"]),
         *([f"[Open the report]({link})"] if link else []),
+        *shown(chart),
         "\n".join(
             [f"| {heads} |", "|---" * len(report["headers"]) + "|"]
             + [f"| {' | '.join(map(markdown, row))} |" for row in report["rows"]]
         ),
         markdown(report["caption"]),
         *(["## Collapse profile"] if found["table"]["rows"] else []),
+        *shown(profile),
         *(markdown(sentence) for sentence in found["summary"] if found["table"]["rows"]),
         f"The report's file: `{folder / 'report.html'}`",
     ]
-    work: list[Any] = [acreate_markdown_artifact("\n\n".join(body), key=f"{key}-summary"[:250], description=title)]
+    names = {"key": f"{key}-summary"[:250], "description": f"{title}: what was found, all arms together"}
+    work: list[Any] = [acreate_markdown_artifact("\n\n".join(body), **names)]
     headers, rows = found["table"]["headers"], found["table"]["rows"]
     if rows:
-        shown = [{visible(h): visible(cell) for h, cell in zip(headers, row, strict=True)} for row in rows]
-        work.append(acreate_table_artifact(shown, key=f"{key}-profile"[:250], description=f"{title}: collapse profile"))
-    headline, what = "retention", "retention of split 0"
-    if isinstance(config, FamilyExperiment):
-        headline = config.family.headline
-        what = config.family.measures.get(headline, headline)
-    for name, words in ((headline, what), ("profile", "collapse profile")):
-        picture = folder / "figures" / f"{file_stem(name)}.png"
-        if picture.is_file():
-            names = {"key": f"{key}-{artifact_key(name)}-image"[:250], "description": f"{title}: {markdown(words)}"}
-            work.append(acreate_image_artifact(image_address(picture.read_bytes(), "png"), **names))
+        cells = [{visible(h): visible(cell) for h, cell in zip(headers, row, strict=True)} for row in rows]
+        work.append(acreate_table_artifact(cells, key=f"{key}-profile"[:250], description=f"{title}: collapse profile"))
+    for name, words in pictures.items():
+        names = {
+            "key": f"{key}-{artifact_key(Path(name).stem)}-image"[:250],
+            "description": f"{title}: {markdown(words)}",
+        }
+        work.append(acreate_image_artifact(image_address((folder / name).read_bytes(), "png"), **names))
     await asyncio.gather(*work)
 
 
@@ -246,6 +264,6 @@ async def _publish(experiment: str, run: RunPlan, shown: Shown) -> None:
             {n: visible(v) if isinstance(v, str) else v for n, v in row.items()}
             for row in [*shown.rows[:-1:every], shown.rows[-1]]
         ]
-        description = f"{title}: {markdown(shown.what)}" if shown.what else title
+        description = f"{title}: {markdown(shown.what)}"
         work.append(acreate_table_artifact(rows, key=f"{key}-{shown.name}"[:250], description=description))
     await asyncio.gather(*work)

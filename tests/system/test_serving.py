@@ -184,9 +184,11 @@ def test_the_form_says_of_every_field_what_it_is(made: dict[str, Any], preset: s
         f"{name}.{field}"
         for name, form in forms.items()
         for field, shown in form.get("properties", {}).items()
-        if "const" not in shown and not shown.get("description") and (name, field) != ("the flow", "experiment")
+        if not (shown.get("description") and shown.get("title")) and (name, field) != ("the flow", "experiment")
     ]
     assert not silent
+    tabs = {form["title"] for form in forms.values() if "type" in form.get("properties", {})}
+    assert {"tce", "focal", "almanac"} <= tabs if preset == "smoke" else {"gmm", "vae", "threshold"} <= tabs
 
 
 def test_parameters_stay_below_what_prefect_takes(made: dict[str, Any]) -> None:
@@ -379,6 +381,9 @@ def test_the_ui_is_served(served: Served) -> None:
     with urllib.request.urlopen(request, timeout=20) as page:
         assert page.status == 200
         assert "<title>" in page.read().decode()
+        policy = page.headers["content-security-policy"].split()
+    ports = {place.rpartition(":")[2] for place in policy[2:]}
+    assert policy[:2] == ["connect-src", "'self'"] and ports == {served.api.split(":")[2].split("/")[0]}
     with urllib.request.urlopen(f"{address}/ui-settings", timeout=20) as answer:
         settings = json.load(answer)
     assert settings["api_url"] == served.api and settings["auth"] == "BASIC"
