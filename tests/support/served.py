@@ -123,7 +123,7 @@ def serve(
     try:
         eventually(
             lambda: "in another terminal" in output.read_text() or process.poll() is not None,
-            seconds=180,
+            seconds=300,
             what="`fortifai serve` is ready",
         )
         assert process.poll() is None, output.read_text()
