@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 WIDTH, HEIGHT = 1280, 900
+PATIENCE = 90_000  # milliseconds, on a busy machine
 
 
 def chromium() -> str | None:
@@ -47,6 +48,7 @@ def opened(
     """A page of a new user, with a list of the errors of it and of whatever it opens, as they come."""
     scheme = "dark" if dark else "light"
     with browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme) as context:
+        context.set_default_timeout(PATIENCE)
         errors: list[str] = []
 
         def listen(page: Page) -> None:
