@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ROOMS := flows tasks fortifai_core kernels storage deployments examples
 
-.PHONY: help demo test test-long chaos lint format docs models kernels-wheel bench bench-gpu gpu-wheels gpu-kit audit constraints clean
+.PHONY: help demo test test-long browser screenshots chaos lint format docs models kernels-wheel bench bench-gpu gpu-wheels gpu-kit audit constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -28,6 +28,10 @@ $(VENV)/.docs: $(VENV)/.run
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
+$(VENV)/.browser: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt --editable '.[browser]'
+	@touch $@
+
 $(VENV)/.database: $(VENV)/.run
 	@DO_NOT_TRACK=1 $(BIN)/prefect server database upgrade --yes > /dev/null
 	@touch $@
@@ -40,6 +44,11 @@ test: $(VENV)/.dev lint  ## lint, types, import contracts, and all tests but the
 
 test-long: $(VENV)/.dev  ## the tests that start servers and browsers or kill processes
 	@$(BIN)/python -m pytest -q -m long --numprocesses 2 --dist loadfile
+
+browser: $(VENV)/.browser  ## what drives the machine's own Chromium (apt-get install chromium) in test-long and for screenshots
+
+screenshots: $(VENV)/.browser $(VENV)/.database  ## docs/ui/*.png: the UI and a report of two small runs, in Chromium
+	@$(BIN)/python tests/support/screenshots.py --out docs/ui
 
 KILLS ?= 50
 chaos: $(VENV)/.dev $(VENV)/.database  ## kill, crowd and soak small experiments for about an hour; figures in chaos.json

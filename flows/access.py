@@ -14,7 +14,7 @@ import tomllib
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,14 @@ def own_origins(host: str, port: int) -> list[str]:
     return [f"http://{name}{suffix}" for name in own_hosts(host)]
 
 
+def _calls_only(origins: Iterable[str]) -> str:
+    """The policy of a page that may call these origins, and the API that Prefect's settings name for the UI."""
+    api = urllib.parse.urlsplit(os.environ.get("PREFECT_UI_API_URL", ""))
+    called = {*origins, *([f"{api.scheme}://{api.netloc}"] if api.netloc else [])}
+    named = sorted(one for one in called if "[" not in one)  # no policy can name an IPv6 address
+    return " ".join(["connect-src 'self'", *named, *(f"ws{one.removeprefix('http')}" for one in named)])
+
+
 def _is_internet(address: Any) -> bool:
     return address.family == socket.AF_INET or (address.family == socket.AF_INET6 and "%" not in address.address)
 
@@ -189,12 +197,16 @@ def _in_url(host: str) -> str:
 
 
 def guarded(app: Any, host: str, port: int) -> Any:
-    """The ASGI application behind two checks: it is called by its own name, and by no page but its own."""
+    """The ASGI application behind two checks: it is called by its own name, and by no page but its own.
+
+    And its page calls nobody else: Prefect's UI would ask a service that analyses what its users do for settings.
+    """
     from starlette.datastructures import Headers
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import PlainTextResponse
 
     origins = frozenset(own_origins(host, port))
+    policy = (b"content-security-policy", _calls_only(origins).encode())
 
     async def from_own_page(scope: Any, receive: Any, send: Any) -> None:
         # browsers alone send an origin, with whatever could change something, and with every web socket
@@ -204,6 +216,12 @@ def guarded(app: Any, host: str, port: int) -> Any:
                 refusal = PlainTextResponse("this page may not ask this server", status_code=403)
                 await refusal(scope, receive, send)
                 return
-        await app(scope, receive, send)
+
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), policy]}
+            await send(message)
+
+        await app(scope, receive, send_with_policy)
 
     return TrustedHostMiddleware(from_own_page, allowed_hosts=own_hosts(host), www_redirect=False)

@@ -12,6 +12,7 @@ from typing import Any
 from prefect import flow, tags
 
 from flows.prepare import Prepared, prepare_experiment, stage_records
+from flows.report_pages import report_link
 from flows.reporters import LogReporter
 from flows.run import run_arm, task_group, together
 from flows.workers import workers
@@ -96,7 +97,7 @@ async def run_prepared(prepared: Prepared, reporter: Reporter, pool: WorkerPool)
         record_experiment(store, config=config, status="finished", stages=stages)
         made = store.find("report", report["key"])
         if made is not None:
-            await publish_experiment(plan.config.name, made.path, str(made.path / "report.html"))
+            await publish_experiment(plan.config, made.path, link=report_link(store, made.key))
         running.circumstances.tell(reporter)
         return {
             "experiment": prepared.record_id,

@@ -2,6 +2,7 @@
 
 Two children do the work, each with a log file of its own: the server, and the runner, which starts a process for
 each flow run. Both end with this process, however it ends. `python -m flows.server.serving STORE` is the runner.
+Reports are served by this process itself (`flows.report_pages`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from flows.embedded import (
     wait_until_healthy,
 )
 from flows.load import load_any_config, presets
+from flows.report_pages import VARIABLE as REPORTS
+from flows.report_pages import report_pages
 from flows.stores import open_store
 from fortifai_core.errors import InputError, StageFailed
 from fortifai_core.families.registry import FamilyExperiment
@@ -75,7 +78,8 @@ def serve_all(*, host: str, port: int, store: str | None, console: Console) -> N
             server = None
             if not is_there:
                 server = stack.enter_context(_server(host, port, url, login, server_log))
-            runner = stack.enter_context(_runner(opened.url, url, login, runs_log))
+            reports = stack.enter_context(report_pages(opened, port + 1, login))
+            runner = stack.enter_context(_runner(opened.url, url, login, reports, runs_log))
             names = _wait_for_deployments(runner, runs_log)
             welcome = _welcome(address, names, opened.name, login, runs_log, None if is_there else server_log)
             console.print(welcome, soft_wrap=True, highlight=False)
@@ -165,12 +169,13 @@ def _server(host: str, port: int, url: str, login: str | None, log: Path) -> Ite
 
 
 @contextlib.contextmanager
-def _runner(store: str, url: str, login: str | None, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _runner(store: str, url: str, login: str | None, reports: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     environment = {
         "PYTHONUNBUFFERED": "1",
         **talkative_environment(),
         "PREFECT_API_URL": url,
         "FORTIFAI_STORE": store,
+        REPORTS: reports,
         FOLDER: os.getcwd(),
     }
     environment.pop("PREFECT_API_AUTH_STRING", None)  # another server's, perhaps
@@ -246,11 +251,22 @@ def deployments(store: str) -> list[RunnerDeployment]:
             parameters={"experiment": config.model_dump(mode="json"), "store": store},
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
-        _draw_alternatives_as_tabs(deployment._parameter_openapi_schema.definitions)
+        _draw_for_people(deployment._parameter_openapi_schema.definitions)
         # spelt out, so that a work pool which an earlier `prefect deploy` gave the deployment is forgotten
         deployment.work_pool_name = deployment.work_queue_name = None
         made.append(deployment)
     return made
+
+
+def _draw_for_people(definitions: dict[str, Any]) -> None:
+    """What people need to read the form, in place: a tab for each alternative, by its type; a name for every field."""
+    _draw_alternatives_as_tabs(definitions)
+    for form in definitions.values():
+        for name, field in form.get("properties", {}).items():
+            field.setdefault("title", name.replace("_", " ").title())
+            if "const" in field:
+                form["title"] = field["const"]
+                field["description"] = "Says which of the tabs this is: leave it as it is."
 
 
 def _draw_alternatives_as_tabs(schema: Any) -> None:

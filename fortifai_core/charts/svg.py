@@ -11,6 +11,7 @@ from fortifai_core.charts.palette import CHART_CSS, PALETTE, arm_class
 from fortifai_core.outside import xml
 
 _LINE = 22  # the height of a line of words below a chart
+LETTER = 7.2  # the width of one, bold
 MARKED = 40  # points of a curve, above which it is drawn without marks
 
 
@@ -56,7 +57,7 @@ class _Plot:
     def __init__(self, chart: Chart, width: int, height: int) -> None:
         self.chart = chart
         longest = max(len(series.title) for series in chart.series)
-        self.left, self.right = 44.0, width - 16.0 - min(7.2 * longest, width / 4)
+        self.right = width - 16.0 - min(LETTER * longest, width / 3)
         self.top, self.bottom = 14.0, height - 28.0
         points = [point for series in chart.series for point in series.points]
         self.first, self.last = chart.first, chart.last
@@ -66,6 +67,9 @@ class _Plot:
         self.step = _step(high - low, most=max(4, height // 60))
         self.low = math.floor(low / self.step + 1e-9) * self.step
         self.high = max(math.ceil(high / self.step - 1e-9) * self.step, self.low + self.step)
+        ticks = round((self.high - self.low) / self.step) + 1
+        self.ticks = {value: self.number(value) for value in (self.low + i * self.step for i in range(ticks))}
+        self.left = max(44.0, 10.0 + LETTER * max(map(len, self.ticks.values())))
         self.inset = 22.0 if chart.style == "dots" else 8.0
 
     def x(self, value: float) -> float:
@@ -84,12 +88,12 @@ class _Plot:
 
     def axes(self) -> list[str]:
         parts = []
-        for i in range(round((self.high - self.low) / self.step) + 1):
-            value = self.low + i * self.step
+        for value, written in self.ticks.items():
             kind = "zero" if self.chart.signed and abs(value) < self.step / 2 else "grid"
             parts.append(line(kind, self.left, self.y(value), self.right, self.y(value)))
-            parts.append(text(self.number(value), self.left - 8, self.y(value) + 4, "end"))
-        every = max(1, round(_step(self.last - self.first, most=max(1, int((self.right - self.left) / 34)))))
+            parts.append(text(written, self.left - 8, self.y(value) + 4, "end"))
+        room = max(34.0, LETTER * (len(str(self.last)) + 2))
+        every = max(1, round(_step(self.last - self.first, most=max(1, int((self.right - self.left) / room)))))
         for generation in [*range(self.first, 0), *range(0, self.last + 1, every)]:
             parts.append(text(f"M{generation}".replace("-", "−"), self.x(generation), self.bottom + 20, "middle"))
         if self.chart.rule:

@@ -25,7 +25,7 @@ class ArmSettings(Frozen):
     )
 
     name: str = Field(pattern=NAME, description="How the arm is called: lower case, digits, dots, dashes.")
-    loss: Loss | None = None
+    loss: Loss | None = Field(None, description="Instead of the experiment's.")
     regime: Regime | None = Field(None, description="Instead of the experiment's regime and mixture.")
     mixture: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the mixture; where there is one, instead of any regime."

@@ -46,25 +46,27 @@ class ExperimentConfig(Frozen):
     later: ClassVar[frozenset[str]] = frozenset({"arms", "mixture", "treatments"})
 
     name: str = Field("experiment", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Lower case, digits, dashes.")
-    corpus: Corpus = Field(default_factory=AlmanacCorpus)
+    corpus: Corpus = Field(default_factory=AlmanacCorpus, description="The real text, and the questions about it.")
     splits: int = Field(6, ge=2, le=1000, description="Parts into which the real corpus is cut.")
     generations: int = Field(6, ge=1, le=1000, description="How far each arm goes; at most `splits`.")
-    regime: Regime = Regime.PAPER
+    regime: Regime = Field(
+        Regime.PAPER, description="Which real text and which rewritten text each generation is trained on."
+    )
     mixture: Mixture | None = Field(None, description="Instead of a regime: the share of synthetic text as a number.")
     treatments: tuple[Treatment, ...] = Field((), description="What is done to rewritten text before training.")
-    model: Model = Field(default_factory=ScratchModel)
+    model: Model = Field(default_factory=ScratchModel, description="M_-1, from which every arm starts.")
     losses: list[Loss] = Field(
         default_factory=_ce_and_tce, min_length=1, description="One arm for each; where there are `arms`, theirs."
     )
     arms: list[ArmSettings] = Field(
         default_factory=list, description="Arms by name, and what each does otherwise; the first is the baseline."
     )
-    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1)
-    training: Training = Field(default_factory=Training)
-    regeneration: Regeneration = Field(default_factory=Regeneration)
-    evaluation: Evaluation = Field(default_factory=Evaluation)
-    failure: Failure = Field(default_factory=Failure)
-    runtime: Runtime = Field(default_factory=Runtime)
+    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1, description="One run of every arm for each.")
+    training: Training = Field(default_factory=Training, description="How each generation is trained.")
+    regeneration: Regeneration = Field(default_factory=Regeneration, description="How each split is rewritten.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured of each generation.")
+    failure: Failure = Field(default_factory=Failure, description="When an arm counts as failed.")
+    runtime: Runtime = Field(default_factory=Runtime, description="How the work is done; it changes no result.")
 
     @property
     def named(self) -> bool:

@@ -13,10 +13,12 @@ from fortifai_core.settings import Frozen, Inconsistent
 class LoraConfig(Frozen):
     """A LoRA adapter (peft); the same adapter goes on from generation to generation."""
 
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | Literal["all-linear"] = Field("all-linear")
+    rank: int = Field(16, ge=1, description="Columns of the two matrices whose product is added to a weight.")
+    alpha: int = Field(32, ge=1, description="That product is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Of what the adapter reads, in training.")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of the modules that get an adapter; `all-linear`: every linear one."
+    )
 
 
 class ScratchModel(Frozen):

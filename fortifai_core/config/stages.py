@@ -80,18 +80,22 @@ class Training(Frozen):
 
     later: ClassVar[frozenset[str]] = frozenset({"dropout", "label_smoothing", "anchor", "averaging", "distillation"})
 
-    epochs: float = Field(10, gt=0, le=10_000)
-    learning_rate: float = Field(2e-5, gt=0, lt=1)
+    epochs: float = Field(10, gt=0, le=10_000, description="How often a generation reads its text.")
+    learning_rate: float = Field(2e-5, gt=0, lt=1, description="The highest, after warming up.")
     batch_size: int = Field(64, ge=1, description="Sequences in one optimizer step, over all devices.")
     gradient_accumulation: int = Field(1, ge=1, description="Micro-batches that make up one step.")
     sequence_length: int = Field(128, ge=8, description="Tokens in one training sequence.")
-    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    scheduler: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rate falls to 0 in a generation; `constant`: it does not."
+    )
     warmup_fraction: float = Field(0.0, ge=0, lt=1, description="Share of the steps that warm up.")
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="Of the optimizer; 0: none.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Longer gradients are shortened to this norm.")
     checkpoint: Literal["last", "best"] = Field("last", description="`best`: lowest validation loss (per epoch).")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast.")
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "sgd"] = "adamw_torch"
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "sgd"] = Field(
+        "adamw_torch", description="By the Trainer's names; `fused`: torch's faster AdamW, rounded differently."
+    )
     save_dtype: Literal["bfloat16"] | None = Field(
         None,
         description="Type in which M_i is kept, and read again by whatever follows; by default that of its weights. "
@@ -133,12 +137,16 @@ class Regeneration(Frozen):
         description="Only for context `document`: where a longer one is divided, each chunk beginning with C tokens "
         "of the one before; by default twice C + B, and not below 512.",
     )
-    decoding: Literal["greedy", "sample", "beam"] = "greedy"
+    decoding: Literal["greedy", "sample", "beam"] = Field(
+        "greedy", description="The likeliest token each time, one drawn at random, or the likeliest block of `beams`."
+    )
     temperature: float = Field(1.0, gt=0, le=10, description="Only for `sample`.")
     top_p: float = Field(1.0, gt=0, le=1, description="Only for `sample`.")
     top_k: int = Field(0, ge=0, description="Only for `sample`; 0 keeps all.")
     beams: int = Field(5, ge=2, le=64, description="Only for `beam`.")
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=10, description="Logits of tokens that stand there already are divided by it; 1 changes nothing."
+    )
     head: Literal["copy", "drop"] = Field(
         "copy", description="Text without a full context: copied, or dropped anew each time as the authors do."
     )
@@ -239,7 +247,9 @@ class Runtime(Engine):
         0, ge=0, le=256, description="Stages that run side by side; 0: one a run, up to the cores or GPUs."
     )
     threads: int = Field(0, ge=0, le=512, description="Threads a worker computes with; 0: cores / workers.")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models compute; `auto`: on GPUs where there are any."
+    )
     inference_batch: int = Field(256, ge=1, description="Blocks or answers at a time; aligned: 128 positions each.")
     shard_blocks: int = Field(4096, ge=1, description="Blocks in one part-file of a regenerated split.")
     save_steps: int = Field(0, ge=0, description="Optimizer steps between training checkpoints; 0: ten a stage.")

@@ -48,7 +48,7 @@ class NamedArm(Frozen):
     later: ClassVar[frozenset[str]] = frozenset({"mask", "regime"})
 
     name: str = Field(pattern=NAME, description="How the arm is called: lower case, digits, dots, dashes.")
-    mask: AnyMask = Field(default_factory=NoMask)
+    mask: AnyMask = Field(default_factory=NoMask, description="Which terms of the loss it drops.")
     regime: FamilyRegime | None = Field(None, description="Instead of the experiment's.")
 
 
@@ -123,7 +123,9 @@ class FamilyRuntime(Engine):
 
     workers: int = Field(0, ge=0, le=256, description="Stages that run side by side; 0: one a run, up to the cores.")
     threads: int = Field(1, ge=0, le=512, description="Threads a worker computes with; 0: cores / workers.")
-    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "cpu", description="Where models compute; `auto`: on GPUs where there are any."
+    )
 
 
 def _plain_and_masked() -> list[AnyArm]:
@@ -146,7 +148,7 @@ class FamilyExperiment(Frozen):
         "replace", description="M_i is trained on the samples of M_(i-1) alone, or on real data and all samples so far."
     )
     failure: FamilyFailure | None = Field(None, description="A time-to-failure check in every generation; or none.")
-    runtime: FamilyRuntime = Field(default_factory=FamilyRuntime)
+    runtime: FamilyRuntime = Field(default_factory=FamilyRuntime, description="How the work is done.")
 
     @model_validator(mode="after")
     def _consistent(self) -> FamilyExperiment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fortifai_core.charts.chart import Chart, Point, Series
 from fortifai_core.charts.svg import svg
@@ -15,6 +15,9 @@ from fortifai_core.report.contents import Contents, Seconds, TerminalTable, char
 from fortifai_core.report.family_analysis import FamilyAnalysis, FamilyReport, analyse, headline, spread, threshold_of
 from fortifai_core.report.observed import profile_of_family
 from fortifai_core.wording import arm_title, file_stem, number, share, with_interval
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 COLUMNS = ("arm", "seed", "generation", "metric", "value", "low", "high")
 WITH_INTERVALS = 2  # arms beside which a terminal still has room for intervals
@@ -151,11 +154,13 @@ def _moves(one: Chart) -> bool:
     return len({point.y for series in one.series for point in series.points}) > 1
 
 
-def _embedded(figure: Figure) -> str:
-    """The figure as a data address: its SVG where that is small, otherwise its PNG."""
+def _embedded(figure: Figure) -> Markup:
+    """The figure as a data address, which is ours and never cut: its SVG where that is small, otherwise its PNG."""
+    from markupsafe import Markup
+
     by_suffix = {path.suffix: path for path in figure.paths}
     path = by_suffix.get(".svg") or by_suffix[".png"]
     if ".png" in by_suffix and path.stat().st_size > 1_500_000:
         path = by_suffix[".png"]
     kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return Markup(f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fortifai_core.charts.svg import element, text
+from fortifai_core.charts.svg import LETTER, element, text
 from fortifai_core.outcomes.definitions import Definition
 from fortifai_core.outcomes.inference import Effect
 from fortifai_core.outcomes.profile import ONE_RUN, Compared, Profile, Rank, Verdict
@@ -240,10 +240,13 @@ def profile_svg(profile: Profile, *, width: int, standalone: bool = False) -> st
     if not profile.definitions or not profile.arms:
         return ""
     columns = len(profile.arms)
-    step = (width - _LEFT - 8) / columns
     titles = [arm_title(arm) for arm in profile.arms]
+    # so wide a margin that the last heading, which stands over the middle of its column, is not cut
+    half, wide = LETTER / 2 * len(titles[-1]), width - _LEFT
+    margin = max(8.0, (half - wide / (2 * columns)) / (1 - 1 / (2 * columns)))
+    step = (wide - margin) / columns
     # headings that would run into each other stand at several heights
-    heights = max(1, min(columns, math.ceil(max(len(title) for title in titles) * 7.0 / step)))
+    heights = max(1, min(columns, math.ceil(max(len(title) for title in titles) * LETTER / step)))
     top = _TOP + heights * _LINE
     parts = [
         text(title, _LEFT + step * (i + 0.5), _TOP + _LINE * (i % heights), "middle", f"name c{i % 6}")
@@ -263,7 +266,7 @@ def profile_svg(profile: Profile, *, width: int, standalone: bool = False) -> st
         x += 26 + 6.6 * len(words) + 12
     parts.append(text("larger: more evidence", x, bottom))
     title = "Collapse profile: each definition of collapse, by arm"
-    return element("chart", parts, title=title, width=width, height=round(bottom + 10), standalone=standalone)
+    return element("chart profile", parts, title=title, width=width, height=round(bottom + 10), standalone=standalone)
 
 
 _KINDS: Mapping[str, str] = {"collapsed": "collapsed", "did not": "sound", "cannot be told": "untold"}

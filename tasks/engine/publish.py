@@ -19,10 +19,11 @@ from prefect import task
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 from prefect.events import emit_event
 
+from fortifai_core.families.registry import FamilyExperiment
 from fortifai_core.outside import markdown, mermaid, visible
-from fortifai_core.wording import run_title
+from fortifai_core.wording import file_stem, run_title
 from storage.store.store import LITTLE_SPACE
-from tasks.engine.plans import GenerationPlan, RunPlan
+from tasks.engine.plans import AnyExperiment, GenerationPlan, RunPlan
 from tasks.engine.session import Session, current_session
 from tasks.engine.stages import Stage, load
 
@@ -42,16 +43,22 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to see of a run so far. `name` ends the artifact's key, `what` its description."""
+    """What there is to see of a run so far. `name` ends the table's key, `what` says in words what it holds."""
 
     rows: Sequence[Mapping[str, Any]]
     pictures: Sequence[Picture] = ()
     name: str = "table"
-    what: str = ""
+    what: str = "measures by generation"
 
 
 # From a session, a run and how far it is to what is to be seen; `failure` is the last check's metrics.
 Show = Callable[[Session, RunPlan, GenerationPlan, dict[str, Any]], Shown]
+
+
+def measures_so_far(failure: Mapping[str, Any]) -> str:
+    """What a run's table holds, and what the last check found."""
+    status = failure.get("status")
+    return "measures by generation" + (f" ({status.replace('-', ' ')})" if status else "")
 
 
 def artifact_key(*parts: str | int) -> str:
@@ -181,39 +188,56 @@ async def publish_drift(run: RunPlan, step: GenerationPlan) -> None:
         await _publish(running.plan.config.name, run, show(running, run, step, {}))
 
 
-async def publish_experiment(experiment: str, folder: Path, where: str) -> None:
+async def publish_experiment(config: AnyExperiment, folder: Path, *, link: str | None) -> None:
     """The experiment's own page in the UI, on the flow run that calls this: the report's beginning, and the profile.
 
     Args:
         folder: of the report's artifact.
-        where: the report's address, as people are to open it.
+        link: the report's address for browsers, where it is served; its path is named always.
     """
     report = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     found = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
-    key, title = artifact_key(experiment), markdown(experiment)
+    key, title = artifact_key(config.name), markdown(config.name)
     heads = " | ".join(map(markdown, report["headers"]))
+    headline, what = "retention", "retention of split 0"
+    if isinstance(config, FamilyExperiment):
+        headline = config.family.headline
+        what = config.family.measures.get(headline, headline)
+    chart, profile = f"figures/{file_stem(headline)}.png", "figures/profile.png"
+    drawn = {chart: what, profile: "collapse profile"}
+    pictures = {name: words for name, words in drawn.items() if (folder / name).is_file()}
+
+    def shown(name: str) -> list[str]:
+        served = link is not None and name in pictures
+        return [f"![{markdown(pictures[name])}]({str(link).rpartition('/')[0]}/{name})"] if served else []
+
     body = [
         f"# {markdown(report['title'])}",
         *(markdown(sentence) for sentence in report["headline"]),
+        *([f"[Open the report]({link})"] if link else []),
+        *shown(chart),
         "\n".join(
             [f"| {heads} |", "|---" * len(report["headers"]) + "|"]
             + [f"| {' | '.join(map(markdown, row))} |" for row in report["rows"]]
         ),
         markdown(report["caption"]),
         *(["## Collapse profile"] if found["table"]["rows"] else []),
+        *shown(profile),
         *(markdown(sentence) for sentence in found["summary"] if found["table"]["rows"]),
-        f"The report: `{where}`",
+        f"The report's file: `{folder / 'report.html'}`",
     ]
-    work: list[Any] = [acreate_markdown_artifact("\n\n".join(body), key=f"{key}-summary"[:250], description=title)]
+    names = {"key": f"{key}-summary"[:250], "description": f"{title}: what was found, all arms together"}
+    work: list[Any] = [acreate_markdown_artifact("\n\n".join(body), **names)]
     headers, rows = found["table"]["headers"], found["table"]["rows"]
     if rows:
-        shown = [{visible(h): visible(cell) for h, cell in zip(headers, row, strict=True)} for row in rows]
-        work.append(acreate_table_artifact(shown, key=f"{key}-profile"[:250], description=f"{title}: collapse profile"))
-    for stem, what in (("retention", "retention of split 0"), ("profile", "collapse profile")):
-        picture = folder / "figures" / f"{stem}.png"
-        if picture.is_file():
-            names = {"key": f"{key}-{stem}-image"[:250], "description": f"{title}: {what}"}
-            work.append(acreate_image_artifact(image_address(picture.read_bytes(), "png"), **names))
+        cells = [{visible(h): visible(cell) for h, cell in zip(headers, row, strict=True)} for row in rows]
+        work.append(acreate_table_artifact(cells, key=f"{key}-profile"[:250], description=f"{title}: collapse profile"))
+    for name, words in pictures.items():
+        names = {
+            "key": f"{key}-{artifact_key(Path(name).stem)}-image"[:250],
+            "description": f"{title}: {markdown(words)}",
+        }
+        work.append(acreate_image_artifact(image_address((folder / name).read_bytes(), "png"), **names))
     await asyncio.gather(*work)
 
 
@@ -240,6 +264,6 @@ async def _publish(experiment: str, run: RunPlan, shown: Shown) -> None:
             {n: visible(v) if isinstance(v, str) else v for n, v in row.items()}
             for row in [*shown.rows[:-1:every], shown.rows[-1]]
         ]
-        description = f"{title}: {markdown(shown.what)}" if shown.what else title
+        description = f"{title}: {markdown(shown.what)}"
         work.append(acreate_table_artifact(rows, key=f"{key}-{shown.name}"[:250], description=description))
     await asyncio.gather(*work)

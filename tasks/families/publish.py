@@ -8,7 +8,7 @@ from typing import Any
 from fortifai_core.families.registry import FamilyExperiment
 from fortifai_core.wording import run_title
 from tasks.engine.plans import GenerationPlan, RunPlan
-from tasks.engine.publish import Picture, Shown, image_address, thinned_chart
+from tasks.engine.publish import Picture, Shown, image_address, measures_so_far, thinned_chart
 from tasks.engine.session import Session
 from tasks.families.builders import PREVIEW, read_metrics
 
@@ -32,9 +32,9 @@ def show(running: Session, run: RunPlan, step: GenerationPlan, failure: dict[str
         threshold = float(failure["threshold"]) if judged and failure else None
         chart = thinned_chart(run_title(run.arm, run.seed), values, threshold=threshold, axis=family.headline)
         title = family.measures.get(family.headline, family.headline)
-        pictures.append(Picture(family.headline, family.headline, f"# {title}\n\n{chart}"))
+        pictures.append(Picture(family.headline, title, f"# {title}\n\n{chart}"))
     newest = artifacts[-1]
     if newest.has(PREVIEW):
         image = image_address(newest.file(PREVIEW).read_bytes(), "png")
         pictures.append(Picture("picture", f"what M{step.last} draws", image, image=True))
-    return Shown(rows, pictures, what=failure.get("status", ""))
+    return Shown(rows, pictures, what=measures_so_far(failure))

@@ -10,7 +10,7 @@ from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.failure_metrics import DEFAULT
 from fortifai_core.wording import run_title
 from tasks.engine.plans import GenerationPlan, RunPlan
-from tasks.engine.publish import Picture, Shown, image_address, line_chart
+from tasks.engine.publish import Picture, Shown, image_address, line_chart, measures_so_far
 from tasks.engine.session import Session
 from tasks.engine.stages import Stage
 
@@ -38,7 +38,7 @@ def show(running: Session, run: RunPlan, step: GenerationPlan, failure: dict[str
     image = retention_image(title, measured, threshold=threshold)
     if image:
         pictures.append(Picture("retention-image", "retention of split 0, as in the report", image, image=True))
-    return Shown(_columns(measured, COLUMNS), pictures, what=failure.get("status", ""))
+    return Shown(_columns(measured, COLUMNS), pictures, what=measures_so_far(failure))
 
 
 def show_drift(running: Session, run: RunPlan, step: GenerationPlan, failure: dict[str, Any]) -> Shown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import re
@@ -279,10 +280,10 @@ def test_a_vae_from_its_digits_to_its_report(tmp_path: Path) -> None:
     assert drawn >= {"vae-samples.png", "vae-kept.png", "vae-confidence.png", "frechet.png"}
 
 
-def test_names_from_outside_are_escaped_and_claims_follow_the_intervals(finished: Prepared) -> None:
+def test_names_from_outside_are_escaped_and_claims_follow_the_intervals(finished: Prepared, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from fortifai_core.families.base import Generation, Results, Run
+    from fortifai_core.families.base import Figure, Generation, Results, Run
     from fortifai_core.report.family_analysis import FamilyReport
     from fortifai_core.report.page import contents_of, render
 
@@ -303,6 +304,12 @@ def test_names_from_outside_are_escaped_and_claims_follow_the_intervals(finished
     assert "nobody can tell" in single.headline[1]
     page = render(contents_of(replace(report({"ce": [1.0, 2.0]}), notes=("<b>&",), command="run '<x>'")))
     assert "<b>&" not in page and "&lt;b&gt;&amp;" in page and "&lt;x&gt;" in page
+    drawing = tmp_path / "large.svg"  # longer than any text that a page shows whole
+    drawing.write_text(f"<svg>{'x' * 200_000}</svg>")
+    figure = Figure("large", "Large", "A caption.", (drawing,))
+    page = render(contents_of(replace(report({"ce": [1.0, 2.0]}), figures=(figure,))))
+    embedded = re.search('src="data:image/svg.xml;base64,([^"]*)"', page)
+    assert embedded is not None and base64.b64decode(embedded[1]) == drawing.read_bytes()
 
 
 # ------------------------------------------------------------------------------------------- with Prefect, long

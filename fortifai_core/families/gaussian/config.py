@@ -24,7 +24,9 @@ class EstimatorNoise(Frozen):
     perturbed spread below 0 is no spread: its absolute value is taken, which is what w's sign amounts to.
     """
 
-    type: Literal["none", "additive", "multiplicative"] = "none"
+    type: Literal["none", "additive", "multiplicative"] = Field(
+        "none", description="None, added, or by a factor: of the estimates of mean and spread."
+    )
     scale: float | None = Field(
         None, gt=0, le=10, description="Standard deviation of the noise; by default 1 (additive), 0.1 (multiplicative)."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -90,6 +91,15 @@ def test_an_arm_without_a_number_is_ranked_last_and_drawn() -> None:
     profile = judged({"broken": {"share": broken}, "good": {"share": good}}, HALF)
     assert [words[1:] for words in ranking_words(profile)][1] == ("broken", "–")
     assert "not a number in M1" in profile_svg(profile, width=760)
+
+
+def test_the_last_heading_is_not_cut() -> None:
+    arms = [*(f"arm {i}" for i in range(7)), "the noisiest-estimator"]
+    profile = judged({arm: {"share": runs([0.9, 0.8], [0.9, 0.81])} for arm in arms}, HALF)
+    drawn = ElementTree.fromstring(profile_svg(profile, width=760))
+    names = [one for one in drawn.iter("text") if one.get("class", "").startswith("name")]
+    assert len(names) == 8
+    assert max(float(one.get("x", "nan")) + 6.5 / 2 * len(one.text or "") for one in names) < 760
 
 
 def test_what_is_not_a_number_has_not_vanished() -> None:

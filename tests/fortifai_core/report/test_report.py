@@ -364,6 +364,26 @@ def test_names_and_marks_stay_inside_the_chart() -> None:
                 assert 0 <= float(text.get("x")) <= width and 0 <= float(text.get("y")) <= height
 
 
+def spans(drawn: str) -> list[tuple[str, str, float, float]]:
+    """Kind, words, left and right end of every text, at 6.5 pixels a letter: digits of 12 px are hardly narrower."""
+    found = []
+    for one in ElementTree.fromstring(drawn).iter("text"):
+        words, at = one.text or "", float(one.get("x", "nan"))
+        left = at - {"start": 0.0, "middle": 0.5, "end": 1.0}[one.get("text-anchor", "")] * 6.5 * len(words)
+        found.append((one.get("class", ""), words, left, left + 6.5 * len(words)))
+    return found
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.0), (0.0388, 0.0395), (-1234567.0, 2345678.0), (0.0, 100.0)])
+def test_numbers_names_and_generations_are_neither_cut_nor_run_together(values: tuple[float, float]) -> None:
+    ends = tuple(Point(300 * i, value) for i, value in enumerate(values))
+    chart = Chart("long", (Series("noisy-estimator", 0, ends), Series("CE", 1, ends)), unit="%")
+    drawn = spans(svg(chart, width=372, height=264))
+    assert all(left >= 0 and right <= 372 for _, _, left, right in drawn), drawn
+    below = [(left, right) for _, words, left, right in drawn if words.startswith("M")]
+    assert len(below) > 1 and all(a[1] < b[0] for a, b in pairwise(below))
+
+
 # ------------------------------------------------------------------------------- drift, confidence, benchmarks
 
 
