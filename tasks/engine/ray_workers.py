@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.errors import InputError
+from fortifai_core.errors import InputError, StageFailed
 from tasks.engine.children import child_environment
 from tasks.engine.pool import (
     AnyRuntime,
@@ -47,6 +47,7 @@ class RayWorker:
 
         Raises:
             InputError: Ray is not installed, nobody answers there, or no node has what a stage takes.
+            StageFailed: all nodes died.
         """
         self.gpus = await asyncio.to_thread(connect, self.runtime, self.threads)
 
@@ -98,7 +99,7 @@ def connect(runtime: AnyRuntime, threads: int) -> int:
     """Make this process a driver of the cluster at `runtime.address`; the GPUs that one stage takes.
 
     Raises:
-        InputError: as `RayWorker.start`.
+        InputError, StageFailed: as `RayWorker.start`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     try:
@@ -117,6 +118,8 @@ def connect(runtime: AnyRuntime, threads: int) -> int:
                 raise InputError("runtime.address", runtime.address, remedy) from None
             _joined = True
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not nodes:  # they died under an earlier stage
+        raise StageFailed("no node of the Ray cluster is alive any more")
     gpus = int(runtime.device == "cuda" or (runtime.device == "auto" and any(node.get("GPU") for node in nodes)))
     if not any(node.get("CPU", 0) >= threads and node.get("GPU", 0) >= gpus for node in nodes):
         best = max(int(node.get("CPU", 0)) for node in nodes)

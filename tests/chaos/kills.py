@@ -40,7 +40,7 @@ ONLY = {
     "a checkpoint sealed": ("model",),
 }
 # what is killed of an experiment whose stages several processes build, and of no other
-OWN = {"torchrun": "rank", "ray": "ray worker"}
+OWN = {"torchrun": ("rank",), "ray": ("ray worker", "ray node")}
 
 
 def _runs(module: str) -> Callable[[list[str]], bool]:
@@ -54,7 +54,8 @@ SIGNS: dict[str, Callable[[list[str]], bool]] = {
     "migration": _runs("flows.embedded"),
     # the launcher is told the ranks' module, too
     "rank": lambda line: "tasks.language.ranks" in line and "tasks.engine.launch" not in line,
-    "ray worker": lambda line: bool(line) and line[0].startswith("ray::") and not line[0].startswith("ray::IDLE"),
+    "ray worker": lambda line: bool(re.match(r"ray::(?!IDLE|\w+Agent$)", "".join(line[:1]))),
+    "ray node": lambda line: "".join(line[:1]).endswith("/raylet"),
 }
 
 
@@ -64,8 +65,8 @@ class Aim:
 
     Attributes:
         target: `flow`, `worker`, `server`, `first start` (the flow, while its server makes Prefect's database),
-            `migration` (that server), `rank` (one of the processes that torch's launcher started for a training), or
-            `ray worker` (the process of Ray's that has a stage built).
+            `migration` (that server), `rank` (one of the processes that torch's launcher started for a training),
+            `ray worker` (the process of Ray's that has a stage built), or `ray node` (Ray's process of a whole node).
     """
 
     experiment: str
@@ -102,7 +103,7 @@ def aims(arena: Arena, *, seed: int, names: Sequence[str]) -> Iterator[Aim]:
         draw.shuffle(turns)
         for turn in turns:
             name = names[count % len(names)]
-            turn = OWN.get(name, turn)
+            turn = draw.choice(OWN[name]) if name in OWN else turn
             target = turn.partition(" at ")[0]
             count += 1
             if target in ("first start", "migration"):
@@ -154,9 +155,10 @@ def strike(arena: Arena, aim: Aim, number: int) -> Outcome:
 
 # what a run says that ends because one of its processes did
 DEATHS = {
-    "worker": "worker process ended with code -9",
-    "rank": "ended with signal 9 (out of memory?)",
-    "ray worker": "its worker or node died",
+    "worker": ("worker process ended with code -9",),
+    "rank": ("ended with signal 9 (out of memory?)",),
+    "ray worker": ("its worker or node died",),
+    "ray node": ("its worker or node died", "no node of the Ray cluster is alive any more"),
 }
 
 
@@ -167,7 +169,7 @@ def _judge(aim: Aim, code: int, said: str) -> str:
     if aim.target in ("flow", "first start"):
         return "" if code == -signal.SIGKILL else f"exit code {code}"
     if aim.target in DEATHS:
-        named = DEATHS[aim.target] in said and "go on with: fortifai resume" in said
+        named = any(words in said for words in DEATHS[aim.target]) and "go on with: fortifai resume" in said
         return "" if code == 0 or (code == 1 and named) else f"exit code {code}:\n{said}"
     return "" if code == 0 else f"it did not go on without its server, exit code {code}:\n{said}"
 

@@ -63,10 +63,11 @@ def test_what_died_and_was_started_anew_is_said_by_the_soak() -> None:
 def test_the_target_is_found_below_the_flow(flow: int) -> None:
     found = {target: below(flow, sign) for target, sign in SIGNS.items()}
     assert {target: len(processes) for target, processes in found.items()} == {
-        "worker": 1, "server": 0, "migration": 0, "rank": 1, "ray worker": 0,
+        "worker": 1, "server": 0, "migration": 0, "rank": 1, "ray worker": 0, "ray node": 0,
     }  # fmt: skip
     assert found["rank"][0].cmdline()[-2:] == ["import time; time.sleep(60)", "tasks.language.ranks"]
-    assert SIGNS["ray worker"](["ray::train · g0"]) and not SIGNS["ray worker"](["ray::IDLE"])
+    assert SIGNS["ray worker"](["ray::train · g0"]) and SIGNS["ray node"](["/core/src/ray/raylet/raylet", "--store"])
+    assert not any(SIGNS["ray worker"]([line]) for line in ("ray::IDLE", "ray::DashboardAgent", "python"))
 
 
 def test_each_experiment_has_its_turn_and_where_several_build_a_stage_one_of_them_is_killed(tmp_path: Path) -> None:
@@ -74,11 +75,11 @@ def test_each_experiment_has_its_turn_and_where_several_build_a_stage_one_of_the
     arena = Arena(tmp_path, "", dict.fromkeys(EXPERIMENTS, made))
     drawn = list(islice(aims(arena, seed=3, names=list(EXPERIMENTS)), 20 * len(EXPERIMENTS)))
     assert [aim.experiment for aim in drawn[: len(EXPERIMENTS)]] == list(EXPERIMENTS)
-    for name, target in OWN.items():
-        assert {aim.target for aim in drawn if aim.experiment == name} == {target}
-        assert not [aim for aim in drawn if aim.target == target and aim.experiment != name]
+    for name, targets in OWN.items():
+        assert {aim.target for aim in drawn if aim.experiment == name} == set(targets)
+        assert not [aim for aim in drawn if aim.target in targets and aim.experiment != name]
     assert {aim.kind for aim in drawn if aim.target == "rank"} == {"model"}
-    assert {aim.target for aim in islice(aims(arena, seed=3, names=["ray"]), 5)} == {"ray worker"}
+    assert {aim.target for aim in islice(aims(arena, seed=3, names=["ray"]), 9)} == {"ray worker", "ray node"}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,7 @@ def test_each_experiment_has_its_turn_and_where_several_build_a_stage_one_of_the
         ("rank", 1, "torch's launcher ended with code 1; go on with: fortifai resume x", False),
         ("ray worker", 1, "train: its worker or node died; go on with: fortifai resume x", True),
         ("ray worker", 1, "train: its worker or node died", False),
+        ("ray node", 1, "no node of the Ray cluster is alive any more\ngo on with: fortifai resume x", True),
         ("ray worker", 0, "", True),
         ("ray worker", 0, "Traceback (most recent call last):", False),
     ],
