@@ -57,6 +57,21 @@ def run_flow(prepared: Prepared, reporter: Reporter) -> dict[str, Any]:
     return asyncio.run(run())
 
 
+def shown_artifacts(experiment: str) -> dict[str, Any]:
+    """What the server shows of an experiment: the newest artifact of each key, however many others it holds."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactCollectionFilter, ArtifactCollectionFilterKey
+
+    async def read() -> dict[str, Any]:
+        of_experiment = ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(like_=f"{experiment}-%"))
+        async with get_client() as client:
+            made = await client.read_latest_artifacts(artifact_filter=of_experiment, limit=200)
+        assert len(made) < 200
+        return {artifact.key: artifact.data for artifact in made}
+
+    return asyncio.run(read())
+
+
 def digests(store: ArtifactStore) -> dict[str, dict[str, str]]:
     """sha256 of every file of every artifact but those that say how long things took."""
 

@@ -40,7 +40,7 @@ class Gate:
     inner: int
     port: int = field(default_factory=_free_port)
     _listener: socket.socket | None = None
-    _pairs: list[socket.socket] = field(default_factory=list)
+    _ends: set[socket.socket] = field(default_factory=set)
 
     def open(self) -> None:
         """Let clients through."""
@@ -52,19 +52,30 @@ class Gate:
         assert self._listener is not None
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for end in self._pairs:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        self._pairs.clear()
+        for end in list(self._ends):
+            _shut(end)
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = listener.accept()
                 server = socket.create_connection(("127.0.0.1", self.inner))
-                self._pairs += (client, server)
-                for ends in ((client, server), (server, client)):
-                    threading.Thread(target=_forward, args=ends, daemon=True).start()
+                threading.Thread(target=self._connect, args=(client, server), daemon=True).start()
+
+    def _connect(self, client: socket.socket, server: socket.socket) -> None:
+        """Forward both ways until either ends; moto ends one connection a request, so each is closed."""
+        with client, server:
+            self._ends |= {client, server}
+            back = threading.Thread(target=_forward, args=(server, client), daemon=True)
+            back.start()
+            _forward(client, server)
+            back.join()
+            self._ends -= {client, server}
+
+
+def _shut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _forward(source: socket.socket, target: socket.socket) -> None:
@@ -72,8 +83,7 @@ def _forward(source: socket.socket, target: socket.socket) -> None:
         while data := source.recv(1 << 16):
             target.sendall(data)
     for end in (source, target):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+        _shut(end)
 
 
 @dataclass(frozen=True)

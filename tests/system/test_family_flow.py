@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
@@ -27,7 +26,7 @@ from flows.prepare import Prepared, plan_for, prepare_experiment
 from flows.tools.explain import explain_plan
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import ConfigError, InputError
-from helpers import Recorder, cli, digests, run_flow, start_cli
+from helpers import Recorder, cli, digests, run_flow, shown_artifacts, start_cli
 from storage.catalog.catalog import query
 from storage.store.experiments import load_experiment, record_experiment
 from storage.store.store import ArtifactStore
@@ -326,8 +325,6 @@ def run(one: Prepared) -> Recorder:
 def test_the_flow_builds_every_stage_once_and_the_ui_shows_table_chart_and_picture(
     finished: Prepared, tmp_path: Path
 ) -> None:
-    from prefect.client.orchestration import get_client
-
     one = prepared(tmp_path, "gmm", *GMM)
     first = run(one)
     assert set(Counter(s.reference for s in first.built).values()) == {1}
@@ -335,12 +332,7 @@ def test_the_flow_builds_every_stage_once_and_the_ui_shows_table_chart_and_pictu
     assert digests(one.store) == digests(finished.store)
     assert run(prepared(tmp_path, "gmm", *GMM)).built == []
 
-    async def shown() -> dict[str, Any]:
-        async with get_client() as client:
-            made = await client.read_artifacts(limit=200)
-            return {a.key: a.data for a in sorted(made, key=lambda a: str(a.created)) if a.key}
-
-    artifacts = asyncio.run(shown())
+    artifacts = shown_artifacts("gmm")
     rows = json.loads(artifacts["gmm-tce-0-8-seed-2-table"])
     assert [row["generation"] for row in rows] == [0, 1, 2] and all("sliced-wasserstein" in row for row in rows)
     assert "xychart-beta" in artifacts["gmm-ce-seed-1-sliced-wasserstein"]

@@ -25,7 +25,7 @@ from flows.prepare import Prepared, plan_for, prepare_experiment
 from flows.tools.collecting import collect
 from fortifai_core.config.custom_code import ALLOWED
 from fortifai_core.errors import ConfigError, DataError, StageFailed, StoreError
-from helpers import Recorder, run_flow
+from helpers import Recorder, run_flow, shown_artifacts
 from helpers import digests as artifact_digests
 from storage.store.experiments import load_experiment
 from storage.store.store import ArtifactStore
@@ -76,14 +76,7 @@ def test_every_stage_is_built_once(finished: tuple[Path, Prepared, Recorder]) ->
 
 
 def test_the_ui_is_shown_retention_and_drift(finished: tuple[Path, Prepared, Recorder]) -> None:
-    from prefect.client.orchestration import get_client
-
-    async def shown() -> dict[str, Any]:
-        async with get_client() as client:
-            made = await client.read_artifacts(limit=200)
-            return {a.key: a.data for a in sorted(made, key=lambda a: str(a.created)) if a.key}  # the newest of each
-
-    artifacts = asyncio.run(shown())
+    artifacts = shown_artifacts("smoke")
     for arm in ("ce", "tce-0-9"):
         assert "xychart-beta" in artifacts[f"smoke-{arm}-seed-0-retention"]
         assert artifacts[f"smoke-{arm}-seed-0-drift-charts"].count("xychart-beta") >= 4
