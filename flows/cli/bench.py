@@ -1,4 +1,4 @@
-"""`fortifai bench kernels | regeneration | model | catalog | store | watch | synthetic`: measured in one run."""
+"""`fortifai bench kernels | regeneration | model | catalog | store | engines | …`: measured in one run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from fortifai_core.outside import markup
 benches = typer.Typer(help="Speed and memory on this machine, as ratios within one run.", no_args_is_help=True)
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes: to see that it works.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _say(text: str) -> None:
+    Terminal(stderr=True).print(f"[dim]{markup(text)}[/]", highlight=False, soft_wrap=True)
 
 
 @benches.command("kernels")
@@ -72,13 +76,8 @@ def regeneration(
 
     if shape not in SHAPES:
         raise InputError("--shape", shape, f"choose {', '.join(SHAPES)}")
-    err = Terminal(stderr=True)
-
-    def say(text: str) -> None:
-        err.print(f"[dim]{markup(text)}[/]", highlight=False, soft_wrap=True)
-
     if experiment is None:
-        rows = bench_regeneration(shape=shape, device=device, quick=quick, say=say)
+        rows = bench_regeneration(shape=shape, device=device, quick=quick, say=_say)
     else:
         from flows.bench.experiment import bench_experiment
         from flows.stores import open_store
@@ -87,7 +86,7 @@ def regeneration(
         opened = open_store(store)
         record = load_experiment(opened, experiment)
         repeats = 1 if quick else 3
-        rows = bench_experiment(opened, record, generations=generation or [0], repeats=repeats, tokens=tokens, say=say)
+        rows = bench_experiment(opened, record, generations=generation or [0], repeats=repeats, tokens=tokens, say=_say)
     if as_json:
         typer.echo(json.dumps(rows, indent=2, default=str))
     else:
@@ -123,7 +122,6 @@ def model(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    err = Terminal(stderr=True)
     sizes: dict[str, Any] = {"contexts": context or (64, 512), "blocks": blocks}
     if path is None:
         chosen, tokenizer = tiny()
@@ -140,7 +138,7 @@ def model(
         parts=part or PARTS,
         dtype=dtype,
         repeats=1 if quick else repeats,
-        say=lambda text: err.print(f"[dim]{markup(text)}[/]", highlight=False, soft_wrap=True),
+        say=_say,
         **sizes,
     )
     if as_json:
@@ -165,13 +163,8 @@ def watch(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    err = Terminal(stderr=True)
-
-    def say(text: str) -> None:
-        err.print(f"[dim]{markup(text)}[/]", highlight=False, soft_wrap=True)
-
     length = seconds if seconds is not None else 60 if quick else 1200
-    found = bench_watch(seconds=length, quick=quick, device=device, say=say)
+    found = bench_watch(seconds=length, quick=quick, device=device, say=_say)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
@@ -208,7 +201,6 @@ def synthetic(
     others = [] if other is None else texts_of("--other", other, text_field=text_field)
     found = Pretrained.find(path, None, gguf_file)
     found.check(longest=tokens + 1)
-    err = Terminal(stderr=True)
     rows = bench_synthetic(
         found.fetch_model(dtype="float32").to(device),
         found.fetch_tokenizer(),
@@ -217,7 +209,7 @@ def synthetic(
         tokens=tokens,
         documents=documents,
         most=3 * max(documents, 100),
-        say=lambda line: err.print(f"[dim]{markup(line)}[/]", highlight=False, soft_wrap=True),
+        say=_say,
     )
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
@@ -241,12 +233,7 @@ def catalog(
     """How long a store of many artifacts takes to answer `sql`, `ls` and `resume`."""
     from flows.bench.catalog import SIZES, bench_catalog, catalog_table
 
-    err = Terminal(stderr=True)
-
-    def say(text: str) -> None:
-        err.print(f"[dim]{markup(text)}[/]", highlight=False, soft_wrap=True)
-
-    rows = bench_catalog(artifacts or ((100,) if quick else SIZES), say=say)
+    rows = bench_catalog(artifacts or ((100,) if quick else SIZES), say=_say)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
@@ -267,3 +254,22 @@ def store(
         typer.echo(json.dumps(rows, indent=2))
     else:
         store_table(rows, Terminal())
+
+
+@benches.command("engines")
+def engines(
+    workers: Annotated[int, typer.Option(min=1, help="Stages computed at once.")] = 1,
+    address: Annotated[
+        str | None, typer.Option(help="host:port of a Ray cluster. [one that starts and ends with each run]")
+    ] = None,
+    ray: Annotated[bool, typer.Option(help="Measure Ray too.")] = True,
+    as_json: Json = False,
+) -> None:
+    """What orchestration adds to a run and to each stage, with worker processes and on Ray."""
+    from flows.bench.engines import bench_engines, engines_table
+
+    rows = bench_engines(workers=workers, address=address, ray=ray, say=_say)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        engines_table(rows, Terminal())
