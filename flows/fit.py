@@ -166,7 +166,8 @@ def check_memory(config: ExperimentConfig, workers: int | None = None) -> None:
     held = _held_in_process(config, shape)
     if held and training > there >= max(training - processes * sum(held.values()), rewriting):
         name, most = max(held.items(), key=lambda pair: pair[1])
-        remedy = f"{needs}, {most / 1e9:.1f} GB of it for this, and {has}: leave it out, or raise gradient_accumulation"
+        this = f"{processes * most / 1e9:.1f} GB of it for this"
+        remedy = f"{needs}, {this}, and {has}: leave it out, or raise gradient_accumulation"
         raise ConfigError(f"training.{name}", getattr(config.training, name), remedy)
     if workers > 1 and max(training, rewriting) <= there:
         whole = f"{training * workers / 1e9:.1f} GB for {workers} of them, and {has}: set it to 1"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from fortifai_core import parsing
 from fortifai_core.config.experiment import ExperimentConfig
-from fortifai_core.errors import ConfigError, within
+from fortifai_core.errors import ConfigError, shown, within
 from fortifai_core.families.registry import FamilyExperiment
 from fortifai_core.settings import Inconsistent
 
@@ -176,7 +176,8 @@ def config_error(
             return ConfigError(cause.field, cause.value, cause.remedy)
         remedy = str(cause)
     elif first["type"] == "list_type":
-        remedy = f"give a list: [{value}]"
+        given = "…" if value is None else shown(value).strip("'")
+        remedy = f"give a list: [{given}]"
     else:
         remedy = first["msg"][0].lower() + first["msg"][1:]
     more = error.error_count() - 1

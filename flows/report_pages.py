@@ -70,26 +70,30 @@ class _Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "fortifai", ""
 
+    def handle(self) -> None:
+        """Answer what is asked on a connection, until it ends: it may break off, which is nobody's concern."""
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
     def do_GET(self) -> None:
         """A file of a report, or what is wrong in one line."""
         try:
             status, kind, body = self._answer()
         except (FortifaiError, OSError) as error:  # damaged, or the storage is away
-            status, kind, body = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", str(error).encode()
-        with contextlib.suppress(ConnectionError, TimeoutError):  # whoever asked has gone
-            self.send_response(status)
-            for header, value in (
-                ("Content-Type", f"{kind}; charset=utf-8" if kind.startswith("text/") else kind),
-                ("Content-Length", str(len(body))),
-                ("Cache-Control", "no-store"),
-                ("Referrer-Policy", "no-referrer"),  # the address is a secret
-                ("X-Content-Type-Options", "nosniff"),
-                ("Content-Security-Policy", "frame-ancestors 'none'; script-src 'none'"),
-            ):
-                self.send_header(header, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+            status, kind, body = HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", str(error).encode(errors="replace")
+        self.send_response(status)
+        for header, value in (
+            ("Content-Type", f"{kind}; charset=utf-8" if kind.startswith("text/") else kind),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "no-store"),
+            ("Referrer-Policy", "no-referrer"),  # the address is a secret
+            ("X-Content-Type-Options", "nosniff"),
+            ("Content-Security-Policy", "frame-ancestors 'none'; script-src 'none'"),
+        ):
+            self.send_header(header, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     do_HEAD = do_GET
 

@@ -1,4 +1,4 @@
-"""The study: each of its questions is an experiment that was registered before it was run, and some of its figures."""
+"""The study: each of its questions is an experiment, registered before it was run but for one, and some figures."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ from fortifai_core.outcomes.profile import Compared
 from fortifai_core.outside import markup
 from fortifai_core.report.contrasts import (
     Values,
-    contrast_cells,
     contrast_chart,
-    contrast_heads,
+    contrast_rows,
     contrast_table,
     contrasts_of,
     values_of,
@@ -49,15 +48,17 @@ class Question:
     """One question of the study.
 
     Attributes:
-        preset: the experiment that answers it; its seeds are the registered ones.
+        preset: the experiment that answers it, with the seeds that are registered, or planned.
         figures: of its report, those that are kept.
         contrasts: what is asked of its arms beside each one's difference to the first.
+        registered: whether it was, before it was run.
     """
 
     asks: str
     preset: str
     figures: tuple[str, ...] = ("profile", "retention")
     contrasts: tuple[Contrast, ...] = ()
+    registered: bool = True
 
 
 QUESTIONS = {
@@ -74,7 +75,7 @@ QUESTIONS = {
             Contrast("the difference", ("tce-0.9-authors", "ce-greedy"), ("ce-authors", "tce-0.9-greedy")),
         ),
     ),
-    "share": Question("How much synthetic text is safe?", "share"),
+    "share": Question("How much synthetic text is safe?", "share", registered=False),
 }
 MADE_BY = ("cpu", "platform", "python", "packages", "git")
 TABLES = ("results", "time-to-failure", "profile", "profile-differences", "ranking")
@@ -97,7 +98,7 @@ def run_study(
             is said in `study.json`.
         finished: only of the seeds that are finished in the store; nothing is trained.
 
-    How many of the registered seeds an answer rests on is said with it, and in every figure.
+    How many of the registered (or planned) seeds an answer rests on is said with it, and in every figure.
 
     Raises:
         InputError: no such question, `target` is there already, or no seed is finished.
@@ -118,7 +119,7 @@ def run_study(
             )
             raise InputError("question", name, remedy)
         config, arguments = config.model_copy(update={"seeds": seeds}), f"{arguments} --finished"
-    rests_on = coverage(config, load_any_config(question.preset))
+    rests_on = coverage(config, load_any_config(question.preset), "registered" if question.registered else "planned")
     one = prepare_experiment(config, store=store)
     (outcome,) = execute([one], console, resume=command_line(f"study {name}{arguments}", store=store))
     record = load_experiment(one.store, one.record_id)
@@ -164,19 +165,20 @@ def finished_seeds(config: AnyExperiment, store: ArtifactStore) -> list[int]:
     return [seed for seed in config.seeds if is_whole(seed)]
 
 
-def coverage(config: AnyExperiment, registered: AnyExperiment) -> str:
-    """`2 of 5 registered seeds`; with what is not as it was registered."""
-    known = [seed for seed in config.seeds if seed in registered.seeds]
-    words = f"{len(known)} of {len(registered.seeds)} registered seeds"
+def coverage(config: AnyExperiment, whole: AnyExperiment, as_whole: str = "registered") -> str:
+    """`2 of 5 registered seeds`; with what is not as in the whole experiment, which was registered, or `as_whole`."""
+    known = [seed for seed in config.seeds if seed in whole.seeds]
+    words = f"{len(known)} of {len(whole.seeds)} {as_whole} seeds"
     if len(known) < len(config.seeds):
-        words += f", and {len(config.seeds) - len(known)} not registered"
-    alike = {"seeds": registered.seeds, "runtime": registered.runtime}
-    return words if config.model_copy(update=alike) == registered else f"{words}; other settings than registered"
+        words += f", and {len(config.seeds) - len(known)} not {as_whole}"
+    alike = {"seeds": whole.seeds, "runtime": whole.runtime}
+    return words if config.model_copy(update=alike) == whole else f"{words}; other settings than {as_whole}"
 
 
 def _show_contrasts(found: Sequence[Compared], console: Console) -> None:
-    told = Table(*contrast_heads(found), box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for cells in contrast_cells(found):
+    heads, *rows = contrast_rows(found)
+    told = Table(*heads, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for cells in rows:
         told.add_row(*map(markup, cells))
     console.print()
     console.print(told)
@@ -191,7 +193,8 @@ def _keep_contrasts(
     parquet.of_csv(as_csv, as_csv.with_suffix(".parquet"))
     as_csv.unlink()
     drawing = svg(contrast_chart(values, asked), width=760, height=400, standalone=True)
-    as_csv.with_suffix(".svg").write_text(with_line(drawing, rests_on), encoding="utf-8")
+    if drawing:  # retention was measured
+        as_csv.with_suffix(".svg").write_text(with_line(drawing, rests_on), encoding="utf-8")
 
 
 def _results(report: Path) -> Sequence[dict[str, str]]:

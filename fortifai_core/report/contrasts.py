@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fortifai_core.charts.chart import Chart, Point, Series
 from fortifai_core.outcomes.contrasts import Contrast
-from fortifai_core.outcomes.definitions import Definition, language_definitions
+from fortifai_core.outcomes.definitions import FIRST, Definition, language_definitions
 from fortifai_core.outcomes.profile import Compared, compared
 from fortifai_core.report.contents import ReportTable, table
 from fortifai_core.report.profile import COMPARED, compared_row
@@ -37,17 +37,26 @@ def values_of(rows: Iterable[Mapping[str, str]]) -> Values:
 
 
 def contrasts_of(values: Values, contrasts: Sequence[Contrast]) -> tuple[Compared, ...]:
-    """Every contrast by every measure, in the last generation that all its arms have; one correction for all."""
+    """Every contrast by every measure, in the last generation that each run of its arms has; one correction for all."""
     definitions = {one.measure: one for one in reversed(language_definitions())}
     found = []
     for contrast in contrasts:
         for measure in MEASURES:
-            of_all = [at for at, arms in values[measure].items() if all(arm in arms for arm in contrast.arms)]
-            share = definitions[measure].share
-            effect = contrast.effect(values[measure][max(of_all)], share=share) if of_all else None
+            definition, reached = definitions[measure], _reached(values[measure], contrast)
+            effect = contrast.effect(values[measure][reached[-1]], share=definition.share) if reached else None
             if effect is not None:
-                found.append((contrast.name, definitions[measure], max(of_all), effect))
+                found.append((contrast.name, definition, reached[-1], effect))
     return compared(found)
+
+
+def _reached(generations: Mapping[int, Mapping[str, Mapping[int, float]]], contrast: Contrast) -> list[int]:
+    """The generations that each run of its arms has: where some were stopped, later ones are of those that did well."""
+    seeds = {arm: {seed for arms in generations.values() for seed in arms.get(arm, ())} for arm in contrast.arms}
+
+    def has_all(arms: Mapping[str, Mapping[int, float]]) -> bool:
+        return all(of and of == {*arms.get(arm, ())} for arm, of in seeds.items())
+
+    return [generation for generation, arms in sorted(generations.items()) if generation >= FIRST and has_all(arms)]
 
 
 def contrast_table(found: Sequence[Compared], contrasts: Sequence[Contrast]) -> ReportTable:
@@ -56,26 +65,28 @@ def contrast_table(found: Sequence[Compared], contrasts: Sequence[Contrast]) -> 
     return table("contrasts", COMPARED, (compared_row(words[one.arm], one) for one in found))
 
 
-def contrast_cells(found: Sequence[Compared]) -> list[list[str]]:
-    """A row a contrast, its name first; then what is told by each measure, in words."""
-    rows: dict[str, list[str]] = {}
+def contrast_rows(found: Sequence[Compared]) -> list[list[str]]:
+    """The headings; then a row a contrast: its name, and what each measure tells, in words."""
+    heads = {_head(one): "" for one in found}
+    rows: dict[str, dict[str, str]] = {}
     for one in found:
-        rows.setdefault(one.arm, [one.arm]).append(f"{_interval(one.definition, one)}: {_outcome(one)}")
-    return list(rows.values())
+        rows.setdefault(one.arm, dict(heads))[_head(one)] = f"{_interval(one.definition, one)}: {_outcome(one)}"
+    return [["", *heads], *([name, *cells.values()] for name, cells in rows.items())]
 
 
-def contrast_heads(found: Sequence[Compared]) -> list[str]:
-    """What stands above these cells."""
-    return ["", *dict.fromkeys(f"{MEASURES[one.definition.measure]}, M{one.at}" for one in found)]
+def _head(one: Compared) -> str:
+    return f"{MEASURES[one.definition.measure]}, M{one.at}"
 
 
 def contrast_chart(values: Values, contrasts: Sequence[Contrast]) -> Chart:
     """Retention of split 0: each contrast after each generation, in points, with its 95% interval."""
 
+    measured = values["kr-split-0"]
+
     def points(contrast: Contrast) -> Iterable[Point]:
-        for generation, arms in sorted(values["kr-split-0"].items()):
-            effect = contrast.effect(arms, share=True)
-            if generation >= 0 and effect is not None:
+        for generation in _reached(measured, contrast):
+            effect = contrast.effect(measured[generation], share=True)
+            if effect is not None:
                 yield Point.of(generation, effect.interval(), scale=100)
 
     series = (Series(contrast.name, place, tuple(points(contrast))) for place, contrast in enumerate(contrasts))

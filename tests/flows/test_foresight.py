@@ -257,6 +257,17 @@ def test_more_processes_than_memory_are_refused_with_the_number_that_fits() -> N
     check_memory(config.model_copy(update={"runtime": config.runtime.model_copy(update={"processes": 1})}), 1)
 
 
+def test_of_a_setting_what_all_processes_hold_for_it_is_said() -> None:
+    """Weights take a tenth of the memory: each process has five copies, one of them the anchor, their worker one."""
+    total = psutil.virtual_memory().total
+    anchored = config_of("smoke", *TWO, "runtime.device=cpu", "model.tie_embeddings=true", "training.anchor=1")
+    large = {"vocabulary": total // 10 // 4, "hidden_size": 1, "layers": 1, "intermediate_size": 1}
+    config = anchored.model_copy(update={"model": anchored.model.model_copy(update=large)})
+    with pytest.raises(ConfigError, match=rf"at least {1.1 * total / 1e9:.1f} GB a worker, {total / 5e9:.1f} GB") as e:
+        check_memory(config, 1)
+    assert e.value.field == "training.anchor"
+
+
 def test_an_estimate_counts_the_memory_of_every_process() -> None:
     probed = replace(STEPS_ONLY, memory=9000)
     assert memory_of(config_of("smoke"), probed) == 9000

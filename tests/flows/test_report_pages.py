@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -45,7 +49,8 @@ def get(url: str, **headers: str) -> tuple[int, str, dict[str, str]]:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:
             return answer.status, answer.read().decode(), dict(answer.headers)
     except urllib.error.HTTPError as error:
-        return error.code, error.read().decode(), dict(error.headers)
+        with error:
+            return error.code, error.read().decode(), dict(error.headers)
 
 
 def test_a_report_and_what_lies_beside_it_are_served(address: str) -> None:
@@ -109,6 +114,23 @@ def test_another_port_is_taken_where_that_one_is_not_to_be_had(store: ArtifactSt
         for port in (taken, 65536):
             with report_pages(store, port, LOGIN) as second:
                 assert second != first and get(f"{second}/{KEY}/report.html")[0] == 200
+
+
+def test_a_connection_that_breaks_off_is_not_told_to_the_terminal(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = urllib.parse.urlsplit(address)
+    asked = f"GET {parts.path}/{KEY}/report.html HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n"
+    with socket.create_connection((parts.hostname, parts.port)) as connection:
+        connection.sendall(asked.encode())
+        assert connection.recv(1) == b"H"
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset, as by a crash
+    end = time.monotonic() + 20
+    while any("process_request" in thread.name for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert capsys.readouterr() == ("", "")
+    assert get(f"{address}/{KEY}/report.html")[0] == 200
 
 
 def test_a_damaged_report_is_not_shown(store: ArtifactStore, address: str) -> None:

@@ -163,6 +163,8 @@ def configs() -> Iterator[Case]:
         "a seed of 2^63": ("seeds: [9223372036854775808]", ("9223372036854775808", "2^63-1")),
         "a negative seed": ("seeds: [-1]", ("seeds.0 = -1", "greater than or equal to 0")),
         "seeds that are no list": ("seeds: 1,2", ("seeds = '1,2'", "give a list: [1,2]")),
+        "seeds without any": ("seeds:", ("seeds = None", "give a list: […]")),
+        "a long text for a list": (f"seeds: {'x' * 10_000}", ("seeds = 'xxx", "give a list: [xxx")),
         "one loss, not a list": ("losses: ce", ("losses = 'ce'", "give a list: [ce]")),
         "no seeds": ("seeds: []", ("seeds", "at least 1 item")),
         "an arm's name of 300 characters": (

@@ -30,7 +30,7 @@ def free_port() -> int:
 
 @dataclass
 class Served:
-    """A `fortifai serve` in a process of its own; `marker` is in the environment of all that it starts."""
+    """A `fortifai serve` in a process of its own; `environment` is that of all that it starts."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -131,4 +131,9 @@ def serve(
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()  # and with it all that it started
+                process.wait()
+                raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import os
 import subprocess
 import sys
@@ -157,44 +157,42 @@ def test_what_the_cluster_does_not_have_is_said_before_anything_is_built(cluster
         connect(Runtime(engine="ray", address="127.0.0.1:1"), 1)
 
 
-def test_a_local_cluster_ends_with_the_command(tmp_path: Path) -> None:
-    """`runtime.engine=ray` alone: a cluster is started here, and no process outlives the run."""
-    environment = {**os.environ, "FORTIFAI_STORE": str(tmp_path / "store"), "PREFECT_HOME": str(tmp_path / "prefect")}
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`fortifai run smoke` with `runtime.engine=ray` alone, which starts a cluster; it prints to a file, `out`."""
+    environment = {**os.environ, "FORTIFAI_STORE": str(folder / "store"), "PREFECT_HOME": str(folder / "prefect")}
     chosen = [f"--set={one}" for one in ("runtime.engine=ray", "generations=1", "losses=[{type: cross-entropy}]")]
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "run", "smoke", *chosen],
-        env=environment, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "stages computed" in done.stdout
+    command = [sys.executable, "-m", "flows.cli", "run", "smoke", *chosen]
+    with (folder / "out").open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as run:
+        try:
+            yield run
+        finally:
+            run.kill()
 
-    def left() -> list[str]:
-        lines = (json.dumps(one.info["cmdline"]) for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"])
-        return [line for line in lines if str(tmp_path) in line or "raylet" in line]
 
-    eventually(lambda: not left(), seconds=30, what="no process is left")
+def test_a_local_cluster_ends_with_the_command(tmp_path: Path) -> None:
+    """No process outlives the run; those of other runs, which may have a cluster too, have another store."""
+
+    def of_this_run() -> set[str]:
+        store = str(tmp_path / "store")
+        processes = psutil.process_iter(["name", "environ"])
+        return {one.info["name"] for one in processes if (one.info["environ"] or {}).get("FORTIFAI_STORE") == store}
+
+    with alone(tmp_path) as process:
+        eventually(lambda: {"raylet", "gcs_server"} <= of_this_run(), seconds=200, what="a cluster of its own")
+        assert process.wait(400) == 0, (tmp_path / "out").read_text()
+    assert "stages computed" in (tmp_path / "out").read_text()
+    eventually(lambda: not of_this_run(), seconds=30, what="no process is left")
 
 
 def test_the_death_of_the_own_node_ends_in_one_line(tmp_path: Path) -> None:
     """Of a cluster of one node, which `local` starts, nothing is left to go on with: the run says how to resume."""
-    environment = {**os.environ, "FORTIFAI_STORE": str(tmp_path / "store"), "PREFECT_HOME": str(tmp_path / "prefect")}
-    chosen = [f"--set={one}" for one in ("runtime.engine=ray", "generations=1", "losses=[{type: cross-entropy}]")]
-    with (tmp_path / "out").open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "run", "smoke", *chosen], env=environment, stdout=out, stderr=out
-        )
-
-    def raylets() -> list[psutil.Process]:
-        below = psutil.Process(process.pid).children(recursive=True)
-        return [one for one in below if one.name() == "raylet"]
-
-    try:
+    with alone(tmp_path) as process:
         eventually(lambda: builders(process.pid), seconds=200, what="a stage is built")
-        for one in raylets():
-            one.kill()
+        for one in psutil.Process(process.pid).children(recursive=True):
+            if one.name() == "raylet":
+                one.kill()
         assert process.wait(200) == 1
-    finally:
-        process.kill()
     said = (tmp_path / "out").read_text()
     assert "its worker or node died" in said and "go on with: fortifai resume" in said
     assert "Traceback" not in said

@@ -13,8 +13,9 @@ import pytest
 from artifacts import put
 from flows.load import load_any_config, load_experiment_config
 from flows.prepare import plan_for
-from flows.study import QUESTIONS, coverage, finished_seeds, run_study
+from flows.study import QUESTIONS, _keep_contrasts, coverage, finished_seeds, run_study
 from fortifai_core.errors import InputError
+from fortifai_core.report.contrasts import Values, contrasts_of
 from helpers import environment
 from storage.store.store import ArtifactStore
 
@@ -80,6 +81,19 @@ def test_how_many_of_the_registered_seeds_an_answer_rests_on_is_said() -> None:
     assert coverage(load_any_config("study-compat", ["seeds=[346, 350]"]), whole) == "2 of 5 registered seeds"
     other = load_any_config("study-compat", ["seeds=[346, 1]", "training.epochs=1", "runtime.workers=2"])
     assert coverage(other, whole) == "1 of 5 registered seeds, and 1 not registered; other settings than registered"
+    assert coverage(load_any_config("share", ["seeds=[1, 9]"]), load_any_config("share"), "planned") == (
+        "1 of 3 planned seeds, and 1 not planned"
+    )
+    assert [name for name, question in QUESTIONS.items() if not question.registered] == ["share"]
+
+
+def test_contrasts_are_kept_without_a_figure_where_retention_was_not_measured(tmp_path: Path) -> None:
+    asked = QUESTIONS["compat"].contrasts
+    values: Values = {"kr-split-0": {}, "log-perplexity-real": {}, "model-kl": {}}
+    values["log-perplexity-real"][0] = {arm: {1: 4.0, 2: 5.0 + len(arm)} for arm in asked[2].arms}
+    _keep_contrasts(tmp_path, contrasts_of(values, asked), asked, values, "2 of 5 registered seeds")
+    assert [path.name for path in tmp_path.iterdir()] == ["contrasts.parquet"]
+    assert pq.read_table(tmp_path / "contrasts.parquet").num_rows == 3
 
 
 def test_a_seed_is_finished_when_every_arm_is(tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ STAGE = next(stage for stage in PLAN.stages() if stage.role == "evaluate")
 
 
 class Trainer:
-    """A worker that says how far it is, and ends once `asked` is set: as told, or with an error."""
+    """A worker that says how far it is, and ends well or `fails`; where it `waits`, once nobody publishes that."""
 
-    def __init__(self, asked: threading.Event, *, fails: bool = False) -> None:
-        self.asked, self.fails = asked, fails
+    def __init__(self, *, waits: bool = False, fails: bool = False) -> None:
+        self.waits, self.fails = waits, fails
 
     async def start(self) -> None:
         return
@@ -42,8 +42,9 @@ class Trainer:
     async def build(self, stage: Stage, on_progress: OnProgress | None = None, **_: Any) -> dict[str, Any]:
         assert on_progress is not None
         on_progress(1, 2, "steps")
-        assert await asyncio.to_thread(self.asked.wait, 30), "nobody was told of the progress"
-        await asyncio.sleep(0.2)  # so that the publisher has the answer first
+        async with asyncio.timeout(30):
+            while self.waits and any("_publish_progress" in repr(task.get_coro()) for task in asyncio.all_tasks()):
+                await asyncio.sleep(0.01)
         if self.fails:
             raise WorkerError("it failed", log=Path("log"), cause="ValueError")
         return {"found": False, "metrics": {"loss": 0.5}, "seconds": 1.0}
@@ -53,9 +54,8 @@ class Trainer:
 
 
 @contextmanager
-def refusing_server() -> Iterator[tuple[str, threading.Event]]:
-    """The address of a server that answers every request with 422; the event is set at the first one."""
-    asked = threading.Event()
+def refusing_server() -> Iterator[str]:
+    """The address of a server that answers every request with 422."""
 
     class Refuses(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -63,7 +63,6 @@ def refusing_server() -> Iterator[tuple[str, threading.Event]]:
             self.send_response(422)
             self.send_header("content-length", "0")
             self.end_headers()
-            asked.set()
 
         do_POST = do_PATCH = do_GET
 
@@ -74,7 +73,7 @@ def refusing_server() -> Iterator[tuple[str, threading.Event]]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/api", asked
+            yield f"http://127.0.0.1:{server.server_port}/api"
         finally:
             server.shutdown()
             thread.join()
@@ -97,8 +96,8 @@ def run(store: ArtifactStore, worker: Trainer, stage: Stage = STAGE) -> tuple[An
 @pytest.mark.filterwarnings("ignore:Artifact creation outside of a flow")
 @pytest.mark.parametrize("fails", [False, True])
 def test_progress_that_the_server_will_not_show_is_said_and_changes_nothing(tmp_path: Path, fails: bool) -> None:
-    with refusing_server() as (url, asked), temporary_settings({PREFECT_API_URL: url}):
-        outcome, recorder = run(ArtifactStore(tmp_path), Trainer(asked, fails=fails))
+    with refusing_server() as url, temporary_settings({PREFECT_API_URL: url}):
+        outcome, recorder = run(ArtifactStore(tmp_path), Trainer(waits=True, fails=fails))
     if fails:
         assert isinstance(outcome, WorkerError) and str(outcome) == "it failed" and not recorder.built
     else:
@@ -112,7 +111,7 @@ def test_a_stage_that_a_remote_store_holds_is_found_without_its_files(tmp_path: 
     name = uuid.uuid4().hex
     one, two = (remote_store(tmp_path, name, machine) for machine in ("one", "two"))
     put(one, STAGE.kind, STAGE.key)
-    never = Trainer(threading.Event())
+    never = Trainer(fails=True)
     state, recorder = run(two, never)
     assert isinstance(state, State) and state.name == "Cached" and recorder.found == [STAGE]
     manifest = manifest_of(two, STAGE.reference)
@@ -135,8 +134,6 @@ def test_a_stage_that_is_damaged_in_a_remote_store_is_said_and_built(tmp_path: P
     one.remote.write(f"artifacts/{STAGE.kind}/{STAGE.key}/a.txt", b"hell")
     assert manifest_of(two, STAGE.reference) is None  # a look moves nothing
     assert one.remote.read(f"artifacts/{STAGE.kind}/{STAGE.key}/manifest.json") is not None
-    done = threading.Event()
-    done.set()
     with pytest.warns(ArtifactDamagedWarning, match="has 4 bytes, its manifest says 5"):
-        outcome, recorder = run(two, Trainer(done))
+        outcome, recorder = run(two, Trainer())
     assert outcome["metrics"] == {"loss": 0.5} and recorder.built == [STAGE]

@@ -9,14 +9,7 @@ import pytest
 
 from fortifai_core.charts.svg import svg, with_line
 from fortifai_core.outcomes.contrasts import Contrast
-from fortifai_core.report.contrasts import (
-    contrast_cells,
-    contrast_chart,
-    contrast_heads,
-    contrast_table,
-    contrasts_of,
-    values_of,
-)
+from fortifai_core.report.contrasts import contrast_chart, contrast_rows, contrast_table, contrasts_of, values_of
 
 GREEDY, THEIRS = Contrast("greedy", ("tce",), ("ce",)), Contrast("theirs", ("tce-theirs",), ("ce-theirs",))
 BOTH = (GREEDY, THEIRS, Contrast("more", ("tce-theirs", "ce"), ("ce-theirs", "tce")))
@@ -55,8 +48,8 @@ def test_each_contrast_is_judged_in_the_last_generation_by_what_was_measured() -
     # one correction for all six: the smallest p counts six times
     first = min(found, key=lambda one: one.effect.p_differs())
     assert first.p_differs == pytest.approx(min(1, 6 * first.effect.p_differs()))
-    assert contrast_heads(found) == ["", "retention of split 0, M1", "perplexity on held-out text, M1"]
-    name, kept, perplexity = contrast_cells(found)[1]
+    heads, _, (name, kept, perplexity), _ = contrast_rows(found)
+    assert heads == ["", "retention of split 0, M1", "perplexity on held-out text, M1"]
     assert (name, kept) == ("theirs", "+30.0 points (+29.9 to +30.1): differs")
     assert perplexity.startswith("0.9× (0.899× to 0.901×)")
     table = contrast_table(found, BOTH)
@@ -66,6 +59,27 @@ def test_each_contrast_is_judged_in_the_last_generation_by_what_was_measured() -
 def test_a_contrast_of_an_arm_that_is_not_there_is_left_out() -> None:
     assert contrasts_of(values_of([row for row in rows() if row["arm"] == "ce"]), BOTH) == ()
     assert contrasts_of(values_of([]), BOTH) == ()
+
+
+def test_where_some_runs_were_stopped_what_all_still_have_is_judged_and_drawn() -> None:
+    """Seed 1 of `tce` failed in M0: the difference in M1 would be that of the seeds that did well."""
+    stopped = [row for row in rows() if (row["arm"], row["seed"], row["generation"]) != ("tce", "1", "1")]
+    values = values_of([row for row in stopped if (row["arm"], row["metric"]) != ("ce", "kr-split-0")])
+    found = contrasts_of(values, BOTH)
+    told = [(one.arm, one.definition.measure, one.at) for one in found]
+    assert told == [
+        ("greedy", "log-perplexity-real", 0),
+        ("theirs", "kr-split-0", 1),
+        ("theirs", "log-perplexity-real", 1),
+        ("more", "log-perplexity-real", 0),
+    ]
+    heads, greedy, theirs, _ = contrast_rows(found)
+    perplexity = "perplexity on held-out text"
+    assert heads == ["", f"{perplexity}, M0", "retention of split 0, M1", f"{perplexity}, M1"]
+    assert [bool(cell) for cell in greedy] == [True, True, False, False]
+    assert [bool(cell) for cell in theirs] == [True, False, True, True] and theirs[2].startswith("+30.0 points")
+    chart = contrast_chart(values_of(stopped), BOTH)
+    assert [[point.x for point in series.points] for series in chart.series] == [[0], [0, 1], [0]]
 
 
 def test_the_figure_shows_each_generation_and_says_on_what_it_rests() -> None:

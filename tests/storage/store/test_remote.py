@@ -197,16 +197,19 @@ class Failing:
             time.sleep(0.01)
 
 
-@pytest.mark.parametrize("error", ANSWERS, ids=lambda error: type(error).__name__)
+@pytest.fixture
+def writes(objects: Remote, monkeypatch: pytest.MonkeyPatch) -> Failing:
+    return Failing(objects, monkeypatch)
+
+
+EACH = pytest.mark.parametrize("error", ANSWERS, ids=lambda error: type(error).__name__)
+
+
+@EACH
 def test_a_heartbeat_that_fails_in_whatever_way_is_tried_again(
-    store: ArtifactStore,
-    objects: Remote,
-    error: Exception,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    store: ArtifactStore, writes: Failing, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.lease_times = LeaseTimes(beat=0.05, expiry=60)
-    writes = Failing(objects, monkeypatch)
     with store.build("model", KEY) as draft:
         writes.error = error
         writes.until(lambda: writes.failed >= 2)
@@ -218,15 +221,10 @@ def test_a_heartbeat_that_fails_in_whatever_way_is_tried_again(
     assert store.find("model", KEY, verify=True) is not None
 
 
-@pytest.mark.parametrize("error", ANSWERS, ids=lambda error: type(error).__name__)
+@EACH
 def test_a_lease_that_cannot_be_kept_or_released_is_lost_and_expires(
-    store: ArtifactStore,
-    objects: Remote,
-    error: Exception,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    store: ArtifactStore, writes: Failing, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    writes = Failing(objects, monkeypatch)
     with pytest.raises(StageFailed, match="the lease was lost"), store.build("model", KEY) as draft:
         writes.error = error
         time.sleep(1.2 * store.lease_times.expiry)
