@@ -116,9 +116,9 @@ def _died(seen: Mapping[str, Sequence[tuple[float, dict[str, float]]]]) -> Itera
 
 
 def _slope(values: list[tuple[float, float]], ends: list[float]) -> float:
-    """Growth from generation to generation: the line through the least of each."""
+    """Growth from generation to generation: the line through the least of each; none of what one generation saw."""
     least: dict[int, float] = {}
     for when, value in values:
         generation = sum(end <= when for end in ends)
         least[generation] = min(value, least.get(generation, value))
-    return statistics.linear_regression(list(least), list(least.values())).slope
+    return statistics.linear_regression(list(least), list(least.values())).slope if len(least) > 1 else 0.0
