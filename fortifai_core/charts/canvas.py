@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai_core.charts.palette import FRAME, INK, LINE, MARKERS, NEUTRAL, SOFT, arm_colour
+from fortifai_core.charts.palette import FRAME, INK, LINE, NEUTRAL, SOFT, arm_colour, arm_stroke
 
 Floats = NDArray[np.float64]
 
@@ -71,7 +71,7 @@ def curve(axes: Any, values: Floats, i: int) -> None:
     # A few marks, each arm's at other places, tell the arms apart where colours don't.
     every = max(1, len(t) // 6)
     axes.plot(
-        t, middle, color=arm_colour(i), linewidth=2.2, zorder=3, marker=MARKERS[i % 6], markersize=6,
+        t, middle, **arm_stroke(i), linewidth=2.2, zorder=3, markersize=6,
         markeredgecolor="white", markevery=(min(i * every // 6, len(t) - 1), every),
     )  # fmt: skip
 

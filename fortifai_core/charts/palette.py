@@ -1,13 +1,20 @@
 """The colours and strokes of every chart and figure, once: as CSS variables, and as plain values on light paper.
 
-Arms differ by marker shape too: for print, and for eyes that see colours otherwise.
+Arms differ by marker shape too, from the seventh on by dashes: for print, and for eyes that see colours otherwise.
 """
 
 from __future__ import annotations
 
-ARMS = ("#b5482a", "#2458a6", "#3b7d4f", "#8a5a9e", "#a67c1a", "#3a7c8c")
-ARMS_DARK = ("#f0916e", "#8ab4f8", "#86cc9a", "#cfa5e0", "#e0bd62", "#7cc7d6")
-MARKERS = "os^DvP"  # matplotlib's, an arm each
+ARMS = (
+    "#b5482a", "#2458a6", "#3b7d4f", "#8a5a9e", "#a67c1a", "#3a7c8c",
+    "#c2417a", "#6f7f2c", "#6a5acd", "#7a4a2b", "#5f6b76", "#cf6a10",
+)  # fmt: skip
+ARMS_DARK = (
+    "#f0916e", "#8ab4f8", "#86cc9a", "#cfa5e0", "#e0bd62", "#7cc7d6",
+    "#f28cb8", "#b9c66b", "#b0a8ff", "#c9a07c", "#a9b5c1", "#ffb765",
+)  # fmt: skip
+SHAPES = 6  # of markers; as many arms are drawn without dashes
+MARKERS = "os^DvP"  # matplotlib's
 # For the classes of a data set.
 CLASSES = (
     "#2f6fc4", "#d0662f", "#3f9a63", "#9a63b8", "#b58a1f", "#3d93a6", "#c2517f", "#6f7f2c", "#5a6bd0", "#8b6a4e",
@@ -43,6 +50,7 @@ STYLES: dict[str, dict[str, str]] = {
         "fill": "var(--c)", "font-weight": "600", "paint-order": "stroke", "stroke": "var(--paper)",
         "stroke-width": "4px",
     },
+    "later": {"stroke-dasharray": "9 3"},  # a curve of an arm whose shape an earlier one has
     "step": {"fill": "none", "stroke-width": "2", "stroke-linejoin": "round"},
     "base": {"stroke": "var(--soft)", "stroke-dasharray": "2 3"},
     "first": {"stroke": "var(--c)", "stroke-width": "1.25", "opacity": ".7"},
@@ -64,6 +72,21 @@ def arm_colour(place: int) -> str:
 def arm_class(place: int) -> str:
     """The class that gives a piece of a chart the colour of an arm."""
     return f"c{place % len(ARMS)}"
+
+
+def curve_class(place: int) -> str:
+    """The classes of an arm's curve."""
+    return f"curve {'' if _is_first(place) else 'later '}{arm_class(place)}"
+
+
+def arm_stroke(place: int) -> dict[str, str]:
+    """How matplotlib draws an arm's curve: colour, marker and dashes."""
+    dashes = "-" if _is_first(place) else "--"
+    return {"color": arm_colour(place), "marker": MARKERS[place % SHAPES], "linestyle": dashes}
+
+
+def _is_first(place: int) -> bool:
+    return place % len(ARMS) < SHAPES
 
 
 def _css(style: dict[str, str]) -> str:

@@ -109,7 +109,7 @@ def _corners(element: ElementTree.Element, top: float) -> list[tuple[float, floa
 def _style(classes: str) -> dict[str, str]:
     """What the classes of an element come to on light paper."""
     names = classes.split()
-    arm = next((name[1:] for name in names if re.fullmatch(r"c\d", name)), None)
+    arm = next((name[1:] for name in names if re.fullmatch(r"c\d+", name)), None)
     colours = {**LIGHT, "c": LIGHT[f"s{arm}"] if arm else LIGHT["soft"]}
     style = {name: value for kind, rules in STYLES.items() if kind in names for name, value in rules.items()}
     return {name: re.sub(r"var\(--(\w+)\)", lambda found: colours[found[1]], value) for name, value in style.items()}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from fortifai_core.charts.chart import Chart, Point, Series
-from fortifai_core.charts.palette import CHART_CSS, PALETTE, arm_class
+from fortifai_core.charts.palette import CHART_CSS, PALETTE, SHAPES, arm_class, curve_class
 from fortifai_core.outside import xml
 
 _LINE = 22  # the height of a line of words below a chart
@@ -112,7 +112,7 @@ class _Plot:
 
     def curve(self, series: Series) -> list[str]:
         corners = " ".join(f"{self.x(p.x)},{self.y(p.y)}" for p in series.points)
-        path = f'<polyline class="curve {arm_class(series.colour)}" points="{corners}"/>'
+        path = f'<polyline class="{curve_class(series.colour)}" points="{corners}"/>'
         if not self.chart.marks or len(series.points) > MARKED:
             return [path]
         return [path] + [self.mark(series, p, self.x(p.x)) for p in series.points]
@@ -184,8 +184,10 @@ def _shape(index: int, x: float, y: float) -> str:
         2: [(0, -5.4), (5, 3.6), (-5, 3.6)],
         3: [(0, -5.6), (5.6, 0), (0, 5.6), (-5.6, 0)],
         4: [(0, 5.4), (5, -3.6), (-5, -3.6)],
-    }
-    corners = shapes.get(index % 6)
+        5: [(-1.9, -5.2), (1.9, -5.2), (1.9, -1.9), (5.2, -1.9), (5.2, 1.9), (1.9, 1.9),
+            (1.9, 5.2), (-1.9, 5.2), (-1.9, 1.9), (-5.2, 1.9), (-5.2, -1.9), (-1.9, -1.9)],
+    }  # fmt: skip
+    corners = shapes.get(index % SHAPES)
     if corners is None:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.6"/>'
     return f'<polygon points="{" ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)}"/>'

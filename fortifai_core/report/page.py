@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fortifai_core import wording
-from fortifai_core.charts.palette import CHART_CSS, PALETTE
+from fortifai_core.charts.palette import CHART_CSS, PALETTE, arm_class
 from fortifai_core.charts.png import png
 from fortifai_core.report import family_page, language_page
 from fortifai_core.report.contents import Contents, Slide
@@ -17,6 +17,7 @@ from fortifai_core.report.profile import profile_svg, profile_tables, ranking_wo
 from fortifai_core.report.templating import render_page
 
 FILTERS: dict[str, Callable[..., object]] = {
+    "arm_class": arm_class,
     "arm_title": wording.arm_title,
     "number": wording.number,
     "percent": wording.percent,

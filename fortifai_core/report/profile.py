@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fortifai_core.charts.palette import arm_class
 from fortifai_core.charts.svg import LETTER, element, text
 from fortifai_core.outcomes.definitions import Definition
 from fortifai_core.outcomes.inference import Effect
@@ -249,7 +250,7 @@ def profile_svg(profile: Profile, *, width: int, standalone: bool = False) -> st
     heights = max(1, min(columns, math.ceil(max(len(title) for title in titles) * LETTER / step)))
     top = _TOP + heights * _LINE
     parts = [
-        text(title, _LEFT + step * (i + 0.5), _TOP + _LINE * (i % heights), "middle", f"name c{i % 6}")
+        text(title, _LEFT + step * (i + 0.5), _TOP + _LINE * (i % heights), "middle", f"name {arm_class(i)}")
         for i, title in enumerate(titles)
     ]
     for row, definition in enumerate(profile.definitions):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fortifai_core.charts.canvas import curve, end_labels, law, panels, save
-from fortifai_core.charts.palette import INK, LINE, MARKERS, SOFT, arm_colour
+from fortifai_core.charts.palette import INK, LINE, MARKERS, SHAPES, SOFT, arm_colour
 from fortifai_core.errors import DataError
 from fortifai_core.families.base import Figure, Results
 from fortifai_core.families.gaussian import theory
@@ -293,7 +293,7 @@ def _mark_arms(axes: Any, config: GaussianConfig, series: list[Series], *, span:
     for gamma, height, i, title in names:
         colour = arm_colour(i)
         axes.plot(
-            x, gamma, MARKERS[i % 6], color=colour, markersize=8, markeredgecolor="white", clip_on=False, zorder=6
+            x, gamma, MARKERS[i % SHAPES], color=colour, markersize=8, markeredgecolor="white", clip_on=False, zorder=6
         )
         axes.annotate(
             title, (x, gamma), (x + towards * 0.05 * (1 - axes.get_xlim()[0]), height), color=colour, fontsize=8.5,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fortifai_core.charts.canvas import end_labels, panels, save
-from fortifai_core.charts.palette import MARKERS, SOFT, arm_colour
+from fortifai_core.charts.palette import SOFT, arm_colour, arm_stroke
 from fortifai_core.families.base import Figure, Results
 from fortifai_core.families.zipf.family import ZipfConfig
 from fortifai_core.wording import arm_title
@@ -47,7 +47,7 @@ def _by_frequency(results: Results, directory: Path) -> Figure:
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=1)
         x = np.arange(len(bands))
         axes.fill_between(x, low, high, color=arm_colour(i), alpha=0.2, linewidth=0)
-        axes.plot(x, middle, color=arm_colour(i), linewidth=2.2, marker=MARKERS[i % 6], markeredgecolor="white")
+        axes.plot(x, middle, **arm_stroke(i), linewidth=2.2, markeredgecolor="white")
         entries.append((arm_title(arm), values))
         colours.append(i)
     axes.set_xticks(range(len(bands)), names)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
+from fortifai_core.charts.chart import Chart, Point, Series
+from fortifai_core.charts.palette import ARMS, ARMS_DARK, DARK, LIGHT
+from fortifai_core.charts.png import png
+from fortifai_core.charts.svg import svg
 from fortifai_core.config.stages import Mixture, Regime
 from fortifai_core.report.analysis import analyse
 from fortifai_core.report.data import ArmResult, GenerationResult, ReportData, RunResult, Scores
@@ -45,6 +50,30 @@ def test_many_arms_have_a_row_each_in_the_terminal() -> None:
     assert all(len(row) == len(table.headers) for row in table.rows)
     few = contents_of(data_of(LABELS[:2])).terminal
     assert few.headers == ["generation", "CE", "TCE 0.9"]
+
+
+def test_a_dozen_arms_look_different_and_are_seen_on_either_paper(tmp_path: Path) -> None:
+    """At least 3 to 1, by WCAG 2's contrast; the curves also where colours are not seen."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for paper, arms in ((LIGHT["paper"], ARMS), (DARK["paper"], ARMS_DARK)):
+        assert len(set(arms)) == 12
+        for arm in arms:
+            dark, light = sorted(map(luminance, (paper, arm)))
+            assert (light + 0.05) / (dark + 0.05) >= 3, arm
+    labels = [f"arm-{i}" for i in range(12)]
+    points = (Point(0, 1.0), Point(1, 0.5))
+    chart = Chart("twelve", tuple(Series(label, i, points) for i, label in enumerate(labels)))
+    drawing = svg(chart, width=600, height=300)
+    curves = re.findall(r'<polyline class="curve (later )?(c\d+)"', drawing)
+    shapes = re.findall(r"</title><(circle|polygon points=)", drawing)[::2]
+    assert len(set(curves)) == 12 and len(shapes) == 12 and shapes.count("circle") == 2
+    standalone = svg(chart, width=600, height=300, standalone=True)
+    png([("", standalone)], tmp_path / "twelve.png", title="twelve")  # every class has its colour there too
 
 
 def test_effort_is_counted_by_what_each_arm_reads() -> None:
