@@ -51,8 +51,9 @@ def quiet_environment() -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client announces its telemetry on a new user's terminal
     os.environ.setdefault("PREFECT_CLI_COLORS", "true")
-    # many, because our server asks for quick ones (`_server`); against another one they take longer and longer
-    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "30")
+    # two minutes of the quick ones that our server asks for (`_server`): with 30, which is six seconds, a dozen arms
+    # failed on a crowded machine; against another server they take longer and longer, and are never so many
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "600")
     for name, value in (("PREFECT_LOGGING_LEVEL", "CRITICAL"), ("PREFECT_LOGGING_TO_API_ENABLED", "false")):
         if name not in os.environ:
             os.environ[name] = value

@@ -21,7 +21,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("COLUMNS", None)  # each test says how wide its terminal is; set at import, a console keeps it for ever
-os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "30")  # as flows.embedded, before Prefect is imported
+os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "600")  # as flows.embedded, before Prefect is imported
 # Without a GPU the Triton kernels are tested in triton's interpreter, which has to be said before its first import.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
