@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fortifai_core.errors import StageFailed
 
-LENGTHS = (2, 8)  # generations: what the longer run takes more is its stages', the rest is start and end
+LENGTHS = (1, 3)  # generations: what the longer run takes more is its stages', the rest is start and end
 PRESET = "smoke"  # stages of about a tenth of a second
 
 
@@ -44,13 +44,18 @@ def bench_engines(
     rows: list[dict[str, Any]] = []
     for engine, settings in engines.items():
         short, long = (_run([*settings, f"runtime.workers={workers}", f"generations={n}"], say) for n in LENGTHS)
-        ratio = long["seconds"] / rows[0]["seconds"] if rows else 1.0
-        row = {"engine": engine, "stages": long["built"], "seconds": long["seconds"], "ratio": ratio}
-        other = [run["seconds"] - run["stage_seconds"] for run in (short, long)]
-        latency = (other[1] - other[0]) / (long["built"] - short["built"])
-        alone = {"latency": latency, "start": other[0] - latency * short["built"]}
-        rows.append(row | (alone if workers == 1 else dict.fromkeys(alone)))
+        row = row_of(engine, short, long, alone=workers == 1)
+        rows.append({**row, "ratio": row["seconds"] / (rows[0] if rows else row)["seconds"]})
     return rows
+
+
+def row_of(engine: str, short: Mapping[str, Any], long: Mapping[str, Any], *, alone: bool) -> dict[str, Any]:
+    """What two runs of an engine say, without `ratio`; `alone`: whether a stage computed after the other."""
+    other = [run["seconds"] - run["stage_seconds"] for run in (short, long)]
+    latency = (other[1] - other[0]) / (long["built"] - short["built"])
+    beside = {"latency": latency, "start": other[0] - latency * short["built"]}
+    row = {"engine": engine, "stages": long["built"], "seconds": long["seconds"]}
+    return row | (beside if alone else dict.fromkeys(beside))
 
 
 def _run(settings: Sequence[str], say: Callable[[str], None]) -> dict[str, Any]:
