@@ -17,7 +17,7 @@ def file_to_write(option: str, path: Path, *, endings: tuple[str, ...]) -> Path:
     """
     with within(option):
         place = local_path(path)
-    if place.suffix not in endings:
+    if not place.name.endswith(endings) or place.name in endings:
         raise InputError(option, str(path), f"name a file that ends in {' or '.join(endings)}")
     _try(option, place)
     return place

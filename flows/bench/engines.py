@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +22,12 @@ PRESET = "smoke"  # stages of about a tenth of a second
 
 
 def bench_engines(
-    *, workers: int, address: str | None = None, ray: bool = True, say: Callable[[str], None] = lambda _: None
+    *,
+    workers: int,
+    address: str | None = None,
+    ray: bool = True,
+    rounds: int = 3,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """One small experiment of two lengths by each engine, each run a process with an empty store of its own.
 
@@ -29,6 +35,7 @@ def bench_engines(
         workers: stages computed at once, of one thread each.
         address: of a Ray cluster, `host:port`; None: one that starts and ends with each run.
         ray: without it processes alone.
+        rounds: how often each is run, the engines in turn; each figure is the median of as many.
 
     Returns:
         One row an engine: `stages` and `seconds` of the longer run, `ratio` of these to those of the first row. With
@@ -41,12 +48,20 @@ def bench_engines(
     engines = {"processes": ["runtime.engine=processes"]}
     if ray:
         engines["ray"] = ["runtime.engine=ray", *([f"runtime.address={address}"] if address else [])]
-    rows: list[dict[str, Any]] = []
-    for engine, settings in engines.items():
-        short, long = (_run([*settings, f"runtime.workers={workers}", f"generations={n}"], say) for n in LENGTHS)
-        row = row_of(engine, short, long, alone=workers == 1)
-        rows.append({**row, "ratio": row["seconds"] / (rows[0] if rows else row)["seconds"]})
-    return rows
+    measured: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
+    for _ in range(rounds):
+        for engine, settings in engines.items():
+            short, long = (_run([*settings, f"runtime.workers={workers}", f"generations={n}"], say) for n in LENGTHS)
+            measured[engine].append(row_of(engine, short, long, alone=workers == 1))
+    rows = [middle(found) for found in measured.values()]
+    return [{**row, "ratio": row["seconds"] / rows[0]["seconds"]} for row in rows]
+
+
+def middle(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row of several of the same engine: the median of each figure by itself."""
+    first, *_ = rows
+    figures = (name for name, value in first.items() if isinstance(value, float))
+    return first | {name: median(row[name] for row in rows) for name in figures}
 
 
 def row_of(engine: str, short: Mapping[str, Any], long: Mapping[str, Any], *, alone: bool) -> dict[str, Any]:

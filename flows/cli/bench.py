@@ -263,12 +263,13 @@ def engines(
         str | None, typer.Option(help="host:port of a Ray cluster. [one that starts and ends with each run]")
     ] = None,
     ray: Annotated[bool, typer.Option(help="Measure Ray too.")] = True,
+    rounds: Annotated[int, typer.Option(min=1, help="How often; each figure is the median.")] = 3,
     as_json: Json = False,
 ) -> None:
     """What orchestration adds to a run and to each stage, with worker processes and on Ray."""
     from flows.bench.engines import bench_engines, engines_table
 
-    rows = bench_engines(workers=workers, address=address, ray=ray, say=_say)
+    rows = bench_engines(workers=workers, address=address, ray=ray, rounds=rounds, say=_say)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:

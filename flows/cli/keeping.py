@@ -120,7 +120,11 @@ def export(
 
 def pack(
     experiment: Which = "latest",
-    target: Annotated[Path | None, typer.Option("--out", help="The zip; by default the experiment's label.")] = None,
+    target: Annotated[Path | None, typer.Option("--out", help="The file; by default the experiment's label.")] = None,
+    artifacts: Annotated[
+        bool,
+        typer.Option("--artifacts", help="All of it but weights instead, finished or not: for `import` elsewhere."),
+    ] = False,
     verify: Annotated[Path | None, typer.Option(help="Check this pack instead, and compare it with --store.")] = None,
     store: Store = None,
     as_json: Json = False,
@@ -128,7 +132,7 @@ def pack(
     """Reviewer's pack: configuration, digests, circumstances, report and checklist in a zip; `--verify` checks one."""
     from flows.outputs import file_to_write
     from flows.stores import open_store
-    from flows.tools import packing
+    from flows.tools import carrying, packing
     from storage.store.experiments import load_experiment
 
     if verify is not None:
@@ -150,27 +154,44 @@ def pack(
                     f"{len(checked.different)} are not, {checked.absent} are not there."
                 )
         raise typer.Exit(1 if checked.problems else 0)
+    ending = carrying.ENDING if artifacts else ".zip"
     if target is not None:
-        target = file_to_write("--out", target, endings=(".zip",))
+        target = file_to_write("--out", target, endings=(ending,))
     opened = open_store(store)
     record = load_experiment(opened, experiment)
-    target = target or file_to_write("--out", Path(f"{record.label}.zip"), endings=(".zip",))
-    made = packing.pack(opened, record, target)
+    target = target or file_to_write("--out", Path(f"{record.label}{ending}"), endings=(ending,))
+    (carrying.carry if artifacts else packing.pack)(opened, record, target)
+    size = target.stat().st_size
     if as_json:
-        show_json({"experiment": record.label, "pack": str(made), "bytes": made.stat().st_size})
+        show_json({"experiment": record.label, "pack": str(target), "bytes": size})
     else:
-        out.print(f"{markup(record.label)} → {markup(made)} ({in_bytes(made.stat().st_size)})", soft_wrap=True)
+        out.print(f"{markup(record.label)} → {markup(target)} ({in_bytes(size)})", soft_wrap=True)
 
 
 def import_file(
-    file: Annotated[Path, typer.Argument(help="What `examples/algorithm1.py --out FILE` wrote.")],
-    name: Annotated[str | None, typer.Option(help="Of the experiment; by default after the file.")] = None,
+    file: Annotated[
+        Path, typer.Argument(help="Of `fortifai pack --artifacts`, or of `examples/algorithm1.py --out FILE`.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Of the stand-alone program's experiment; by default after the file.")
+    ] = None,
     store: Store = None,
 ) -> None:
-    """Take the results of the stand-alone program into the store, for report and catalog."""
+    """Take in what another machine made: an experiment's artifacts, or the stand-alone program's results."""
     from flows.local import print_outcome
     from flows.stores import open_store
+    from flows.tools import carrying
     from flows.tools.importing import import_results
 
     opened = open_store(store)
+    if file.name.endswith(carrying.ENDING):
+        if name is not None:
+            raise InputError("--name", name, "an experiment that was packed keeps its name: leave the option out")
+        brought = carrying.take_in(opened, file)
+        label = markup(brought.record.label)
+        out.print(
+            f"{label}: {brought.new} artifacts taken in, {brought.before} were here. Store: {markup(opened.name)}"
+        )
+        out.print(f"`fortifai resume {label}` goes on where it stands.", highlight=False)
+        return
     print_outcome(opened, import_results(opened, file, name=name), out)

@@ -136,6 +136,8 @@ def language_definitions(retention: float = 0.75) -> tuple[Definition, ...]:
                    "Shaib et al., arXiv 2403.00553", True, 0.5, 0.05, against=REAL, log=True, learned=False),
         Definition("vendi", "Variety (Vendi)", "log-vendi-0", _VARIANCE, "Friedman and Dieng, arXiv 2210.02410",
                    True, 0.5, 0.05, against=REAL, log=True, learned=False),
+        Definition("mauve", "MAUVE", "mauve-0", "", "Pillutla et al., arXiv 2102.01454", True, 0.5, 0.05,
+                   learned=False),
         Definition("facts-false", "Facts turned false", "facts-false-0", _INVENTED, _SHUMAILOV, False, 0.1, 0.02,
                    share=True, learned=False),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fortifai_core.errors import StageFailed
+from fortifai_core.errors import ArtifactDamaged, StageFailed
 from storage.store import durable
 from storage.store.locks import Lease
 from storage.store.manifest import Manifest, now
@@ -57,20 +57,39 @@ class Draft:
             EncodingError: a value that JSON cannot hold exactly.
             StoreError: no space left.
         """
+        return self._publish(
+            Manifest(
+                kind=self.kind,
+                key=self.key,
+                stage_version=stage_version,
+                content=dict(content),
+                parents=dict(parents or {}),
+                files=self._tree.describe(self.path),
+                metrics=dict(metrics or {}),
+                provenance=dict(provenance or {}),
+                created=now(),
+                seconds=time.monotonic() - self._started if seconds is None else seconds,
+            )
+        )
+
+    def adopt(self, manifest: Manifest) -> Artifact:
+        """Make the draft the artifact that another store committed: its manifest is taken as it is.
+
+        Raises:
+            ArtifactDamaged: it is the manifest of another artifact, or of other files than those of the draft.
+        """
+        if (manifest.kind, manifest.key) != (self.kind, self.key):
+            raise ArtifactDamaged(
+                f"{self.kind} {self.key[:12]}: its manifest is of {manifest.kind} {manifest.key[:12]}"
+            )
+        described = {entry["name"]: entry for entry in self._tree.describe(self.path)}
+        if described != {entry["name"]: entry for entry in manifest.files}:
+            raise ArtifactDamaged(f"{self.kind} {self.key[:12]}: its files are not those of its manifest")
+        return self._publish(manifest)
+
+    def _publish(self, manifest: Manifest) -> Artifact:
         if self.artifact is not None:
             raise StageFailed(f"{self.kind} {self.key[:12]} is committed already: an artifact never changes")
-        manifest = Manifest(
-            kind=self.kind,
-            key=self.key,
-            stage_version=stage_version,
-            content=dict(content),
-            parents=dict(parents or {}),
-            files=self._tree.describe(self.path),
-            metrics=dict(metrics or {}),
-            provenance=dict(provenance or {}),
-            created=now(),
-            seconds=time.monotonic() - self._started if seconds is None else seconds,
-        )
         manifest.to_json()  # what cannot be encoded is refused before anything is moved
         if self._held is not None:  # a file lock cannot be lost while its owner lives
             self._held.check()

@@ -21,14 +21,17 @@ from tasks.language.files import CLUSTERS, Rows, cluster_rows, metric_row, text_
 from tasks.language.specs import DriftSpec, VersionedText
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fortifai_core.corpus.almanac.world import Entity
 
 # lengths and n-grams are looked at in the first documents of a split, up to so many tokens
 SAMPLE_TOKENS = 50_000
 # self-BLEU compares documents by their beginnings
 BLEU_DOCUMENTS, BLEU_TOKENS = 100, 64
-# the Vendi score by their ends, which no head that is copied reaches
-VENDI_DOCUMENTS, VENDI_TOKENS = 64, 64
+# embeddings are of their ends, which no head that is copied reaches: the Vendi score takes each one's last piece,
+# MAUVE all of them
+EMBEDDED_DOCUMENTS, PIECE_TOKENS, PIECES = 64, 64, 4
 
 
 def build_drift(context: Context[DriftSpec]) -> dict[str, Any]:
@@ -156,7 +159,7 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[Rows, Rows, Rows]:
     batch = max(1, context.runtime.inference_batch // 8)
     base = load_model(base_folder).to(context.device)
     logs = {("base", name): _scores(base, text, batch) for name, text in texts.items()}
-    metrics = _variety(context, base, batch)
+    metrics = _embedded(context, base, batch)
     del base
     model = load_model(folder, base=base_folder).to(context.device)
     logs |= {("generation", name): _scores(model, text, batch) for name, text in texts.items()}
@@ -189,27 +192,44 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[Rows, Rows, Rows]:
     return metrics, rows, clusters
 
 
-def _variety(context: Context[DriftSpec], base: Any, batch: int) -> Rows:
-    """The Vendi score of split 0's newest text, and once in a run that of its real text, by M_-1's embeddings."""
+def _embedded(context: Context[DriftSpec], base: Any, batch: int) -> Rows:
+    """The Vendi score of split 0's newest text, and once in a run that of its real text, and MAUVE between the two.
+
+    By M_-1's embeddings.
+    """
+    from fortifai_core.measures.mauve import mauve
     from fortifai_core.measures.variety import embed, similarities_of, vendi_score
 
     newest = next((text for text in context.spec.rewritten if text.split == 0), None)
     if newest is None:
         return []
 
-    def ends(text: VersionedText) -> list[list[int]]:
-        some = islice(_tokens(context, text), VENDI_DOCUMENTS)
-        return [tokens[-VENDI_TOKENS:] for tokens in some if tokens]
+    def of(text: VersionedText) -> tuple[np.ndarray, list[int]]:
+        """The embedding of each piece, and which are the last of a document."""
+        pieces, last = list[list[int]](), list[int]()
+        for tokens in islice(_tokens(context, text), EMBEDDED_DOCUMENTS):
+            pieces += pieces_from_the_end(tokens)
+            last += [len(pieces) - 1] if tokens else []
+        return embed(base, pieces, batch=batch), last
 
-    written, real = (embed(base, ends(text), batch=batch) for text in (newest, VersionedText(0, 0)))
-    if len(written) < 2 or len(real) < 2:
+    (written, ends), (real, real_ends) = of(newest), of(VersionedText(0, 0))
+    if len(ends) < 2 or len(real_ends) < 2:
         return []
-    of = {"vendi": written} | ({"vendi-real": real} if newest.version == 1 else {})
-    centre = real.mean(0)
+    varied = {"vendi": written[ends]} | ({"vendi-real": real[real_ends]} if newest.version == 1 else {})
+    centre = real[real_ends].mean(0)
     return [
-        metric_row(name, 0, vendi_score(similarities_of(embeddings, centre=centre)), len(embeddings))
-        for name, embeddings in of.items()
+        *(
+            metric_row(name, 0, vendi_score(similarities_of(embeddings, centre=centre)), len(embeddings))
+            for name, embeddings in varied.items()
+        ),
+        metric_row("mauve", 0, mauve(real, written), len(written)),
     ]
+
+
+def pieces_from_the_end(tokens: list[int]) -> list[list[int]]:
+    """The last `PIECES` pieces of a document, in order, of `PIECE_TOKENS` each; all of a document that is shorter."""
+    starts = range(max(0, len(tokens) - PIECE_TOKENS), -1, -PIECE_TOKENS)[:PIECES] if tokens else ()
+    return [tokens[start : start + PIECE_TOKENS] for start in reversed(starts)]
 
 
 def _seen(context: Context[DriftSpec], **packing: int) -> Iterator[list[int]]:

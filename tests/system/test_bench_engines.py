@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.bench.engines import LENGTHS, bench_engines, row_of
+from flows.bench.engines import LENGTHS, bench_engines, middle, row_of
 from flows.load import load_experiment_config
 from flows.prepare import plan_for
 from fortifai_core.errors import StageFailed
@@ -21,9 +21,18 @@ def test_what_is_not_computed_belongs_to_the_run_and_to_its_stages() -> None:
     assert beside["latency"] is None and beside["start"] is None
 
 
+def test_each_figure_is_the_middle_one_of_its_own_rounds() -> None:
+    """A slow start in one round and a slow stage in another are no part of what is said."""
+    found = [(1.0, 9.0), (8.0, 2.0), (2.0, 3.0)]
+    rows = [{"engine": "ray", "stages": 5, "start": start, "latency": latency} for start, latency in found]
+    assert middle(rows) == {"engine": "ray", "stages": 5, "start": 2.0, "latency": 3.0}
+    unsaid = {"engine": "ray", "stages": 5, "start": None}
+    assert middle([unsaid, unsaid]) == unsaid
+
+
 @pytest.mark.long
 def test_the_longer_run_computes_all_its_stages() -> None:
-    (row,) = bench_engines(workers=1, ray=False)
+    (row,) = bench_engines(workers=1, ray=False, rounds=1)
     longer = plan_for(load_experiment_config("smoke", [f"generations={max(LENGTHS)}"]))
     assert row["stages"] == len(longer.stages()) and row["ratio"] == 1
 

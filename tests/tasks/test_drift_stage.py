@@ -20,6 +20,7 @@ from storage.tables import parquet
 from tasks.engine.build import build
 from tasks.engine.plans import Plan
 from tasks.engine.stages import Stage
+from tasks.language.drift import pieces_from_the_end
 from tasks.language.plan import Digests, plan_experiment
 
 SMALLEST = [
@@ -75,6 +76,8 @@ def test_every_rewritten_split_is_measured_and_its_real_text_once(built: tuple[A
     assert ("vendi", 1) not in second  # of split 0 alone
     vendi, count = first["vendi-real", 0]
     assert count == 5 and 2 < vendi <= 5
+    mauve, pieces = first["mauve", 0]
+    assert 0 < mauve <= 1 and pieces >= 5 and ("mauve", 1) not in second
     assert first["compressed-share", 0][0] > first["compressed-share-real", 0][0]  # an untrained model writes noise
     reals = {key for metrics in (first, second) for key in metrics if key[0].endswith("-real") and key[1] is not None}
     assert ("self-bleu-real", 0) in first and ("self-bleu-real", 0) not in second
@@ -207,3 +210,10 @@ def test_one_run_of_a_language_model_is_judged_where_documents_tell(built: tuple
     assert (facts["verdict"], facts["value"], facts["low"]) == ("cannot be told", 0, 0)
     assert facts["high"] == pytest.approx(1 - 0.025 ** (1 / 5))
     assert found["model-kl"]["verdict"] == "did not"
+
+
+def test_a_document_is_cut_into_pieces_from_its_end() -> None:
+    starts = [[piece[0] for piece in pieces_from_the_end(list(range(length)))] for length in (0, 50, 64, 65, 150, 400)]
+    assert starts == [[], [0], [0], [1], [22, 86], [144, 208, 272, 336]]
+    assert [len(piece) for piece in pieces_from_the_end(list(range(150)))] == [64, 64]
+    assert len(pieces_from_the_end(list(range(50)))[0]) == 50

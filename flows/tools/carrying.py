@@ -1,0 +1,205 @@
+"""Carries an experiment to another machine: one archive with its record and every artifact but for weights.
+
+experiment.json             its record
+KIND-KEY/manifest.json      of every stage that is done
+KIND-KEY/…                  its files: settings, texts, scores, measures
+
+Weights are what is large, and what can be made again: there the manifest says that they were removed, as `fortifai gc`
+would. What is finished stays so where it is taken in; what is not goes on there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fortifai_core.errors import ArtifactDamaged, DataError, InputError
+from fortifai_core.wording import in_bytes
+from storage.store.digests import file_digest
+from storage.store.experiments import Experiment, StageRecord, experiment_id, load_experiment, record_experiment
+from storage.store.keys import artifact_key
+from storage.store.manifest import Manifest, Removal, check_address, check_name, now
+from storage.store.store import ArtifactStore
+from storage.tables.models import is_weights
+
+ENDING = ".tar.xz"
+RECORD, MANIFEST = "experiment.json", "manifest.json"
+LARGEST = 1 << 32  # bytes unpacked: without weights no experiment has more
+BY = "fortifai pack --artifacts"
+FIELD = "file"
+
+
+@dataclass(frozen=True)
+class TakenIn:
+    """What an archive brought: artifacts that are new here, and how many were here before."""
+
+    record: Experiment
+    new: int
+    before: int
+
+
+def carry(store: ArtifactStore, record: Experiment, target: Path) -> int:
+    """Write the archive of an experiment, finished or not. The same artifacts give the same bytes.
+
+    Returns:
+        How many artifacts are in it.
+
+    Raises:
+        InputError: the store has none of its artifacts. ArtifactDamaged: one is damaged.
+    """
+    found = [store.find(kind, key, verify=True) for kind, key in dict.fromkeys((s.kind, s.key) for s in record.stages)]
+    files: dict[str, Path | bytes] = {}
+    count = 0
+    for artifact in filter(None, found):
+        manifest = _without_weights(artifact.manifest)
+        if manifest.files:
+            folder = f"{artifact.kind}-{artifact.key}"
+            files[f"{folder}/{MANIFEST}"] = manifest.to_json().encode()
+            files |= {f"{folder}/{entry['name']}": artifact.file(entry["name"]) for entry in manifest.files}
+            count += 1
+    if not count:
+        raise InputError("experiment", record.label, f"has no artifacts in {store.name}: pack it where it was run")
+    files[RECORD] = json.dumps(_portable(record), indent=1).encode()
+    draft = target.with_name(f".{target.name}.draft")
+    try:
+        with tarfile.open(draft, "w:xz", preset=9) as archive:
+            # files of one name, which are alike, beside each other
+            for name in sorted(files, key=lambda name: (name != RECORD, name.rpartition("/")[::-1])):
+                _add(archive, name, files[name])
+        draft.replace(target)
+    except OSError as error:
+        raise InputError("--out", str(target), f"cannot be written ({error.strerror or error})") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return count
+
+
+def take_in(store: ArtifactStore, file: Path) -> TakenIn:
+    """Commit every artifact of an archive that is not here yet, and put its experiment on record.
+
+    Nothing is committed of an archive with one file that is not what its manifest says, or with a key that is not that
+    of its settings.
+
+    Raises:
+        InputError: no such file. DataError: it is no such archive, or is damaged.
+    """
+    if not file.is_file():
+        raise InputError(FIELD, str(file), f"is no file; `{BY}` writes one")
+    with tempfile.TemporaryDirectory(prefix="fortifai-") as scratch:
+        try:
+            with tarfile.open(file, "r:xz") as archive:
+                record = _unpack(archive, Path(scratch))
+            manifests = list(_manifests(Path(scratch)))
+        except (tarfile.TarError, lzma.LZMAError, EOFError, ArtifactDamaged) as error:
+            raise DataError(FIELD, str(file), f"is damaged ({error}): fetch it again") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(FIELD, str(file), f"is no archive of `{BY}` ({type(error).__name__})") from error
+        new = sum(_adopt(store, manifest, Path(scratch)) for manifest in manifests)
+    return TakenIn(_on_record(store, record), new, len(manifests) - new)
+
+
+def _without_weights(manifest: Manifest) -> Manifest:
+    gone = [entry for entry in manifest.files if is_weights(manifest.kind, entry["name"])]
+    if not gone:
+        return manifest
+    before = manifest.removed["files"] if manifest.removed else []
+    removed: Removal = {"by": BY, "at": manifest.created or now(), "files": [*before, *gone]}
+    return replace(manifest, files=[entry for entry in manifest.files if entry not in gone], removed=removed)
+
+
+def _portable(record: Experiment) -> dict[str, Any]:
+    """A record without what only the machine that ran it can use."""
+    kept = ("id", "name", "config", "status", "stages")
+    return {name: value for name, value in asdict(record).items() if name in kept}
+
+
+def _add(archive: tarfile.TarFile, name: str, content: Path | bytes) -> None:
+    data = content.read_bytes() if isinstance(content, Path) else content
+    entry = tarfile.TarInfo(name)  # of nobody, at no time: equal archives are equal to the last bit
+    entry.size = len(data)
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def _unpack(archive: tarfile.TarFile, folder: Path) -> Mapping[str, Any]:
+    """Every file into the folder, by a name that cannot lead out of it; the record."""
+    record: Mapping[str, Any] | None = None
+    size = 0
+    for entry in archive:
+        size += entry.size
+        stream = archive.extractfile(entry) if entry.isreg() else None
+        if stream is None or size > LARGEST:
+            raise ValueError(f"{entry.name}: no plain file, or more than {in_bytes(LARGEST)}")
+        if entry.name == RECORD:
+            record = json.loads(stream.read())
+            continue
+        address, _, name = entry.name.partition("/")
+        _address(address)
+        if name != MANIFEST:
+            check_name(name)
+        place = folder / address / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("xb") as out:
+            while block := stream.read(1 << 20):
+                out.write(block)
+    if record is None or experiment_id(record["config"]) != record["id"]:
+        raise ValueError("its record is missing, or is not of its configuration")
+    return record
+
+
+def _address(folder: str) -> tuple[str, str]:
+    kind, _, key = folder.rpartition("-")
+    check_address(kind, key)
+    return kind, key
+
+
+def _manifests(folder: Path) -> Iterator[Manifest]:
+    """Of every artifact that was unpacked, its files compared with it, and its key with its settings."""
+    for place in sorted(folder.iterdir()):
+        manifest = Manifest.from_json((place / MANIFEST).read_bytes(), address=_address(place.name))
+        given = {"version": manifest.stage_version, "content": manifest.content, "parents": manifest.parents}
+        if artifact_key(manifest.kind, **given) != manifest.key:
+            raise ArtifactDamaged(f"{place.name}: its key is not that of its settings")
+        for entry in manifest.files:
+            path = place / entry["name"]
+            if not path.is_file() or file_digest(path) != entry["sha256"]:
+                raise ArtifactDamaged(f"{place.name}/{entry['name']} is missing, or is not what it was")
+        (place / MANIFEST).unlink()
+        yield manifest
+
+
+def _adopt(store: ArtifactStore, manifest: Manifest, folder: Path) -> bool:
+    """Whether the artifact is new here; one that is here, with its weights or without, stays as it is."""
+    if store.find_manifest(manifest.kind, manifest.key) is not None:
+        return False
+    with store.build(manifest.kind, manifest.key) as draft:
+        if draft.found is not None:
+            return False
+        place = folder / f"{manifest.kind}-{manifest.key}"
+        for entry in manifest.files:
+            target = draft.path / entry["name"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(place / entry["name"], target)
+        draft.adopt(manifest)
+    return True
+
+
+def _on_record(store: ArtifactStore, record: Mapping[str, Any]) -> Experiment:
+    """The experiment as it is on record here, where it is; otherwise as it came, and never as one that is running."""
+    label = f"{record['name']}-{record['id'][:8]}"
+    with_stages = [StageRecord(**stage) for stage in record["stages"]]
+    try:
+        before = load_experiment(store, label)
+    except InputError:
+        before = None
+    if before is not None and (before.status == "finished" or record["status"] != "finished"):
+        return before
+    status = "finished" if record["status"] == "finished" else "imported"
+    return record_experiment(store, config=record["config"], status=status, stages=with_stages)
