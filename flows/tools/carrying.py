@@ -23,9 +23,8 @@ from typing import Any
 
 from fortifai_core.errors import ArtifactDamaged, DataError, InputError
 from fortifai_core.wording import in_bytes
-from storage.store.digests import file_digest
 from storage.store.experiments import Experiment, StageRecord, experiment_id, load_experiment, record_experiment
-from storage.store.keys import artifact_key
+from storage.store.keys import artifact_key, file_digest
 from storage.store.manifest import Manifest, Removal, check_address, check_name, now
 from storage.store.store import ArtifactStore
 from storage.tables.models import is_weights
@@ -164,8 +163,8 @@ def _manifests(folder: Path) -> Iterator[Manifest]:
     """Of every artifact that was unpacked, its files compared with it, and its key with its settings."""
     for place in sorted(folder.iterdir()):
         manifest = Manifest.from_json((place / MANIFEST).read_bytes(), address=_address(place.name))
-        given = {"version": manifest.stage_version, "content": manifest.content, "parents": manifest.parents}
-        if artifact_key(manifest.kind, **given) != manifest.key:
+        version, content, parents = manifest.stage_version, manifest.content, manifest.parents
+        if artifact_key(manifest.kind, version=version, content=content, parents=parents) != manifest.key:
             raise ArtifactDamaged(f"{place.name}: its key is not that of its settings")
         for entry in manifest.files:
             path = place / entry["name"]
