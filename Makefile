@@ -43,7 +43,7 @@ test: $(VENV)/.dev lint  ## lint, types, import contracts, and all tests but the
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not long" --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-long: $(VENV)/.dev  ## the tests that start servers and browsers or kill processes
-	@$(BIN)/python -m pytest -q -m long --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -m long --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 browser: $(VENV)/.browser  ## what drives the machine's own Chromium (apt-get install chromium) in test-long and for screenshots
 
