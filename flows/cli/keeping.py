@@ -125,6 +125,7 @@ def pack(
         bool,
         typer.Option("--artifacts", help="All of it but weights instead, finished or not: for `import` elsewhere."),
     ] = False,
+    text: Annotated[bool, typer.Option(help="With --artifacts: texts and report, or results alone.")] = True,
     verify: Annotated[Path | None, typer.Option(help="Check this pack instead, and compare it with --store.")] = None,
     store: Store = None,
     as_json: Json = False,
@@ -160,7 +161,10 @@ def pack(
     opened = open_store(store)
     record = load_experiment(opened, experiment)
     target = target or file_to_write("--out", Path(f"{record.label}{ending}"), endings=(ending,))
-    (carrying.carry if artifacts else packing.pack)(opened, record, target)
+    if artifacts:
+        carrying.carry(opened, record, target, text=text)
+    else:
+        packing.pack(opened, record, target)
     size = target.stat().st_size
     if as_json:
         show_json({"experiment": record.label, "pack": str(target), "bytes": size})

@@ -5,7 +5,8 @@ KIND-KEY/manifest.json      of every stage that is done
 KIND-KEY/…                  its files: settings, texts, scores, measures
 
 Weights are what is large, and what can be made again: there the manifest says that they were removed, as `fortifai gc`
-would. What is finished stays so where it is taken in; what is not goes on there.
+would. What is finished stays so where it is taken in; what is not goes on there. Without its texts and its report,
+which can be made again too, an experiment's results are a tenth as large.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,14 @@ RECORD, MANIFEST = "experiment.json", "manifest.json"
 LARGEST = 1 << 32  # bytes unpacked: without weights no experiment has more
 BY = "fortifai pack --artifacts"
 FIELD = "file"
+# texts by the kind of artifact, where they are not all that it holds
+TEXTS = {
+    "source": ("documents.parquet", "validation.parquet"),
+    "corpus": ("split-*.parquet", "validation.parquet"),
+    "split": ("part-*.parquet",),
+    "pooled": ("part-*.parquet",),
+    "treated": ("text-*.parquet",),
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,11 @@ class TakenIn:
     before: int
 
 
-def carry(store: ArtifactStore, record: Experiment, target: Path) -> int:
+def carry(store: ArtifactStore, record: Experiment, target: Path, *, text: bool = True) -> int:
     """Write the archive of an experiment, finished or not. The same artifacts give the same bytes.
+
+    Args:
+        text: with its texts and its report; without them results alone.
 
     Returns:
         How many artifacts are in it.
@@ -54,11 +67,12 @@ def carry(store: ArtifactStore, record: Experiment, target: Path) -> int:
     Raises:
         InputError: the store has none of its artifacts. ArtifactDamaged: one is damaged.
     """
-    found = [store.find(kind, key, verify=True) for kind, key in dict.fromkeys((s.kind, s.key) for s in record.stages)]
+    carried = [stage for stage in record.stages if text or stage.role != "report"]
+    found = [store.find(kind, key, verify=True) for kind, key in dict.fromkeys((s.kind, s.key) for s in carried)]
     files: dict[str, Path | bytes] = {}
     count = 0
     for artifact in filter(None, found):
-        manifest = _without_weights(artifact.manifest)
+        manifest = _lighter(artifact.manifest, text=text)
         if manifest.files:
             folder = f"{artifact.kind}-{artifact.key}"
             files[f"{folder}/{MANIFEST}"] = manifest.to_json().encode()
@@ -105,9 +119,10 @@ def take_in(store: ArtifactStore, file: Path) -> TakenIn:
     return TakenIn(_on_record(store, record), new, len(manifests) - new)
 
 
-def _without_weights(manifest: Manifest) -> Manifest:
-    gone = [entry for entry in manifest.files if is_weights(manifest.kind, entry["name"])]
-    if not gone:
+def _lighter(manifest: Manifest, *, text: bool) -> Manifest:
+    kind, texts = manifest.kind, () if text else TEXTS.get(manifest.kind, ())
+    gone = [e for e in manifest.files if is_weights(kind, e["name"]) or any(fnmatch(e["name"], of) for of in texts)]
+    if not gone or len(gone) == len(manifest.files):
         return manifest
     before = manifest.removed["files"] if manifest.removed else []
     removed: Removal = {"by": BY, "at": manifest.created or now(), "files": [*before, *gone]}

@@ -51,12 +51,13 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
         why = f"{planned.kind} {planned.key[:12]}" if is_there else ""
         manifest = found.manifests.get(planned.reference)
         if manifest is not None and manifest.removed is not None:
-            gone = f"{manifest.removed['by']} removed its weights on {manifest.removed['at'][:10]}"
+            gone = f"{manifest.removed['by']} removed its {manifest.lost} on {manifest.removed['at'][:10]}"
+            what = "them" if manifest.lost == "weights" else "it"
             if is_there:
-                why += f"; {gone}, and no stage to do needs them"
+                why += f"; {gone}, and no stage to do needs {what}"
             else:
                 reader = found.needed_by[planned.reference]
-                why = f"{gone}; {reader.label} needs them" + (f" ({reader.run})" if reader.run != planned.run else "")
+                why = f"{gone}; {reader.label} needs {what}" + (f" ({reader.run})" if reader.run != planned.run else "")
         shared = first.setdefault(planned.reference, planned.run)
         shared = "" if shared == planned.run else shared
         if shared and not is_there:

@@ -159,6 +159,10 @@ def artifact_of(store: ArtifactStore, record: Experiment, kind: str, key: str) -
         going_on = command_line(f"resume {record.label}", store=store.url)
         remedy = f"is not in {store.name}; `{going_on}` builds it"
         raise InputError(kind, key[:12], remedy)
+    removed = artifact.manifest.removed
+    if removed is not None and kind != "model":
+        remedy = f"has no text, {removed['by']} removed it: `fortifai resume {record.label} --weights` makes it again"
+        raise InputError(kind, key[:12], remedy)
     return artifact
 
 

@@ -74,6 +74,12 @@ class Manifest:
         """Bytes of all files that are there."""
         return sum(entry["size"] for entry in self.files)
 
+    @property
+    def lost(self) -> str:
+        """In a word, what was taken out of it."""
+        names = [entry["name"] for entry in self.removed["files"]] if self.removed else []
+        return "weights" if any(name.endswith(".safetensors") for name in names) else "text"
+
     def to_json(self) -> str:
         """The text of `manifest.json`, sealed with a digest of itself so that a flipped bit in it shows.
 

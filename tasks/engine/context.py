@@ -37,14 +37,14 @@ class Context(Generic[S]):
         """The artifact that the spec refers to, every digest checked: no number is made of what is damaged.
 
         Raises:
-            ArtifactDamaged: it is missing, or without the weights that are read, or damaged and now set aside; whoever
-                asked for this stage may build it anew and ask again.
+            ArtifactDamaged: it is missing, or without the weights or text that is read, or damaged and now set aside;
+                whoever asked for this stage may build it anew and ask again.
         """
         artifact = self.store.find(reference.kind, reference.key, verify=True)
         if artifact is None:
             raise ArtifactDamaged(self._needs(reference))
-        if artifact.manifest.removed and self.spec.weights:
-            gone = f"whose weights {artifact.manifest.removed['by']} removed"
+        if artifact.manifest.removed and self.spec.whole:
+            gone = f"whose {artifact.manifest.lost} {artifact.manifest.removed['by']} removed"
             raise ArtifactDamaged(f"{self.stage.label} needs the {reference.kind} {reference.key[:12]}, {gone}")
         return artifact
 

@@ -42,7 +42,7 @@ def needs(plan: Plan, store: ArtifactStore) -> Needs:
         if manifest is not None and not (manifest.removed and stage.reference in needed_by):
             continue
         to_do.append(stage)
-        if stage.spec.weights:
+        if stage.spec.whole:
             needed_by |= dict.fromkeys(stage.parents.values(), stage)
     return Needs(manifests, tuple(reversed(to_do)), needed_by)
 

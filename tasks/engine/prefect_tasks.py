@@ -18,7 +18,7 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
 from fortifai_core.outside import markdown
-from storage.store.manifest import Removal
+from storage.store.manifest import Manifest, Removal
 from tasks.engine.needs import manifest_of
 from tasks.engine.plans import unique
 from tasks.engine.pool import OnProgress, WorkerError
@@ -88,11 +88,12 @@ async def _from_whole_parents(stage: Stage, session: Session, on_progress: OnPro
     rebuilt = set[Reference]()
     again = session.pool.has_begun(stage)  # it may have failed before it was asked for
     while True:
-        for parent, removed in _without_weights(stage, session).items():
+        for parent, manifest in _not_whole(stage, session).items():
             known = unique(session.plan.uses())
             if parent in known:
+                by = manifest.removed["by"] if manifest.removed else ""
                 session.reporter.noted(
-                    f"{known[parent].label} is made again for {stage.label}: {removed['by']} removed its weights"
+                    f"{known[parent].label} is made again for {stage.label}: {by} removed its {manifest.lost}"
                 )
                 await _built(known[parent])
         try:
@@ -110,12 +111,12 @@ async def _from_whole_parents(stage: Stage, session: Session, on_progress: OnPro
                 await look_up_or_build(known[parent])
 
 
-def _without_weights(stage: Stage, session: Session) -> dict[Reference, Removal]:
-    """The parents that the stage reads and that are not whole: what was taken out of them."""
-    if not stage.spec.weights:
+def _not_whole(stage: Stage, session: Session) -> dict[Reference, Manifest]:
+    """The parents that the stage reads as a whole and out of which something was taken."""
+    if not stage.spec.whole:
         return {}
     parents = {parent: manifest_of(session.store, parent) for parent in stage.parents.values()}
-    return {parent: m.removed for parent, m in parents.items() if m is not None and m.removed is not None}
+    return {parent: m for parent, m in parents.items() if m is not None and m.removed is not None}
 
 
 async def look_up_or_build(stage: Stage) -> State[Any] | dict[str, Any]:

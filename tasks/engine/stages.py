@@ -38,7 +38,7 @@ class Spec(Frozen):
         keyed: the fields that enter the key as they are.
         shown: whether people are shown its files as they are: then a found artifact's digests are checked first.
         waits: whether only the report needs the result, so that anything else gets a worker first.
-        weights: whether it reads the weights of the models among its parents: without them it cannot run.
+        whole: whether it reads of its parents what may have been taken out of them, weights or text.
         launched: whether `runtime.launcher` starts what it computes.
     """
 
@@ -49,7 +49,7 @@ class Spec(Frozen):
     keyed: ClassVar[tuple[str, ...]] = ()
     shown: ClassVar[bool] = False
     waits: ClassVar[bool] = False
-    weights: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
     launched: ClassVar[bool] = False
 
     @classmethod

@@ -21,7 +21,8 @@ WHOLE_CHARACTERS, EXCERPT_TOKENS = 900, 160
 
 
 def mutations(context: Context[ReportSpec], config: ExperimentConfig) -> tuple[Mutation, ...]:
-    """The same document in the first two arms of the first seed; none where no question is asked about split 0."""
+    """The same document in the first two arms of the first seed; none where no question is asked about split 0,
+    or its text was removed."""
     seed = config.seeds[0]
     rewriting = [run for run in context.spec.runs if run.seed == seed and 0 in run.generations[0].regenerate]
     order = {label: number for number, label in enumerate(config.arm_labels)}
@@ -29,7 +30,7 @@ def mutations(context: Context[ReportSpec], config: ExperimentConfig) -> tuple[M
     if not runs:
         return ()
     corpus = context.artifact(runs[0].corpus)
-    if not corpus.has("questions.parquet"):
+    if not corpus.has("questions.parquet") or not corpus.has(split_file(0)):
         return ()
     asked = {row["document"] for row in parquet.read_rows(corpus.file("questions.parquet")) if row["split"] == 0}
     real = _find([corpus.file(split_file(0))], asked)

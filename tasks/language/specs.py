@@ -95,6 +95,7 @@ class TokenizerSpec(Spec):
     """A tokenizer trained on the pretraining text."""
 
     role, builder = "tokenizer", "tasks.language.prepare:build_tokenizer"
+    whole = True
     keyed = ("vocabulary",)
     vocabulary: int
     pretraining: Reference
@@ -117,6 +118,7 @@ class BaseSpec(Spec):
     """M_-1, made here from the pretraining text."""
 
     role, kind, builder = "base", "model", "tasks.language.train:build_base"
+    whole = True
     model: ScratchModel
     pretraining: Reference
     tokenizer: Reference
@@ -144,6 +146,7 @@ class CorpusSpec(Spec):
     """D_k^(0) for every k: the source tokenised and cut into equal splits."""
 
     role, builder = "corpus", "tasks.language.prepare:build_corpus"
+    whole = True
     keyed = ("splits",)
     splits: int
     source: Reference
@@ -165,7 +168,7 @@ class TreatSpec(Spec):
     """
 
     role, kind, builder = "treat", "treated", "tasks.language.treat:build_treatment"
-    weights = True
+    whole = True
     keyed = ("seed", "generation")
     treatment: Treatment
     code: str | None
@@ -215,7 +218,7 @@ class TrainSpec(Spec):
     """
 
     role, kind, builder = "train", "model", "tasks.language.train:build_generation"
-    weights = launched = True
+    whole = launched = True
     keyed = ("training", "lora", "regime", "seed", "generation")
     loss: Loss
     loss_source: str | None
@@ -248,7 +251,7 @@ class RegenerateSpec(Spec):
     """D_k^(j+1): `text`, which is D_k^(j), rewritten by M_i."""
 
     role, kind, builder = "regenerate", "split", "tasks.language.regenerate:build_split"
-    weights = True
+    whole = True
     keyed = ("seed", "generation")
     regeneration: Regeneration
     seed: int
@@ -286,6 +289,7 @@ class PoolSpec(Spec):
     """
 
     role, kind, builder = "pool", "pooled", "tasks.language.pool:build_pool"
+    whole = True
     keyed = ("seed", "shares")
     seed: int
     text: VersionedText
@@ -311,7 +315,7 @@ class DriftSpec(Spec):
     """
 
     role, builder, waits = "drift", "tasks.language.drift:build_drift", True
-    weights = True
+    whole = True
     keyed = ("gamma", "sample", "window")
     gamma: float | None
     sample: int
@@ -343,7 +347,7 @@ class EvaluateSpec(Spec):
     """M_i asked the questions of `splits`, and its perplexity on held-out real text."""
 
     role, kind, version, builder = "evaluate", "evaluation", 2, "tasks.language.evaluate:build_evaluation"
-    weights = True
+    whole = True
     kr_score: Literal["sum", "mean-cut"]
     perplexity: bool
     splits: tuple[int, ...]
@@ -417,7 +421,7 @@ class BenchmarkSpec(Spec):
     """One benchmark on M_i."""
 
     role, builder, waits = "benchmark", "tasks.language.benchmarks:build_benchmark", True
-    weights = True
+    whole = True
     task: BenchmarkTask
     dtype: Dtype | None = None
     model: Reference

@@ -17,6 +17,7 @@ from flows.load import load_experiment_config
 from flows.prepare import Prepared, prepare_experiment
 from flows.study import finished_seeds
 from flows.tools.carrying import BY, MANIFEST, RECORD, carry, take_in
+from flows.tools.exporting import export_dataset
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import ArtifactDamaged, DataError, InputError
 from helpers import digests
@@ -108,6 +109,35 @@ def test_what_was_stopped_goes_on_there_and_ends_with_the_same_bits(finished: Pr
         if stage.role == "train":
             address = f"{stage.kind}/{stage.key}"
             assert digests(there.store)[address] == made[address]
+
+
+def test_results_alone_are_reported_anew_and_what_is_missing_is_made_again_for_who_reads_it(
+    finished: Prepared, tmp_path: Path
+) -> None:
+    target = tmp_path / "results.tar.xz"
+    carry(finished.store, load_experiment(finished.store, "carried"), target, text=False)
+    with tarfile.open(target) as archive:
+        names = archive.getnames()
+    assert not [name for name in names if "/part-" in name or "/split-" in name or name.startswith("report-")]
+    there = prepared_in(tmp_path / "there")
+    record = take_in(there.store, target).record
+    (report,) = needs(there.plan, there.store).to_do
+    assert report.role == "report"  # the finished seeds are finished, without a text
+    assert finished_seeds(there.plan.config, there.store) == list(there.plan.config.seeds)
+    built(there, [report])
+    tables = [store.find(report.kind, report.key) for store in (there.store, finished.store)]
+    made, before = (one.file("tables/results.csv").read_bytes() for one in tables if one is not None)
+    assert made == before
+    # who needs a text is told that it is not here, and how to get it
+    with pytest.raises(InputError, match=r"has no text, .* removed it"):
+        export_dataset(there.store, record.label, arm="ce", seed=0, generation=1, target=tmp_path / "data")
+    # a stage that reads text has it made again first
+    last = max((s for s in there.plan.stages() if s.role == "evaluate"), key=lambda stage: stage.generation or 0)
+    there.store.remove(last.kind, last.key)
+    again = {stage.role for stage in needs(there.plan, there.store).to_do}
+    assert {"evaluate", "train", "regenerate", "corpus"} <= again
+    built(there, needs(there.plan, there.store).to_do)
+    assert digests(there.store)[f"{last.kind}/{last.key}"] == digests(finished.store)[f"{last.kind}/{last.key}"]
 
 
 def test_what_is_here_with_its_weights_stays_as_it_is(finished: Prepared, archive: Path) -> None:
