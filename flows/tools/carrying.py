@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import re
 import shutil
 import tarfile
 import tempfile
@@ -36,6 +37,13 @@ RECORD, MANIFEST = "experiment.json", "manifest.json"
 LARGEST = 1 << 32  # bytes unpacked: without weights no experiment has more
 BY = "fortifai pack --artifacts"
 FIELD = "file"
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")  # an experiment's, of which its record's file is called
+NO_PLACE = (
+    FileExistsError,
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+)  # one name twice, or below a file
 # texts by the kind of artifact, where they are not all that it holds
 TEXTS = {
     "source": ("documents.parquet", "validation.parquet"),
@@ -113,7 +121,7 @@ def take_in(store: ArtifactStore, file: Path) -> TakenIn:
             manifests = list(_manifests(Path(scratch)))
         except (tarfile.TarError, lzma.LZMAError, EOFError, ArtifactDamaged) as error:
             raise DataError(FIELD, str(file), f"is damaged ({error}): fetch it again") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, *NO_PLACE) as error:
             raise DataError(FIELD, str(file), f"is no archive of `{BY}` ({type(error).__name__})") from error
         new = sum(_adopt(store, manifest, Path(scratch)) for manifest in manifests)
     return TakenIn(_on_record(store, record), new, len(manifests) - new)
@@ -165,7 +173,9 @@ def _unpack(archive: tarfile.TarFile, folder: Path) -> Mapping[str, Any]:
                 out.write(block)
     if record is None or experiment_id(record["config"]) != record["id"]:
         raise ValueError("its record is missing, or is not of its configuration")
-    return record
+    if not NAME.fullmatch(record["name"]) or record["name"] != record["config"]["name"]:
+        raise ValueError(f"an experiment is not called {record['name']!r}")
+    return {**record, "stages": [StageRecord(**stage) for stage in record["stages"]]}
 
 
 def _address(folder: str) -> tuple[str, str]:
@@ -190,8 +200,9 @@ def _manifests(folder: Path) -> Iterator[Manifest]:
 
 
 def _adopt(store: ArtifactStore, manifest: Manifest, folder: Path) -> bool:
-    """Whether the artifact is new here; one that is here, with its weights or without, stays as it is."""
-    if store.find_manifest(manifest.kind, manifest.key) is not None:
+    """Whether the artifact is new here, or more of it is; one of which as much is here stays as it is."""
+    here = store.find_manifest(manifest.kind, manifest.key)
+    if here is not None and len(here.files) >= len(manifest.files):
         return False
     with store.build(manifest.kind, manifest.key) as draft:
         if draft.found is not None:
@@ -208,7 +219,6 @@ def _adopt(store: ArtifactStore, manifest: Manifest, folder: Path) -> bool:
 def _on_record(store: ArtifactStore, record: Mapping[str, Any]) -> Experiment:
     """The experiment as it is on record here, where it is; otherwise as it came, and never as one that is running."""
     label = f"{record['name']}-{record['id'][:8]}"
-    with_stages = [StageRecord(**stage) for stage in record["stages"]]
     try:
         before = load_experiment(store, label)
     except InputError:
@@ -216,4 +226,4 @@ def _on_record(store: ArtifactStore, record: Mapping[str, Any]) -> Experiment:
     if before is not None and (before.status == "finished" or record["status"] != "finished"):
         return before
     status = "finished" if record["status"] == "finished" else "imported"
-    return record_experiment(store, config=record["config"], status=status, stages=with_stages)
+    return record_experiment(store, config=record["config"], status=status, stages=record["stages"])

@@ -131,7 +131,11 @@ def test_results_alone_are_reported_anew_and_what_is_missing_is_made_again_for_w
     # who needs a text is told that it is not here, and how to get it
     with pytest.raises(InputError, match=r"has no text, .* removed it"):
         export_dataset(there.store, record.label, arm="ce", seed=0, generation=1, target=tmp_path / "data")
-    # a stage that reads text has it made again first
+    # a stage that reads text has it made again first; or it comes with an archive that has it
+    whole = ArtifactStore(tmp_path / "whole")
+    take_in(whole, target)
+    assert take_in(whole, packed(finished, tmp_path / "whole.tar.xz")).new > 0
+    assert but_weights(digests(whole)) == but_weights(digests(finished.store))
     last = max((s for s in there.plan.stages() if s.role == "evaluate"), key=lambda stage: stage.generation or 0)
     there.store.remove(last.kind, last.key)
     again = {stage.role for stage in needs(there.plan, there.store).to_do}
@@ -185,6 +189,9 @@ CHANGES: dict[str, tuple[Callable[[str, bytes], tuple[str, bytes] | None], str]]
     "a-manifest-edited": (lambda n, c: (n, c.replace(b'"seconds"', b'"seconde"')), "is damaged"),
     "no-record": (lambda n, c: None if n == RECORD else (n, c), "is no archive"),
     "other-configuration": (other_config, "is no archive"),
+    "another-name": (lambda n, c: (n, c.replace(b'"name": "carried"', b'"name": "../carried"')), "is no archive"),
+    "a-name-twice": (lambda n, c: (n.replace("clusters.parquet", "scores.parquet"), c), "is no archive"),
+    "below-a-file": (lambda n, c: (n.replace("/clusters.parquet", "/scores.parquet/x"), c), "is no archive"),
     "a-way-out": (lambda n, c: (n.replace("scores.parquet", "../../../scores.parquet"), c), "scores.parquet"),
     "an-absolute-name": (lambda n, c: (f"/{n}" if n.endswith("scores.parquet") else n, c), "no archive|scores.parquet"),
 }
