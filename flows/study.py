@@ -20,6 +20,7 @@ from flows.local import execute, print_results, read_report, spent
 from flows.outputs import folder_to_make
 from flows.prepare import plan_for, prepare_experiment
 from flows.stores import open_store
+from flows.tools.carrying import carry
 from flows.tools.profiling import read_profile, show
 from fortifai_core.charts.svg import svg, with_line
 from fortifai_core.errors import InputError
@@ -78,6 +79,7 @@ QUESTIONS = {
     "share": Question("How much synthetic text is safe?", "share", registered=False),
 }
 MADE_BY = ("cpu", "platform", "python", "packages", "git")
+ARTIFACTS = "artifacts.tar.xz"
 TABLES = ("results", "time-to-failure", "profile", "profile-differences", "ranking")
 
 
@@ -93,7 +95,9 @@ def run_study(
     """Run the experiment of one question (stages that are there are found), print its profile, and keep what it says.
 
     Args:
-        target: a new folder for tables (Parquet), figures (SVG) and `study.json`; None keeps nothing.
+        target: a new folder for tables (Parquet), figures (SVG), `study.json`, and what every stage measured
+            (`artifacts.tar.xz`, for `fortifai import`: with it any store answers, and goes on to more seeds).
+            None keeps nothing.
         overrides: `path=value`, as of `fortifai run`: of a smaller version, to see how it goes. What was overridden
             is said in `study.json`.
         finished: only of the seeds that are finished in the store; nothing is trained.
@@ -150,6 +154,7 @@ def run_study(
         _keep(folder, target, question.figures, about)
         if contrasts:
             _keep_contrasts(target, contrasts, question.contrasts, values, rests_on)
+        carry(one.store, record, target / ARTIFACTS, text=False)
         console.print(f"kept: {markup(target)}", soft_wrap=True)
     return {**outcome, "kept": str(target) if target is not None else None}
 

@@ -66,6 +66,20 @@ def test_a_question_is_answered_and_what_it_says_is_kept(tmp_path: Path) -> None
     assert part.returncode == 0, part.stderr
     assert json.loads((tmp_path / "part" / "study.json").read_text())["seeds"] == [301]
     assert json.loads(part.stdout)["built"] == 0  # the report of that one seed was there, too
+    # what was kept answers in an empty store, where nothing but the report is made
+    taken = subprocess.run(
+        [*command[:3], "import", str(kept / "artifacts.tar.xz")],
+        env=environment(tmp_path, "other"), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert taken.returncode == 0, taken.stderr
+    more[4] = str(tmp_path / "elsewhere")
+    there = subprocess.run(
+        [*command[:5], *sets, *more], env=environment(tmp_path, "other"), capture_output=True, text=True, check=False
+    )
+    assert there.returncode == 0, there.stderr
+    assert json.loads(there.stdout)["built"] == 1
+    tables = [pq.read_table(folder / "results.parquet").to_pylist() for folder in (kept, tmp_path / "elsewhere")]
+    assert tables[0] == tables[1]
 
 
 def test_a_question_that_is_not_registered_is_refused() -> None:
