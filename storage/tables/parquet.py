@@ -309,7 +309,7 @@ def _batches(
 
     for path in [Path(paths)] if isinstance(paths, (str, Path)) else [Path(p) for p in paths]:
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, pre_buffer=False) as file:  # else all that was read stays until the end
                 absent = [name for name in columns or () if name not in file.schema_arrow.names]
                 if absent:
                     has = ", ".join(file.schema_arrow.names)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fortifai_core.errors import ArtifactDamaged, DataError
@@ -29,6 +31,17 @@ def test_tables_round_trip_in_a_stream(tmp_path: Path) -> None:
     metadata = pq.read_metadata(path)
     assert metadata.num_row_groups == 3
     assert metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_a_file_that_is_read_as_a_stream_is_never_held(tmp_path: Path) -> None:
+    """By default a reader keeps all compressed bytes that it has read until the file is closed."""
+    chance, path = random.Random(1), tmp_path / "large.parquet"
+    rows = ({"document": f"d{n}", "source": "s", "text": chance.randbytes(400).hex()} for n in range(40_000))
+    parquet.write_table(path, rows, schema="documents")
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in parquet.iter_column(path, "text"):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert 0 < most < path.stat().st_size / 4
 
 
 def test_columns_are_taken_as_well_and_null_where_allowed(tmp_path: Path) -> None:
