@@ -66,7 +66,9 @@ def resume(
     experiment: Which = "latest",
     store: Store = None,
     allow: AllowCode = None,
-    weights: Annotated[bool, typer.Option("--weights", help="Also make again what `gc` removed of models.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also make again what was removed or left behind.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Go on with an experiment that was stopped: finished stages are found, the rest is computed."""

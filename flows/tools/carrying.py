@@ -12,40 +12,34 @@ which can be made again too, an experiment's results are a tenth as large.
 from __future__ import annotations
 
 import io
-import json
 import lzma
 import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
-from fortifai_core.errors import ArtifactDamaged, DataError, InputError
-from fortifai_core.wording import in_bytes
-from storage.store.experiments import Experiment, StageRecord, experiment_id, load_experiment, record_experiment
-from storage.store.keys import artifact_key, file_digest
+from fortifai_core.errors import ArtifactDamaged, DataError, InputError, one_line
+from storage.store.experiments import Experiment, as_read, as_written, load_experiment, record_experiment
+from storage.store.keys import artifact_key
 from storage.store.manifest import Manifest, Removal, check_address, check_name, now
 from storage.store.store import ArtifactStore
 from storage.tables.models import is_weights
 
 ENDING = ".tar.xz"
 RECORD, MANIFEST = "experiment.json", "manifest.json"
-LARGEST = 1 << 32  # bytes unpacked: without weights no experiment has more
+LARGEST = 1 << 26  # bytes of a record or a manifest, which are read whole
 BY = "fortifai pack --artifacts"
 FIELD = "file"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")  # an experiment's, of which its record's file is called
-NO_PLACE = (
-    FileExistsError,
-    FileNotFoundError,
-    NotADirectoryError,
-    IsADirectoryError,
-)  # one name twice, or below a file
-# texts by the kind of artifact, where they are not all that it holds
+# one name twice, or below a file
+NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+# texts, by the kind of artifact
 TEXTS = {
+    "pretraining": ("pretraining.parquet",),
     "source": ("documents.parquet", "validation.parquet"),
     "corpus": ("split-*.parquet", "validation.parquet"),
     "split": ("part-*.parquet",),
@@ -76,19 +70,17 @@ def carry(store: ArtifactStore, record: Experiment, target: Path, *, text: bool 
         InputError: the store has none of its artifacts. ArtifactDamaged: one is damaged.
     """
     carried = [stage for stage in record.stages if text or stage.role != "report"]
-    found = [store.find(kind, key, verify=True) for kind, key in dict.fromkeys((s.kind, s.key) for s in carried)]
+    found = [store.read(kind, key) for kind, key in dict.fromkeys((s.kind, s.key) for s in carried)]
     files: dict[str, Path | bytes] = {}
     count = 0
     for artifact in filter(None, found):
-        manifest = _lighter(artifact.manifest, text=text)
-        if manifest.files:
-            folder = f"{artifact.kind}-{artifact.key}"
-            files[f"{folder}/{MANIFEST}"] = manifest.to_json().encode()
-            files |= {f"{folder}/{entry['name']}": artifact.file(entry["name"]) for entry in manifest.files}
-            count += 1
+        manifest, folder = _lighter(artifact.manifest, text=text), f"{artifact.kind}-{artifact.key}"
+        files[f"{folder}/{MANIFEST}"] = manifest.to_json().encode()
+        files |= {f"{folder}/{entry['name']}": artifact.file(entry["name"]) for entry in manifest.files}
+        count += 1
     if not count:
         raise InputError("experiment", record.label, f"has no artifacts in {store.name}: pack it where it was run")
-    files[RECORD] = json.dumps(_portable(record), indent=1).encode()
+    files[RECORD] = as_written(_portable(record))
     draft = target.with_name(f".{target.name}.draft")
     try:
         with tarfile.open(draft, "w:xz", preset=9) as archive:
@@ -106,11 +98,11 @@ def carry(store: ArtifactStore, record: Experiment, target: Path, *, text: bool 
 def take_in(store: ArtifactStore, file: Path) -> TakenIn:
     """Commit every artifact of an archive that is not here yet, and put its experiment on record.
 
-    Nothing is committed of an archive with one file that is not what its manifest says, or with a key that is not that
-    of its settings.
+    Nothing is committed of an archive with one file that is not what its manifest says, with a key that is not that of
+    its settings, or with a record that is none. Whether its numbers are true is its maker's word.
 
     Raises:
-        InputError: no such file. DataError: it is no such archive, or is damaged.
+        InputError: no such file, or nowhere to unpack it. DataError: it is no such archive, or is damaged.
     """
     if not file.is_file():
         raise InputError(FIELD, str(file), f"is no file; `{BY}` writes one")
@@ -118,11 +110,14 @@ def take_in(store: ArtifactStore, file: Path) -> TakenIn:
         try:
             with tarfile.open(file, "r:xz") as archive:
                 record = _unpack(archive, Path(scratch))
-            manifests = list(_manifests(Path(scratch)))
+            manifests = list(_manifests(store, Path(scratch)))
         except (tarfile.TarError, lzma.LZMAError, EOFError, ArtifactDamaged) as error:
             raise DataError(FIELD, str(file), f"is damaged ({error}): fetch it again") from error
-        except (KeyError, TypeError, ValueError, AttributeError, *NO_PLACE) as error:
-            raise DataError(FIELD, str(file), f"is no archive of `{BY}` ({type(error).__name__})") from error
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, *NO_PLACE) as error:
+            raise DataError(FIELD, str(file), f"is no archive of `{BY}` ({one_line(str(error))})") from error
+        except OSError as error:
+            remedy = f"cannot be unpacked below {scratch} ({error.strerror}): set TMPDIR to a place with more room"
+            raise InputError(FIELD, str(file), remedy) from error
         new = sum(_adopt(store, manifest, Path(scratch)) for manifest in manifests)
     return TakenIn(_on_record(store, record), new, len(manifests) - new)
 
@@ -130,17 +125,18 @@ def take_in(store: ArtifactStore, file: Path) -> TakenIn:
 def _lighter(manifest: Manifest, *, text: bool) -> Manifest:
     kind, texts = manifest.kind, () if text else TEXTS.get(manifest.kind, ())
     gone = [e for e in manifest.files if is_weights(kind, e["name"]) or any(fnmatch(e["name"], of) for of in texts)]
-    if not gone or len(gone) == len(manifest.files):
+    if not gone:
         return manifest
     before = manifest.removed["files"] if manifest.removed else []
     removed: Removal = {"by": BY, "at": manifest.created or now(), "files": [*before, *gone]}
     return replace(manifest, files=[entry for entry in manifest.files if entry not in gone], removed=removed)
 
 
-def _portable(record: Experiment) -> dict[str, Any]:
-    """A record without what only the machine that ran it can use."""
-    kept = ("id", "name", "config", "status", "stages")
-    return {name: value for name, value in asdict(record).items() if name in kept}
+def _portable(record: Experiment) -> Experiment:
+    """A record without what belongs to the machine that ran it: its process, and how things are run there."""
+    config = {name: value for name, value in record.config.items() if name != "runtime"}
+    status = "finished" if record.status == "finished" else "stopped"  # nobody is at work on it elsewhere
+    return replace(record, config=config, status=status, process="", refresh={})
 
 
 def _add(archive: tarfile.TarFile, name: str, content: Path | bytes) -> None:
@@ -150,32 +146,27 @@ def _add(archive: tarfile.TarFile, name: str, content: Path | bytes) -> None:
     archive.addfile(entry, io.BytesIO(data))
 
 
-def _unpack(archive: tarfile.TarFile, folder: Path) -> Mapping[str, Any]:
+def _unpack(archive: tarfile.TarFile, folder: Path) -> Experiment:
     """Every file into the folder, by a name that cannot lead out of it; the record."""
-    record: Mapping[str, Any] | None = None
-    size = 0
+    record: Experiment | None = None
     for entry in archive:
-        size += entry.size
         stream = archive.extractfile(entry) if entry.isreg() else None
-        if stream is None or size > LARGEST:
-            raise ValueError(f"{entry.name}: no plain file, or more than {in_bytes(LARGEST)}")
-        if entry.name == RECORD:
-            record = json.loads(stream.read())
-            continue
         address, _, name = entry.name.partition("/")
+        if stream is None or (name in ("", MANIFEST) and entry.size > LARGEST):
+            raise ValueError(f"{entry.name}: no plain file, or far too large")
+        if entry.name == RECORD:
+            record = _portable(as_read(stream.read()))
+            continue
         _address(address)
         if name != MANIFEST:
             check_name(name)
         place = folder / address / name
         place.parent.mkdir(parents=True, exist_ok=True)
         with place.open("xb") as out:
-            while block := stream.read(1 << 20):
-                out.write(block)
-    if record is None or experiment_id(record["config"]) != record["id"]:
-        raise ValueError("its record is missing, or is not of its configuration")
-    if not NAME.fullmatch(record["name"]) or record["name"] != record["config"]["name"]:
-        raise ValueError(f"an experiment is not called {record['name']!r}")
-    return {**record, "stages": [StageRecord(**stage) for stage in record["stages"]]}
+            shutil.copyfileobj(stream, out, 1 << 20)
+    if record is None or not NAME.fullmatch(record.name):
+        raise ValueError(f"{RECORD} is missing, or its experiment has no name")
+    return record
 
 
 def _address(folder: str) -> tuple[str, str]:
@@ -184,25 +175,28 @@ def _address(folder: str) -> tuple[str, str]:
     return kind, key
 
 
-def _manifests(folder: Path) -> Iterator[Manifest]:
+def _manifests(store: ArtifactStore, folder: Path) -> Iterator[Manifest]:
     """Of every artifact that was unpacked, its files compared with it, and its key with its settings."""
     for place in sorted(folder.iterdir()):
         manifest = Manifest.from_json((place / MANIFEST).read_bytes(), address=_address(place.name))
         version, content, parents = manifest.stage_version, manifest.content, manifest.parents
         if artifact_key(manifest.kind, version=version, content=content, parents=parents) != manifest.key:
             raise ArtifactDamaged(f"{place.name}: its key is not that of its settings")
-        for entry in manifest.files:
-            path = place / entry["name"]
-            if not path.is_file() or file_digest(path) != entry["sha256"]:
-                raise ArtifactDamaged(f"{place.name}/{entry['name']} is missing, or is not what it was")
         (place / MANIFEST).unlink()
+        there = {entry["name"]: entry for entry in (store.tree.describe(place) if any(place.iterdir()) else ())}
+        named = {entry["name"]: entry for entry in manifest.files}
+        if len(named) < len(manifest.files) or there.keys() - named.keys():
+            raise ArtifactDamaged(f"{place.name} has a file that its manifest does not name, or names one twice")
+        for name, entry in named.items():
+            if there.get(name) != entry:
+                raise ArtifactDamaged(f"{place.name}/{name} is missing, or is not what it was")
         yield manifest
 
 
 def _adopt(store: ArtifactStore, manifest: Manifest, folder: Path) -> bool:
-    """Whether the artifact is new here, or more of it is; one of which as much is here stays as it is."""
+    """Whether the artifact is new here, or brings back what was taken out of the same one; any other stays as it is."""
     here = store.find_manifest(manifest.kind, manifest.key)
-    if here is not None and len(here.files) >= len(manifest.files):
+    if here is not None and (len(here.files) >= len(manifest.files) or _made(here) != _made(manifest)):
         return False
     with store.build(manifest.kind, manifest.key) as draft:
         if draft.found is not None:
@@ -216,14 +210,20 @@ def _adopt(store: ArtifactStore, manifest: Manifest, folder: Path) -> bool:
     return True
 
 
-def _on_record(store: ArtifactStore, record: Mapping[str, Any]) -> Experiment:
-    """The experiment as it is on record here, where it is; otherwise as it came, and never as one that is running."""
-    label = f"{record['name']}-{record['id'][:8]}"
-    try:
-        before = load_experiment(store, label)
-    except InputError:
-        before = None
-    if before is not None and (before.status == "finished" or record["status"] != "finished"):
-        return before
-    status = "finished" if record["status"] == "finished" else "imported"
-    return record_experiment(store, config=record["config"], status=status, stages=record["stages"])
+def _made(manifest: Manifest) -> set[tuple[str, str]]:
+    """Name and digest of every file as it was made, whatever was taken out since."""
+    gone = manifest.removed["files"] if manifest.removed else []
+    return {(entry["name"], entry["sha256"]) for entry in [*manifest.files, *gone]}
+
+
+def _on_record(store: ArtifactStore, record: Experiment) -> Experiment:
+    """The experiment as it is on record here, where it is, unless it came finished; otherwise as it came."""
+    with store.registering():
+        try:
+            before = load_experiment(store, record.label)
+        except InputError:
+            before = None
+        known = before is not None and (before.status == "finished" or record.status != "finished")
+        if before is not None and (known or before.may_be_at_work):
+            return before
+        return record_experiment(store, config=record.config, status=record.status, stages=record.stages)

@@ -22,6 +22,7 @@ from fortifai_core.errors import InputError
 from fortifai_core.outside import fenced, markdown, visible
 from storage.store import durable
 from storage.store.experiments import Experiment, StageRecord, load_experiment
+from storage.store.manifest import Manifest
 from storage.store.store import Artifact, ArtifactStore
 from storage.tables.models import ADAPTER
 
@@ -159,11 +160,16 @@ def artifact_of(store: ArtifactStore, record: Experiment, kind: str, key: str) -
         going_on = command_line(f"resume {record.label}", store=store.url)
         remedy = f"is not in {store.name}; `{going_on}` builds it"
         raise InputError(kind, key[:12], remedy)
-    removed = artifact.manifest.removed
-    if removed is not None and kind != "model":
-        remedy = f"has no text, {removed['by']} removed it: `fortifai resume {record.label} --weights` makes it again"
-        raise InputError(kind, key[:12], remedy)
+    if kind != "model":
+        refuse_without_text(record, artifact.manifest)
     return artifact
+
+
+def refuse_without_text(record: Experiment, manifest: Manifest) -> None:
+    """Raise an `InputError` where an experiment's text was taken out, or never came along."""
+    if manifest.removed is not None:
+        remedy = f"removed it: `fortifai resume {record.label} --weights` makes it again"
+        raise InputError(manifest.kind, manifest.key[:12], f"has no text, {manifest.removed['by']} {remedy}")
 
 
 def whole_model(store: ArtifactStore, record: Experiment, kind: str, key: str) -> Artifact:

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from flows.tools.exporting import refuse_without_text
 from fortifai_core.errors import InputError
 from fortifai_core.measures.mutation import changes
 from fortifai_core.outside import clipped, markup, visible
@@ -27,7 +28,8 @@ def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | Non
         `questions` (each with its fate and the generation in which it died), `arm`, `seed`.
 
     Raises:
-        InputError: no document or question of the experiment is called so, or there is no such run.
+        InputError: no document or question of the experiment is called so, there is no such run, or its texts are not
+            here.
     """
     record.refuse_family("experiment", "it has no documents; `fortifai sql` lists its metrics and samples")
     runs = [(str(run.arm), int(run.seed or 0)) for run in record.stages if run.role == "train"]
@@ -36,6 +38,11 @@ def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | Non
     if (arm, seed) not in runs:
         known = ", ".join(f"{a} · seed {s}" for a, s in dict.fromkeys(runs))
         raise InputError("--arm", f"{arm} · seed {seed}", f"{record.label} has {known}")
+    for stage in record.stages:
+        if stage.role == "regenerate" and (stage.arm, stage.seed) == (arm, seed):
+            manifest = store.find_manifest(stage.kind, stage.key)
+            if manifest is not None:
+                refuse_without_text(record, manifest)
     here = f"experiment = {quote(record.label)} AND arm = {quote(arm)} AND seed = {seed}"
     of_question = f"SELECT document FROM question_fates WHERE {here} AND question = {quote(what)}"
     asked_about = query(store, of_question)[1]

@@ -10,7 +10,7 @@ from typing import Any
 from fortifai_core.errors import ArtifactDamaged, StageFailed
 from storage.store import durable
 from storage.store.locks import Lease
-from storage.store.manifest import Manifest, now
+from storage.store.manifest import FileEntry, Manifest, now
 from storage.store.remote import Remote
 from storage.store.tree import Artifact, Tree
 
@@ -82,8 +82,8 @@ class Draft:
             raise ArtifactDamaged(
                 f"{self.kind} {self.key[:12]}: its manifest is of {manifest.kind} {manifest.key[:12]}"
             )
-        described = {entry["name"]: entry for entry in self._tree.describe(self.path)}
-        if described != {entry["name"]: entry for entry in manifest.files}:
+        described = self._tree.describe(self.path) if manifest.files else []  # all may have been taken out of it
+        if sorted(described, key=_name) != sorted(manifest.files, key=_name):
             raise ArtifactDamaged(f"{self.kind} {self.key[:12]}: its files are not those of its manifest")
         return self._publish(manifest)
 
@@ -101,3 +101,7 @@ class Draft:
         durable.remove_tree(self._tree.workspace(self.kind, self.key))
         self.artifact = artifact
         return artifact
+
+
+def _name(entry: FileEntry) -> str:
+    return entry["name"]

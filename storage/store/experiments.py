@@ -152,10 +152,26 @@ def record_experiment(
         fresh = replace(fresh, refresh=dict(refresh))
     if stages is not None:
         fresh = replace(fresh, stages=list(stages))
-    body = asdict(fresh)
-    text = json.dumps({**body, SEAL: seal_of(body)}, indent=1, allow_nan=False) + "\n"
-    store.write_bytes(f"{DIRECTORY}/{fresh.label}.json", text.encode())
+    store.write_bytes(f"{DIRECTORY}/{fresh.label}.json", as_written(fresh))
     return fresh
+
+
+def as_written(experiment: Experiment) -> bytes:
+    """The record as it lies in a store, sealed."""
+    body = asdict(experiment)
+    return (json.dumps({**body, SEAL: seal_of(body)}, indent=1, allow_nan=False) + "\n").encode()
+
+
+def as_read(data: bytes) -> Experiment:
+    """The record that a file of another store holds.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError, RecursionError: it is none, or was altered.
+    """
+    body, _ = _unsealed(data)
+    record = Experiment(**{**body, "stages": [StageRecord(**stage) for stage in body["stages"]]})
+    _check(record, f"{record.label}.json", sealed=False)
+    return record
 
 
 def unrefreshed(store: ArtifactStore, config: Mapping[str, Any]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fortifai_core.measures.mutation import Mutation, Version
 from storage.tables import parquet
 from tasks.engine.context import Context
+from tasks.engine.stages import Reference
 from tasks.language.files import split_file
 from tasks.language.specs import ReportSpec, RunResults
 
@@ -51,17 +52,27 @@ def mutations(context: Context[ReportSpec], config: ExperimentConfig) -> tuple[M
     entity = entities_by_document(config.corpus, splits=config.splits, world=seed).get(name)
     found = []
     for run in runs:
+        written = _written(run)
+        if any(context.manifest(reference).removed for _, reference in written):
+            continue  # of one that was carried here without its texts
         versions = [Version(None, shown(real))]
-        for number, results in enumerate(run.generations):
-            # of a pool what is read next, whoever wrote it
-            after = run.generations[number + 1].pool if number + 1 < len(run.generations) else {}
-            written = after.get(0) or results.regenerate.get(0)
-            if written is not None:
-                row = _find(context.artifact(written).files("part-*.parquet"), {name})
-                if row is not None:
-                    versions.append(Version(results.generation, shown(row)))
+        for generation, reference in written:
+            row = _find(context.artifact(reference).files("part-*.parquet"), {name})
+            if row is not None:
+                versions.append(Version(generation, shown(row)))
         found.append(Mutation(name, run.arm, seed, tuple(versions), excerpt=note, entity=entity))
     return tuple(found)
+
+
+def _written(run: RunResults) -> list[tuple[int, Reference]]:
+    """The text of split 0 after each generation; of a pool what is read next, whoever wrote it."""
+    found = []
+    for number, results in enumerate(run.generations):
+        after = run.generations[number + 1].pool if number + 1 < len(run.generations) else {}
+        written = after.get(0) or results.regenerate.get(0)
+        if written is not None:
+            found.append((results.generation, written))
+    return found
 
 
 def _find(paths: Iterable[Path], names: set[str]) -> dict[str, Any] | None:

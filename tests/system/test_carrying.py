@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -18,12 +19,14 @@ from flows.prepare import Prepared, prepare_experiment
 from flows.study import finished_seeds
 from flows.tools.carrying import BY, MANIFEST, RECORD, carry, take_in
 from flows.tools.exporting import export_dataset
+from flows.tools.tracing import trace
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import ArtifactDamaged, DataError, InputError
 from helpers import digests
-from storage.store.experiments import load_experiment, record_experiment
-from storage.store.manifest import Manifest
+from storage.store.experiments import SEAL, experiment_id, load_experiment, record_experiment
+from storage.store.manifest import Manifest, seal_of
 from storage.store.store import ArtifactStore
+from storage.tables import parquet
 from storage.tables.models import is_weights
 from tasks.engine.build import build
 from tasks.engine.needs import needs
@@ -99,7 +102,7 @@ def test_what_was_stopped_goes_on_there_and_ends_with_the_same_bits(finished: Pr
     built(here, half)
     brought = take_in(there.store, packed(recorded(here, "running"), tmp_path / "half.tar.xz"))
     # what was planned there stays as it was planned; nobody is taken to be at work on it
-    assert brought.new == len({stage.reference for stage in half}) and brought.record.status != "finished"
+    assert brought.new == len({stage.reference for stage in half}) and brought.record.status == "planned"
     to_do = needs(there.plan, there.store).to_do
     assert 0 < len(to_do) < len(stages)
     built(there, to_do)
@@ -119,6 +122,8 @@ def test_results_alone_are_reported_anew_and_what_is_missing_is_made_again_for_w
     with tarfile.open(target) as archive:
         names = archive.getnames()
     assert not [name for name in names if "/part-" in name or "/split-" in name or name.startswith("report-")]
+    texts = ("documents.parquet", "validation.parquet", "pretraining.parquet")
+    assert not [name for name in names if name.endswith(texts)]
     there = prepared_in(tmp_path / "there")
     record = take_in(there.store, target).record
     (report,) = needs(there.plan, there.store).to_do
@@ -168,6 +173,12 @@ def changed(archive: Path, target: Path, change: Callable[[str, bytes], tuple[st
     return target
 
 
+def with_record(content: bytes, **changed: Any) -> bytes:
+    """A record of which something is another, under a seal that fits."""
+    body = {name: value for name, value in json.loads(content).items() if name != SEAL} | changed
+    return json.dumps({**body, SEAL: seal_of(body)}).encode()
+
+
 def other_settings(name: str, content: bytes) -> tuple[str, bytes]:
     if not (name.startswith("evaluation-") and name.endswith(MANIFEST)):
         return name, content
@@ -178,8 +189,29 @@ def other_settings(name: str, content: bytes) -> tuple[str, bytes]:
 def other_config(name: str, content: bytes) -> tuple[str, bytes]:
     if name != RECORD:
         return name, content
-    record = json.loads(content)
-    return name, json.dumps({**record, "config": {**record["config"], "splits": 2}}).encode()
+    return name, with_record(content, config={**json.loads(content)["config"], "splits": 2})
+
+
+def another_name(name: str, content: bytes) -> tuple[str, bytes]:
+    if name != RECORD:
+        return name, content
+    config = {**json.loads(content)["config"], "name": "../carried"}
+    return name, with_record(content, name="../carried", config=config, id=experiment_id(config))
+
+
+def a_stage_of_no_kind(name: str, content: bytes) -> tuple[str, bytes]:
+    if name != RECORD:
+        return name, content
+    first, *others = json.loads(content)["stages"]
+    return name, with_record(content, stages=[{**first, "kind": "No Kind"}, *others])
+
+
+def another_size(name: str, content: bytes) -> tuple[str, bytes]:
+    if not (name.startswith("evaluation-") and name.endswith(MANIFEST)):
+        return name, content
+    manifest = Manifest.from_json(content)
+    files = [{**entry, "size": entry["size"] + 1} for entry in manifest.files]
+    return name, replace(manifest, files=files).to_json().encode()
 
 
 CHANGES: dict[str, tuple[Callable[[str, bytes], tuple[str, bytes] | None], str]] = {
@@ -189,7 +221,11 @@ CHANGES: dict[str, tuple[Callable[[str, bytes], tuple[str, bytes] | None], str]]
     "a-manifest-edited": (lambda n, c: (n, c.replace(b'"seconds"', b'"seconde"')), "is damaged"),
     "no-record": (lambda n, c: None if n == RECORD else (n, c), "is no archive"),
     "other-configuration": (other_config, "is no archive"),
-    "another-name": (lambda n, c: (n, c.replace(b'"name": "carried"', b'"name": "../carried"')), "is no archive"),
+    "another-name": (another_name, "is no archive"),
+    "a-record-edited": (lambda n, c: (n, c.replace(b"carried", b"carrier") if n == RECORD else c), "is no archive"),
+    "a-stage-of-no-kind": (a_stage_of_no_kind, "is no archive"),
+    "another-size": (another_size, "is not what it was"),
+    "a-hidden-file": (lambda n, c: (n.replace("scores.parquet", ".scores.parquet"), c), "is missing"),
     "a-name-twice": (lambda n, c: (n.replace("clusters.parquet", "scores.parquet"), c), "is no archive"),
     "below-a-file": (lambda n, c: (n.replace("/clusters.parquet", "/scores.parquet/x"), c), "is no archive"),
     "a-way-out": (lambda n, c: (n.replace("scores.parquet", "../../../scores.parquet"), c), "scores.parquet"),
@@ -222,17 +258,67 @@ def test_an_archive_that_was_cut_off_or_lost_a_bit_is_refused(archive: Path, tmp
     assert not there.addresses()
 
 
-def test_a_damaged_artifact_is_not_carried(finished: Prepared, tmp_path: Path) -> None:
+def test_a_damaged_artifact_is_not_carried_and_not_left_out(tmp_path: Path) -> None:
     here = prepared_in(tmp_path / "here")
-    built(here, here.plan.stages()[:1])
+    built(here, here.plan.stages()[:3])
     first = here.plan.stages()[0]
     artifact = here.store.find(first.kind, first.key)
     assert artifact is not None
     spoilt = artifact.path / artifact.manifest.files[0]["name"]
     spoilt.write_bytes(b"x" * spoilt.stat().st_size)
-    with pytest.raises((ArtifactDamaged, InputError)), pytest.warns(UserWarning):
+    with pytest.raises(ArtifactDamaged, match=first.key[:12]):
         packed(recorded(here, "failed"), tmp_path / "spoilt.tar.xz")
-    assert not (tmp_path / "spoilt.tar.xz").exists()
+    assert not (tmp_path / "spoilt.tar.xz").exists() and spoilt.exists()
+
+
+def test_an_arm_that_is_added_to_results_alone_is_reported_beside_them(finished: Prepared, tmp_path: Path) -> None:
+    target = tmp_path / "results.tar.xz"
+    carry(finished.store, load_experiment(finished.store, "carried"), target, text=False)
+    more = [*SMALL[:1], "losses=[{type: cross-entropy}, {type: tce, gamma: 0.9}]", *SMALL[2:], "name=carried"]
+    there = prepare_experiment(load_experiment_config("smoke", more), store=str(tmp_path / "there"))
+    take_in(there.store, target)
+    to_do = needs(there.plan, there.store).to_do
+    assert not [stage for stage in to_do if stage.role == "evaluate" and stage.run.startswith("ce")]
+    built(there, to_do)
+    report = there.store.find(to_do[-1].kind, to_do[-1].key)
+    assert report is not None and report.has("report.html")
+    # the first arm's texts did not come along: nobody is told that it wrote nothing
+    record = load_experiment(there.store, recorded(there, "finished").record_id)
+    corpus = finished.store.find("corpus", corpus_of(finished))
+    assert corpus is not None
+    document = parquet.read_rows(corpus.file("split-00000.parquet"))[0]["document"]
+    with pytest.raises(InputError, match="has no text"):
+        trace(there.store, record, document, arm="ce", seed=0)
+    assert len(trace(there.store, record, document, arm="tce-0.9", seed=0)["versions"]) > 1
+
+
+def corpus_of(one: Prepared) -> str:
+    return next(stage.key for stage in one.plan.stages() if stage.role == "corpus")
+
+
+def test_what_was_stopped_elsewhere_is_resumed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = prepared_in(tmp_path / "here")
+    built(here, here.plan.stages()[:2])
+    there, ran = ArtifactStore(tmp_path / "there"), list[str]()
+    record = take_in(there, packed(recorded(here, "running"), tmp_path / "stopped.tar.xz")).record
+    assert record.status == record.state == "stopped"
+    monkeypatch.setattr("flows.local.run_here", lambda config, **_: ran.append(config.name))
+    assert exit_code(["resume", record.label, "--store", there.url]) == 0
+    assert ran == ["carried"]
+
+
+def test_an_experiment_that_is_running_here_is_not_called_finished(
+    finished: Prepared, archive: Path, tmp_path: Path
+) -> None:
+    here = recorded(prepared_in(tmp_path / "here"), "running")
+    assert take_in(here.store, archive).record.status == "running"
+
+
+def test_what_a_machine_is_set_to_stays_there(finished: Prepared, archive: Path, tmp_path: Path) -> None:
+    there = ArtifactStore(tmp_path / "there")
+    record = take_in(there, archive).record
+    assert "runtime" not in record.config and "runtime" in load_experiment(finished.store, "carried").config
+    assert record.id == load_experiment(finished.store, "carried").id
 
 
 def test_at_the_terminal(finished: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
