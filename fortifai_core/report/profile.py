@@ -80,7 +80,7 @@ def _nothing(profile: Profile) -> str:
 def _words(definition: Definition, *said: str, whole: bool = True) -> str:
     """A definition in a list: `perplexity (any rise, M3)`; not `whole`: its measure, `perplexity (1.2×)`."""
     head, _, rest = definition.title.partition(", ")
-    head = head[0].lower() + head[1:]
+    head = head if head.isupper() else head[0].lower() + head[1:]  # MAUVE is a name
     brackets = ", ".join([*([rest] if rest and whole else []), *said])
     return f"{head} ({brackets})" if brackets else head
 

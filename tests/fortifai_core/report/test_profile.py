@@ -44,7 +44,7 @@ def test_one_run_says_how_much_it_leaves_open() -> None:
 
 
 def test_lists_of_definitions_can_be_read() -> None:
-    """Two titles hold a comma; a comparison is of the measure, not of either threshold; KL stays KL."""
+    """Two titles hold a comma; a comparison is of the measure, not of either threshold; KL stays KL, and MAUVE."""
     rising = runs([0.0, 0.5], [0.0, 0.51], [0.0, 0.49], [0.0, 0.5])
     flat = runs([0.0, 0.0], [0.0, 0.001], [0.0, -0.001], [0.0, 0.0])
     found = summary(judged({"a": {"risk": rising}, "b": {"risk": flat}}, ANY, TWICE))
@@ -53,6 +53,9 @@ def test_lists_of_definitions_can_be_read() -> None:
     kl = next(d for d in language_definitions() if d.name == "model-kl")
     courses = runs([0.0, 0.1], [0.0, 0.11], [0.0, 0.09])
     assert summary(judged({"a": {"model-kl": courses}}, kl))[1] == "a: did not by model KL."
+    mauve = next(d for d in language_definitions() if d.name == "mauve")
+    near = runs([0.9, 0.9], [0.9, 0.91], [0.9, 0.89])
+    assert summary(judged({"a": {"mauve-0": near}}, mauve))[1] == "a: did not by MAUVE."
 
 
 def test_how_far_it_was_judged_stands_in_the_table_the_sentence_and_the_rows() -> None:
