@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-MEGABYTES = int(os.environ.get("FORTIFAI_TEST_MEGABYTES", 96))  # 2000: an hour or more on one core
+MEGABYTES = int(os.environ.get("FORTIFAI_TEST_MEGABYTES", 96))  # 2000: 15 minutes of one core
 ALLOWED = 320  # MB above what the loaded packages need, whatever the size; held whole, 96 MB of text take over 1,000
 # Builds every stage between the file and a training, in a process whose peak is its own.
 BUILD = """
