@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from fortifai_core.errors import InputError, within
 from fortifai_core.parsing import local_path, said
+from storage.store import durable
 
 
 def file_to_write(option: str, path: Path, *, endings: tuple[str, ...]) -> Path:
@@ -33,6 +36,20 @@ def folder_to_make(option: str, path: Path) -> Path:
         place = local_path(path)
     _try(option, place, new=True)
     return place
+
+
+@contextlib.contextmanager
+def whole_file(option: str, target: Path) -> Iterator[Path]:
+    """Where to write a file that takes its place when the block ends well.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        with durable.replacing(target) as aside:
+            yield aside
+    except OSError as error:
+        raise InputError(option, str(target), f"cannot be written ({said(error)}); name another place") from error
 
 
 def _try(option: str, place: Path, *, new: bool = False) -> None:

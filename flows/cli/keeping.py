@@ -155,6 +155,8 @@ def pack(
                     f"{len(checked.different)} are not, {checked.absent} are not there."
                 )
         raise typer.Exit(1 if checked.problems else 0)
+    if not (text or artifacts):
+        raise InputError("--no-text", "without --artifacts", "a reviewer's pack never holds text: add --artifacts")
     ending = carrying.ENDING if artifacts else ".zip"
     if target is not None:
         target = file_to_write("--out", target, endings=(ending,))

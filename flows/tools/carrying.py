@@ -22,15 +22,16 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
+from flows.outputs import whole_file
 from fortifai_core.errors import ArtifactDamaged, DataError, InputError, one_line
 from storage.store.experiments import Experiment, as_read, as_written, load_experiment, record_experiment
 from storage.store.keys import artifact_key
-from storage.store.manifest import Manifest, Removal, check_address, check_name, now
+from storage.store.manifest import MANIFEST_NAME, Manifest, Removal, check_address, check_name, now
 from storage.store.store import ArtifactStore
 from storage.tables.models import is_weights
 
 ENDING = ".tar.xz"
-RECORD, MANIFEST = "experiment.json", "manifest.json"
+RECORD = "experiment.json"
 LARGEST = 1 << 26  # bytes of a record or a manifest, which are read whole
 BY = "fortifai pack --artifacts"
 FIELD = "file"
@@ -75,23 +76,16 @@ def carry(store: ArtifactStore, record: Experiment, target: Path, *, text: bool 
     count = 0
     for artifact in filter(None, found):
         manifest, folder = _lighter(artifact.manifest, text=text), f"{artifact.kind}-{artifact.key}"
-        files[f"{folder}/{MANIFEST}"] = manifest.to_json().encode()
+        files[f"{folder}/{MANIFEST_NAME}"] = manifest.to_json().encode()
         files |= {f"{folder}/{entry['name']}": artifact.file(entry["name"]) for entry in manifest.files}
         count += 1
     if not count:
         raise InputError("experiment", record.label, f"has no artifacts in {store.name}: pack it where it was run")
     files[RECORD] = as_written(_portable(record))
-    draft = target.with_name(f".{target.name}.draft")
-    try:
-        with tarfile.open(draft, "w:xz", preset=9) as archive:
-            # files of one name, which are alike, beside each other
-            for name in sorted(files, key=lambda name: (name != RECORD, name.rpartition("/")[::-1])):
-                _add(archive, name, files[name])
-        draft.replace(target)
-    except OSError as error:
-        raise InputError("--out", str(target), f"cannot be written ({error.strerror or error})") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole_file("--out", target) as aside, tarfile.open(aside, "w:xz", preset=9) as archive:
+        # files of one name, which are alike, beside each other
+        for name in sorted(files, key=lambda name: (name != RECORD, name.rpartition("/")[::-1])):
+            _add(archive, name, files[name])
     return count
 
 
@@ -152,13 +146,13 @@ def _unpack(archive: tarfile.TarFile, folder: Path) -> Experiment:
     for entry in archive:
         stream = archive.extractfile(entry) if entry.isreg() else None
         address, _, name = entry.name.partition("/")
-        if stream is None or (name in ("", MANIFEST) and entry.size > LARGEST):
+        if stream is None or (name in ("", MANIFEST_NAME) and entry.size > LARGEST):
             raise ValueError(f"{entry.name}: no plain file, or far too large")
         if entry.name == RECORD:
             record = _portable(as_read(stream.read()))
             continue
         _address(address)
-        if name != MANIFEST:
+        if name != MANIFEST_NAME:
             check_name(name)
         place = folder / address / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -178,11 +172,11 @@ def _address(folder: str) -> tuple[str, str]:
 def _manifests(store: ArtifactStore, folder: Path) -> Iterator[Manifest]:
     """Of every artifact that was unpacked, its files compared with it, and its key with its settings."""
     for place in sorted(folder.iterdir()):
-        manifest = Manifest.from_json((place / MANIFEST).read_bytes(), address=_address(place.name))
+        manifest = Manifest.from_json((place / MANIFEST_NAME).read_bytes(), address=_address(place.name))
         version, content, parents = manifest.stage_version, manifest.content, manifest.parents
         if artifact_key(manifest.kind, version=version, content=content, parents=parents) != manifest.key:
             raise ArtifactDamaged(f"{place.name}: its key is not that of its settings")
-        (place / MANIFEST).unlink()
+        (place / MANIFEST_NAME).unlink()
         there = {entry["name"]: entry for entry in (store.tree.describe(place) if any(place.iterdir()) else ())}
         named = {entry["name"]: entry for entry in manifest.files}
         if len(named) < len(manifest.files) or there.keys() - named.keys():

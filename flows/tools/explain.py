@@ -51,7 +51,7 @@ def explain_plan(plan: Plan, store: ArtifactStore) -> list[dict[str, Any]]:
         why = f"{planned.kind} {planned.key[:12]}" if is_there else ""
         manifest = found.manifests.get(planned.reference)
         if manifest is not None and manifest.removed is not None:
-            gone = f"{manifest.removed['by']} removed its {manifest.lost} on {manifest.removed['at'][:10]}"
+            gone = f"{manifest.removal} on {manifest.removed['at'][:10]}"
             what = "them" if manifest.lost == "weights" else "it"
             if is_there:
                 why += f"; {gone}, and no stage to do needs {what}"

@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from flows.local import read_report
+from flows.outputs import whole_file
 from fortifai_core.errors import ArtifactDamaged, DataError, InputError
 from fortifai_core.wording import duration, in_bytes
 from storage.store.experiments import Experiment, experiment_id
@@ -90,16 +91,9 @@ def pack(store: ArtifactStore, record: Experiment, target: Path) -> Path:
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"):
         files[f"report/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
     sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
-    draft = target.with_name(f".{target.name}.draft")
-    try:
-        with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as packed:
-            for name, content in [(SUMS, sums.encode()), *sorted(files.items())]:
-                packed.writestr(_entry(name), content)
-        draft.replace(target)
-    except OSError as error:
-        raise InputError("--out", str(target), f"cannot be written ({error.strerror or error})") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    with whole_file("--out", target) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in [(SUMS, sums.encode()), *sorted(files.items())]:
+            packed.writestr(_entry(name), content)
     return target
 
 

@@ -80,6 +80,11 @@ class Manifest:
         names = [entry["name"] for entry in self.removed["files"]] if self.removed else []
         return "weights" if any(name.endswith(".safetensors") for name in names) else "text"
 
+    @property
+    def removal(self) -> str:
+        """Who took what out of it, as `fortifai gc removed its weights`; empty where all of it is there."""
+        return f"{self.removed['by']} removed its {self.lost}" if self.removed else ""
+
     def to_json(self) -> str:
         """The text of `manifest.json`, sealed with a digest of itself so that a flipped bit in it shows.
 

@@ -91,10 +91,7 @@ async def _from_whole_parents(stage: Stage, session: Session, on_progress: OnPro
         for parent, manifest in _not_whole(stage, session).items():
             known = unique(session.plan.uses())
             if parent in known:
-                by = manifest.removed["by"] if manifest.removed else ""
-                session.reporter.noted(
-                    f"{known[parent].label} is made again for {stage.label}: {by} removed its {manifest.lost}"
-                )
+                session.reporter.noted(f"{known[parent].label} is made again for {stage.label}: {manifest.removal}")
                 await _built(known[parent])
         try:
             return await session.pool.build(stage, on_progress)

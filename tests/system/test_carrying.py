@@ -17,14 +17,14 @@ from flows.cli.app import app, exit_code
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, prepare_experiment
 from flows.study import finished_seeds
-from flows.tools.carrying import BY, MANIFEST, RECORD, carry, take_in
+from flows.tools.carrying import BY, RECORD, carry, take_in
 from flows.tools.exporting import export_dataset
 from flows.tools.tracing import trace
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import ArtifactDamaged, DataError, InputError
 from helpers import digests
 from storage.store.experiments import SEAL, experiment_id, load_experiment, record_experiment
-from storage.store.manifest import Manifest, seal_of
+from storage.store.manifest import MANIFEST_NAME, Manifest, seal_of
 from storage.store.store import ArtifactStore
 from storage.tables import parquet
 from storage.tables.models import is_weights
@@ -180,7 +180,7 @@ def with_record(content: bytes, **changed: Any) -> bytes:
 
 
 def other_settings(name: str, content: bytes) -> tuple[str, bytes]:
-    if not (name.startswith("evaluation-") and name.endswith(MANIFEST)):
+    if not (name.startswith("evaluation-") and name.endswith(MANIFEST_NAME)):
         return name, content
     manifest = Manifest.from_json(content)
     return name, replace(manifest, content={**manifest.content, "splits": [0]}).to_json().encode()
@@ -207,7 +207,7 @@ def a_stage_of_no_kind(name: str, content: bytes) -> tuple[str, bytes]:
 
 
 def another_size(name: str, content: bytes) -> tuple[str, bytes]:
-    if not (name.startswith("evaluation-") and name.endswith(MANIFEST)):
+    if not (name.startswith("evaluation-") and name.endswith(MANIFEST_NAME)):
         return name, content
     manifest = Manifest.from_json(content)
     files = [{**entry, "size": entry["size"] + 1} for entry in manifest.files]
@@ -331,6 +331,7 @@ def test_at_the_terminal(finished: Prepared, tmp_path: Path, monkeypatch: pytest
     assert taken.exit_code == 0 and "artifacts taken in, 0 were here" in " ".join(taken.output.split())
     refused = {
         ("pack", "carried", "--artifacts", "--out", str(tmp_path / "x.zip"), "--store", store): "ends in .tar.xz",
+        ("pack", "carried", "--no-text", "--store", store): "add --artifacts",
         ("import", str(tmp_path / "gone.tar.xz"), "--store", store): "is no file",
         ("import", str(made), "--name", "other", "--store", store): "keeps its name",
     }
