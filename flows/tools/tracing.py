@@ -40,7 +40,7 @@ def trace(store: ArtifactStore, record: Experiment, what: str, *, arm: str | Non
         raise InputError("--arm", f"{arm} · seed {seed}", f"{record.label} has {known}")
     for stage in record.stages:
         if stage.role == "regenerate" and (stage.arm, stage.seed) == (arm, seed):
-            manifest = store.find_manifest(stage.kind, stage.key)
+            manifest = store.peek(stage.kind, stage.key)
             if manifest is not None:
                 refuse_without_text(record, manifest)
     here = f"experiment = {quote(record.label)} AND arm = {quote(arm)} AND seed = {seed}"

@@ -57,6 +57,7 @@ class Draft:
             EncodingError: a value that JSON cannot hold exactly.
             StoreError: no space left.
         """
+        self._refuse_twice()
         return self._publish(
             Manifest(
                 kind=self.kind,
@@ -76,8 +77,10 @@ class Draft:
         """Make the draft the artifact that another store committed: its manifest is taken as it is.
 
         Raises:
+            StageFailed: committed before, or the lease was lost meanwhile.
             ArtifactDamaged: it is the manifest of another artifact, or of other files than those of the draft.
         """
+        self._refuse_twice()
         if (manifest.kind, manifest.key) != (self.kind, self.key):
             raise ArtifactDamaged(
                 f"{self.kind} {self.key[:12]}: its manifest is of {manifest.kind} {manifest.key[:12]}"
@@ -87,9 +90,11 @@ class Draft:
             raise ArtifactDamaged(f"{self.kind} {self.key[:12]}: its files are not those of its manifest")
         return self._publish(manifest)
 
-    def _publish(self, manifest: Manifest) -> Artifact:
+    def _refuse_twice(self) -> None:
         if self.artifact is not None:
             raise StageFailed(f"{self.kind} {self.key[:12]} is committed already: an artifact never changes")
+
+    def _publish(self, manifest: Manifest) -> Artifact:
         manifest.to_json()  # what cannot be encoded is refused before anything is moved
         if self._held is not None:  # a file lock cannot be lost while its owner lives
             self._held.check()
