@@ -121,7 +121,9 @@ def main() -> None:
     try:
         torchrun()
     except ChildFailedError as error:
-        number, failure = error.get_first_failure()
+        # one that a signal ended is why the others lost their connection, though torch may see them end at once
+        killed = ((number, failure) for number, failure in error.failures.items() if failure.exitcode < 0)
+        number, failure = next(killed, error.get_first_failure())
         died = {"event": "died", "rank": number, "code": failure.exitcode}
         print(json.dumps(died), flush=True)
         print(error, file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from flows.load import load_experiment_config
 from flows.prepare import Prepared, prepare_experiment
@@ -21,6 +23,7 @@ from fortifai_core.errors import InputError
 from storage.store.provenance import drift
 from storage.store.store import Artifact, ArtifactStore
 from tasks.engine.build import build
+from tasks.engine.launch import main
 from tasks.engine.pool import ProcessWorker, WorkerError, check_processes, pool_size
 from tasks.engine.stages import Stage
 
@@ -100,6 +103,23 @@ def two(begun: tuple[Prepared, Stage], tmp_path_factory: pytest.TempPathFactory)
     artifact = build(begun[1], store, TWO, progress=lambda *_: None)[0]
     assert not list((store.root / "work").glob("model-*"))
     return artifact
+
+
+@pytest.mark.parametrize(("codes", "named"), [({0: 1, 1: -9}, 1), ({0: 1}, 0), ({0: -9, 1: 1}, 0)])
+def test_of_several_that_end_at_the_same_time_the_killed_one_is_named(
+    codes: dict[int, int], named: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one that lost its connection to a killed process may be seen first: it says nothing of why."""
+
+    def torchrun() -> None:
+        raise ChildFailedError("two", {rank: ProcessFailure(rank, 1, code, "") for rank, code in codes.items()})
+
+    monkeypatch.setattr("torch.distributed.run.main", torchrun)
+    monkeypatch.setattr("tasks.engine.launch.die_with_parent", lambda: None)
+    with pytest.raises(SystemExit):
+        main()
+    said = json.loads(capsys.readouterr().out)
+    assert (said["rank"], said["code"]) == (named, codes[named])
 
 
 @pytest.mark.long
