@@ -22,15 +22,14 @@ from flows.prepare import plan_for, prepare_experiment
 from flows.stores import open_store
 from flows.tools.carrying import carry
 from flows.tools.profiling import read_profile, show
-from fortifai_core.charts.svg import svg, with_line
+from fortifai_core.charts.svg import with_line
 from fortifai_core.errors import InputError
 from fortifai_core.outcomes.contrasts import Contrast
 from fortifai_core.outcomes.profile import Compared
 from fortifai_core.outside import markup
 from fortifai_core.report.contrasts import (
-    Values,
-    contrast_chart,
     contrast_rows,
+    contrast_svg,
     contrast_table,
     contrasts_of,
     values_of,
@@ -64,7 +63,15 @@ class Question:
 
 QUESTIONS = {
     "reproduction": Question("Does TCE keep more than cross entropy, in the paper's regime?", "study-reproduction"),
-    "map": Question("Where does TCE act: which gamma, with which decoding?", "study-map"),
+    "map": Question(
+        "Where does TCE act: which gamma, with which decoding?",
+        "study-map",
+        contrasts=tuple(
+            Contrast(f"TCE {gamma}, {words}", (f"tce-{gamma}-{decoding}",), (f"ce-{decoding}",))
+            for decoding, words in (("greedy", "greedy"), ("t0.6", "T = 0.6"), ("t1", "T = 1"))
+            for gamma in ("0.5", "0.9", "0.99")
+        ),
+    ),
     "beyond": Question("Does anything do better than a fixed gamma, and what could any loss keep?", "study-beyond"),
     "regularisation": Question("Is it only regularisation?", "study-regularisation"),
     "compat": Question(
@@ -153,7 +160,7 @@ def run_study(
         }
         _keep(folder, target, question.figures, about)
         if contrasts:
-            _keep_contrasts(target, contrasts, question.contrasts, values, rests_on)
+            _keep_contrasts(target, contrasts, question.contrasts, rests_on)
         carry(one.store, record, target / ARTIFACTS, text=False)
         console.print(f"kept: {markup(target)}", soft_wrap=True)
     return {**outcome, "kept": str(target) if target is not None else None}
@@ -190,16 +197,13 @@ def _show_contrasts(found: Sequence[Compared], console: Console) -> None:
     console.print("[dim]95% intervals over seeds; told after one correction (Holm) for all of them[/]")
 
 
-def _keep_contrasts(
-    target: Path, found: Sequence[Compared], asked: Sequence[Contrast], values: Values, rests_on: str
-) -> None:
+def _keep_contrasts(target: Path, found: Sequence[Compared], asked: Sequence[Contrast], rests_on: str) -> None:
     as_csv = target / "contrasts.csv"
     contrast_table(found, asked).write_csv(as_csv)
     parquet.of_csv(as_csv, as_csv.with_suffix(".parquet"))
     as_csv.unlink()
-    drawing = svg(contrast_chart(values, asked), width=760, height=400, standalone=True)
-    if drawing:  # retention was measured
-        as_csv.with_suffix(".svg").write_text(with_line(drawing, rests_on), encoding="utf-8")
+    drawing = with_line(contrast_svg(found, width=960, standalone=True), rests_on)
+    as_csv.with_suffix(".svg").write_text(drawing, encoding="utf-8")
 
 
 def _results(report: Path) -> Sequence[dict[str, str]]:

@@ -101,12 +101,12 @@ def test_how_many_of_the_registered_seeds_an_answer_rests_on_is_said() -> None:
     assert [name for name, question in QUESTIONS.items() if not question.registered] == ["share"]
 
 
-def test_contrasts_are_kept_without_a_figure_where_retention_was_not_measured(tmp_path: Path) -> None:
+def test_contrasts_are_kept_and_drawn_by_what_was_measured(tmp_path: Path) -> None:
     asked = QUESTIONS["compat"].contrasts
     values: Values = {"kr-split-0": {}, "log-perplexity-real": {}, "model-kl": {}}
     values["log-perplexity-real"][0] = {arm: {1: 4.0, 2: 5.0 + len(arm)} for arm in asked[2].arms}
-    _keep_contrasts(tmp_path, contrasts_of(values, asked), asked, values, "2 of 5 registered seeds")
-    assert [path.name for path in tmp_path.iterdir()] == ["contrasts.parquet"]
+    _keep_contrasts(tmp_path, contrasts_of(values, asked), asked, "2 of 5 registered seeds")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["contrasts.parquet", "contrasts.svg"]
     assert pq.read_table(tmp_path / "contrasts.parquet").num_rows == 3
 
 

@@ -7,10 +7,11 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from fortifai_core.charts.svg import svg, with_line
+from fortifai_core.charts.svg import with_line
 from fortifai_core.outcomes.contrasts import Contrast
-from fortifai_core.report.contrasts import contrast_chart, contrast_rows, contrast_table, contrasts_of, values_of
+from fortifai_core.report.contrasts import contrast_rows, contrast_svg, contrast_table, contrasts_of, values_of
 
+SVG = {"svg": "http://www.w3.org/2000/svg"}
 GREEDY, THEIRS = Contrast("greedy", ("tce",), ("ce",)), Contrast("theirs", ("tce-theirs",), ("ce-theirs",))
 BOTH = (GREEDY, THEIRS, Contrast("more", ("tce-theirs", "ce"), ("ce-theirs", "tce")))
 # by arm: what each seed has above 60% in M1; perplexities are all 100, and 90 for TCE their way
@@ -78,18 +79,41 @@ def test_where_some_runs_were_stopped_what_all_still_have_is_judged_and_drawn() 
     assert heads == ["", f"{perplexity}, M0", "retention of split 0, M1", f"{perplexity}, M1"]
     assert [bool(cell) for cell in greedy] == [True, True, False, False]
     assert [bool(cell) for cell in theirs] == [True, False, True, True] and theirs[2].startswith("+30.0 points")
-    chart = contrast_chart(values_of(stopped), BOTH)
-    assert [[point.x for point in series.points] for series in chart.series] == [[0], [0, 1], [0]]
+    drawn = ET.fromstring(contrast_svg(found, width=900, standalone=True))
+    assert len(drawn.findall(".//svg:title", SVG)) == 4
 
 
-def test_the_figure_shows_each_generation_and_says_on_what_it_rests() -> None:
-    chart = contrast_chart(values_of(rows()), BOTH)
-    assert [[point.x for point in series.points] for series in chart.series] == [[0, 1]] * 3
-    assert chart.series[1].points[1].y == pytest.approx(30, abs=0.1)
-    plain = svg(chart, width=760, height=400, standalone=True)
+def test_the_figure_shows_what_each_contrast_tells_and_on_what_it_rests() -> None:
+    found = contrasts_of(values_of(rows()), BOTH)
+    assert contrast_svg((), width=900) == ""
+    plain = contrast_svg(found, width=900, standalone=True)
     before, after = ET.fromstring(plain), ET.fromstring(with_line(plain, "2 of 5 registered seeds"))
     assert "2 of 5 registered seeds" in [element.text for element in after]
-    assert (before.get("height"), before.get("viewBox")) == ("400", "0 0 760 400")
-    assert (after.get("height"), after.get("viewBox")) == ("422", "0 0 760 422")
+    height = float(before.get("height", ""))
+    assert (after.get("height"), after.get("viewBox")) == (f"{height + 22:g}", f"0 0 900 {height + 22:g}")
     papers = [element for element in after if element.get("class") == "paper"]
-    assert [paper.get("height") for paper in papers] == ["422"] and len(after) == len(before) + 1
+    assert [paper.get("height") for paper in papers] == [f"{height + 22:g}"] and len(after) == len(before) + 1
+    marks = {
+        tip.text: next(one for one in group if one.tag.endswith(("rect", "circle")))
+        for group in before.iterfind("svg:g", SVG)
+        if (tip := group.find("svg:title", SVG)) is not None
+    }
+    told = {(one.arm, one.definition.measure): one for one in found}
+    assert len(marks) == len(told) == 6
+    for words, kind in (
+        ("greedy: +0.1 points", "label"),  # equal
+        ("theirs: +30.0 points", "sound"),  # better: more is kept
+        ("theirs: 0.9×", "sound"),  # better: less perplexity
+    ):
+        (mark,) = (mark for tip, mark in marks.items() if tip and tip.startswith(words))
+        assert mark.get("class") == kind
+        zeros = [float(line.get("x1", "")) for line in before.iterfind("svg:line[@class='zero']", SVG)]
+        at = float(mark.get("cx") or float(mark.get("x", "")) + 5)
+        assert (kind == "sound") == any(-250 < at - zero < -20 for zero in zeros)
+
+
+def test_what_is_worse_lies_on_the_other_side_in_another_colour() -> None:
+    worse = contrasts_of(values_of(rows()), (Contrast("back", ("ce-theirs",), ("tce-theirs",)),))
+    assert {one.outcome for one in worse} == {"differs"}
+    drawn = contrast_svg(worse, width=900)
+    assert drawn.count('class="collapsed"') == 2 + 1 and drawn.count('class="sound"') == 1  # the legend's
