@@ -61,6 +61,15 @@ class Question:
     registered: bool = True
 
 
+SETTINGS = {
+    "6-epochs": "half the epochs",
+    "24-epochs": "twice the epochs",
+    "lr-0.001": "a third of the rate",
+    "lr-0.006": "twice the rate",
+    "narrow": "half as wide",
+    "wide": "half as wide again",
+    "half-real": "half the text real",
+}
 QUESTIONS = {
     "reproduction": Question("Does TCE keep more than cross entropy, in the paper's regime?", "study-reproduction"),
     "map": Question(
@@ -81,6 +90,35 @@ QUESTIONS = {
             Contrast("TCE, greedy", ("tce-0.9-greedy",), ("ce-greedy",)),
             Contrast("TCE, the authors' way", ("tce-0.9-authors",), ("ce-authors",)),
             Contrast("the difference", ("tce-0.9-authors", "ce-greedy"), ("ce-authors", "tce-0.9-greedy")),
+        ),
+    ),
+    "adaptive": Question(
+        "Does a gamma that is chosen do better than a fixed one?",
+        "study-adaptive",
+        contrasts=tuple(
+            Contrast(f"{words} − {gamma}", (arm,), (f"tce-{gamma}",))
+            for arm, words in (
+                ("tce-entropy", "by each token"),
+                ("tce-gap", "by the gap"),
+                ("tce-balance", "by the balance"),
+            )
+            for gamma in ("0.5", "0.9")
+        ),
+    ),
+    "settings": Question(
+        "Does what TCE does hang on epochs, learning rate, size or real text?",
+        "study-settings",
+        contrasts=(
+            Contrast("TCE, as it is", ("tce",), ("ce",)),
+            *(Contrast(f"TCE, {words}", (f"tce-{name}",), (f"ce-{name}",)) for name, words in SETTINGS.items()),
+        ),
+    ),
+    "models": Question(
+        "What becomes of models that read each other's text?",
+        "study-pool",
+        contrasts=(
+            Contrast("large: in the pool − alone", ("large-in-pool",), ("large",)),
+            Contrast("small: in the pool − alone", ("small-in-pool",), ("small",)),
         ),
     ),
     "share": Question("How much synthetic text is safe?", "share", registered=False),

@@ -22,6 +22,7 @@ Denominator = Literal["all", "live"]
 
 # Keeps autograd through q**gamma finite where q = 1 - p underflows; a normal number in float32 and float64.
 _TINY = 1e-37
+_CLEARLY = 1 - 1e-4  # so much below a bound that it is no rounding
 _CARRIED = ("lse", "smooth")  # what the gradient goes through, beside nll
 
 
@@ -105,6 +106,31 @@ def truncated(gamma: float, *, denominator: Denominator = "all") -> TokenLoss:
         return nll.new_ones(nll.shape).masked_fill(nll < threshold, 0.0)
 
     return TokenLoss(f"tce-{gamma:g}", value, derivative, denominator)
+
+
+def truncated_by_entropy(factor: float = 1.0) -> TokenLoss:
+    """Truncated cross entropy whose threshold is each row's own: -log p where it is at least factor * H, else 0.
+
+    H is the entropy of the row's softmax, so with a factor of 1 a token is masked where it is more probable than is
+    typical of its place (as locally typical sampling counts it: Meister et al. 2023, arXiv 2202.00666): such tokens are
+    what decoding below a temperature of 1 writes too often. The mask is a constant for the gradient. A row without a
+    preference has -log p = H for all tokens, and is kept.
+
+    Raises:
+        ValueError: factor is negative or not finite.
+    """
+    if not 0 <= factor < math.inf:
+        raise ValueError(f"factor = {factor}: must be finite and not negative; 0 is cross entropy")
+
+    def masked(nll: Tensor, entropy: Tensor) -> Tensor:
+        return nll < factor * _CLEARLY * entropy  # a NaN stays alive, as in `truncated`
+
+    return TokenLoss(
+        f"tce-entropy-{factor:g}",
+        lambda nll, entropy: nll.masked_fill(masked(nll, entropy), 0.0),
+        lambda nll, entropy: nll.new_ones(nll.shape).masked_fill(masked(nll, entropy), 0.0),
+        needs=("entropy",),
+    )
 
 
 def focal(gamma: float = 2.0) -> TokenLoss:

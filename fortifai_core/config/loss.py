@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fortifai_core.settings import Frozen
+from fortifai_core.settings import Frozen, Inconsistent
 
 
 class CrossEntropyLoss(Frozen):
@@ -42,6 +42,60 @@ class FocalLoss(Frozen):
     @property
     def label(self) -> str:
         return f"focal-{self.gamma:g}"
+
+
+class EntropyTruncatedLoss(Frozen):
+    """−log p where it is at least factor · H, else 0: a TCE whose gamma is each prediction's own, exp(−factor · H).
+
+    H is the prediction's entropy, so what is masked is more probable than is typical there: decoding below a
+    temperature of 1 writes too much of it.
+    """
+
+    type: Literal["tce-entropy"] = "tce-entropy"
+    factor: float = Field(1.0, gt=0, le=20, description="Tokens with −log p < factor · H are masked.")
+
+    @property
+    def label(self) -> str:
+        return f"tce-entropy-{self.factor:g}"
+
+
+class GapTruncatedLoss(Frozen):
+    """TCE whose gamma each generation chooses from the confidence gap.
+
+    gamma is where P(p > gamma) differs most between the synthetic and the real text that M_i reads, both by M_(i-1); it
+    is 1, so cross entropy, where M_(i-1) is no surer of the synthetic text.
+    """
+
+    type: Literal["tce-gap"] = "tce-gap"
+
+    @property
+    def label(self) -> str:
+        return "tce-gap"
+
+
+class BalancedTruncatedLoss(Frozen):
+    """TCE whose gamma each generation moves to where masking widens by as much as sampling narrows.
+
+    The controller of the Gaussian family (`outcomes.balance`), with entropies in nats for variances: see
+    `tasks.language.gamma`.
+    """
+
+    type: Literal["tce-balance"] = "tce-balance"
+    start: float = Field(0.9, gt=0, le=1, description="gamma of the first generation that reads synthetic text.")
+    low: float = Field(0.5, gt=0, lt=1, description="Smallest gamma allowed.")
+    rate: float = Field(1.0, gt=0, le=1, description="Part of the way to the wanted gamma taken in one generation.")
+    restore: float = Field(0.5, ge=0, le=1, description="Part of the lost log entropy regained in one generation.")
+
+    @property
+    def label(self) -> str:
+        changed = {name: value for name, value in self.model_dump(exclude_defaults=True).items() if name != "type"}
+        return "tce-balance" + "".join(f"-{name}-{value:g}" for name, value in sorted(changed.items()))
+
+    @model_validator(mode="after")
+    def _starts_above_low(self) -> BalancedTruncatedLoss:
+        if self.start < self.low:
+            raise Inconsistent("loss.start", self.start, f"must be at least loss.low = {self.low}")
+        return self
 
 
 class LabelSmoothingLoss(Frozen):
@@ -130,6 +184,9 @@ class CustomLoss(Frozen):
 Loss = Annotated[
     CrossEntropyLoss
     | TruncatedCrossEntropyLoss
+    | EntropyTruncatedLoss
+    | GapTruncatedLoss
+    | BalancedTruncatedLoss
     | FocalLoss
     | LabelSmoothingLoss
     | ZLoss
@@ -140,3 +197,6 @@ Loss = Annotated[
     | CustomLoss,
     Field(discriminator="type"),
 ]
+
+# Their gamma is chosen anew by each generation that reads synthetic text; one that reads none has cross entropy.
+ADAPTIVE = (GapTruncatedLoss, BalancedTruncatedLoss)

@@ -48,6 +48,14 @@ WEIGHTED: dict[str, tuple[losses.TokenLoss, Formula]] = {
     "cool": (losses.undo_temperature(0.7), lambda z, t: untempered_weight(z, t, 0.7)),
     "hot": (losses.undo_temperature(1.5, ceiling=1.2), lambda z, t: untempered_weight(z, t, 1.5).clamp(max=1.2)),
 }
+# Those whose weight is 0 or 1: of a masked row nothing is computed.
+MASKED: dict[str, tuple[losses.TokenLoss, Formula]] = {
+    "typical": (losses.truncated_by_entropy(), lambda z, t: (nll_of(z.detach(), t) >= entropy_of(z)).double()),
+    "typical-half": (
+        losses.truncated_by_entropy(0.5),
+        lambda z, t: (nll_of(z.detach(), t) >= 0.5 * entropy_of(z)).double(),
+    ),
+}
 # Those of which all takes part in the gradient.
 CARRIED: dict[str, tuple[losses.TokenLoss, Formula]] = {
     "smoothing": (
@@ -78,11 +86,11 @@ MIXED: dict[str, tuple[losses.TokenLoss, Formula]] = {
 
 
 def weighted(name: str) -> tuple[losses.TokenLoss, Formula]:
-    loss, weight = WEIGHTED[name]
+    loss, weight = {**WEIGHTED, **MASKED}[name]
     return loss, lambda z, t: weight(z, t) * nll_of(z, t)
 
 
-ALL = {**{name: weighted(name) for name in WEIGHTED}, **CARRIED, **MIXED}
+ALL = {**{name: weighted(name) for name in (*WEIGHTED, *MASKED)}, **CARRIED, **MIXED}
 
 
 @dataclass
@@ -142,6 +150,10 @@ def test_two_tokens_worked_by_hand(impl: str) -> None:
         # p = 1/4 <= 0.5 stays, 3/4 is masked; the added term is not
         losses.z_loss(0.5, losses.truncated(0.5)): [rare + 0.5 * rare**2, 0.5 * rare**2],
         losses.dft(): [rare / 4, 3 * common / 4],
+        # log 4/3 < entropy = 0.56 < log 4 < 3 * 0.56
+        losses.truncated_by_entropy(): [rare, 0.0],
+        losses.truncated_by_entropy(3.0): [0.0, 0.0],
+        losses.truncated_by_entropy(0.0): [rare, common],
         losses.eaft(): [gate * rare, gate * common],
         losses.eaft(2.0): [gate**2 * rare, gate**2 * common],
         # at T = 1/2: p^2 = 1/16 and 9/16, so q = 1/10 and 9/10
@@ -162,7 +174,7 @@ def test_two_tokens_worked_by_hand(impl: str) -> None:
 
 
 # the interpreter is slow: there one loss of each kind, and one size of chunk
-INTERPRETED = ["smoothing", "z-focal", "eaft", "cool"]
+INTERPRETED = ["smoothing", "z-focal", "eaft", "typical", "cool"]
 EACH = [(impl, name) for impl in IMPLEMENTATIONS for name in ALL if impl != "triton" or name in INTERPRETED]
 each_loss = pytest.mark.parametrize(("impl", "name"), EACH)
 
@@ -189,7 +201,8 @@ def test_every_loss_is_its_formula(
     output.loss.backward(upstream_of(output.loss))
     torch.testing.assert_close(output.loss.detach(), wanted)
     torch.testing.assert_close([h.grad, w.grad, b.grad], gradients)
-    assert output.statistics.live_fraction == 1
+    share = output.statistics.live_fraction
+    assert 0 < share < 1 if name in MASKED else share == 1
 
 
 @pytest.mark.parametrize(("impl", "name"), [(impl, name) for impl, name in EACH if impl != "chunked"])
@@ -482,6 +495,8 @@ def test_other_losses_over_the_sequences_that_are_left() -> None:
         (lambda: losses.label_smoothing(-0.1), "epsilon"),
         (lambda: losses.z_loss(-1.0), "weight = -1.0"),
         (lambda: losses.z_loss(math.inf), "weight = inf"),
+        (lambda: losses.truncated_by_entropy(-1.0), "factor = -1.0"),
+        (lambda: losses.truncated_by_entropy(math.inf), "factor = inf"),
         (lambda: losses.eaft(-1.0), "alpha = -1.0"),
         (lambda: losses.eaft(math.nan), "alpha = nan"),
         (lambda: losses.undo_temperature(0.0), "temperature = 0.0: must be positive"),

@@ -29,6 +29,7 @@ LOSSES = {
     "smoothing": losses.label_smoothing(0.2),
     "z": losses.z_loss(0.05),
     "custom-entropy": losses.custom(lambda nll, entropy: (1 + entropy) * nll**2),
+    "typical": losses.truncated_by_entropy(),
     "untempered": losses.undo_temperature(0.8),
 }
 
