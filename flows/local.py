@@ -21,7 +21,7 @@ from flows.terminal import show_arms
 from flows.workers import workers
 from fortifai_core.errors import FortifaiError, InputError, StageFailed
 from fortifai_core.outside import markup
-from fortifai_core.wording import duration
+from fortifai_core.wording import counted, duration
 from storage.store.experiments import Experiment, load_experiment, record_experiment
 from storage.store.store import ArtifactStore
 from tasks.engine.needs import manifest_of
@@ -69,9 +69,11 @@ def _announce(prepared: Prepared, console: Console, *, command: str) -> None:
     config, stages = prepared.plan.config, prepared.plan.stages()
     found = {s.reference for s in stages if manifest_of(prepared.store, s.reference) is not None}
     there = len(found - prepared.refresh)
+    sizes = ((len(config.arm_labels), "arm"), (len(config.seeds), "seed"), (config.generations, "generation"))
+    size = " × ".join(counted(many, noun) for many, noun in sizes)
     console.print(
-        f"[bold]{markup(config.name)}[/]  {len(config.arm_labels)} arms × {len(config.seeds)} seeds × "
-        f"{config.generations} generations · {len(stages)} stages, {there} found · store {markup(prepared.store.name)}"
+        f"[bold]{markup(config.name)}[/]  {size} · {len(stages)} stages, {there} found · "
+        f"store {markup(prepared.store.name)}"
     )
     show_arms(config, console)
     if there < len(stages):

@@ -37,6 +37,11 @@ def file_stem(name: str) -> str:
     return f"{stem[:LONGEST_STEM]}-{hashlib.sha256(repr(name).encode()).hexdigest()[:8]}"
 
 
+def counted(many: int, noun: str) -> str:
+    """`1 seed`, `5 seeds`."""
+    return f"{many} {noun}" if many == 1 else f"{many} {noun}s"
+
+
 def number(value: float) -> str:
     """Three significant digits, all of those before the point, and a true minus."""
     text = f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"

@@ -431,7 +431,7 @@ def test_killed_and_resumed_by_the_printed_command_it_ends_with_the_same_digests
 def test_the_commands_on_a_family(tmp_path: Path) -> None:
     gmm = ["gmm", *sets([*GMM, "seeds=[1]"])]
     first = cli(tmp_path, "store", "run", *gmm)
-    assert "2 arms × 1 seeds × 3 generations" in first and "Sliced Wasserstein" in first
+    assert "2 arms × 1 seed × 3 generations" in first and "Sliced Wasserstein" in first
     again = cli(tmp_path, "store", "run", *gmm)
     assert "0 stages computed" in again
     rows = json.loads(cli(tmp_path, "store", "plan", *gmm, "--set", "arms.1.gamma=0.7", "--json"))
