@@ -68,7 +68,7 @@ SETTINGS = {
     "lr-0.006": "twice the rate",
     "narrow": "half as wide",
     "wide": "half as wide again",
-    "half-real": "half the text real",
+    "half-real": "one split, half real",
 }
 QUESTIONS = {
     "reproduction": Question("Does TCE keep more than cross entropy, in the paper's regime?", "study-reproduction"),
@@ -92,21 +92,24 @@ QUESTIONS = {
             Contrast("the difference", ("tce-0.9-authors", "ce-greedy"), ("ce-authors", "tce-0.9-greedy")),
         ),
     ),
-    "adaptive": Question(
-        "Does a gamma that is chosen do better than a fixed one?",
-        "study-adaptive",
-        contrasts=tuple(
-            Contrast(f"{words} − {gamma}", (arm,), (f"tce-{gamma}",))
-            for arm, words in (
-                ("tce-entropy", "by each token"),
-                ("tce-gap", "by the gap"),
-                ("tce-balance", "by the balance"),
-            )
-            for gamma in ("0.5", "0.9")
+    "thresholds": Question(
+        "How low may gamma go, and does a threshold of each token's own do better?",
+        "study-thresholds",
+        contrasts=(
+            *(
+                Contrast(f"TCE {words}, greedy", (f"tce-{words}-greedy",), ("ce-greedy",))
+                for words in ("0.1", "0.3", "0.5", "entropy")
+            ),
+            *(
+                Contrast(f"entropy − {gamma}, greedy", ("tce-entropy-greedy",), (f"tce-{gamma}-greedy",))
+                for gamma in ("0.1", "0.3", "0.5")
+            ),
+            Contrast("TCE entropy, T = 0.6", ("tce-entropy-t0.6",), ("ce-t0.6",)),
+            Contrast("entropy − 0.9, T = 0.6", ("tce-entropy-t0.6",), ("tce-0.9-t0.6",)),
         ),
     ),
     "settings": Question(
-        "Does what TCE does hang on epochs, learning rate, size or real text?",
+        "Does what TCE does hang on epochs, learning rate, size or the text?",
         "study-settings",
         contrasts=(
             Contrast("TCE, as it is", ("tce",), ("ce",)),

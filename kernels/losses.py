@@ -113,8 +113,8 @@ def truncated_by_entropy(factor: float = 1.0) -> TokenLoss:
 
     H is the entropy of the row's softmax, so with a factor of 1 a token is masked where it is more probable than is
     typical of its place (as locally typical sampling counts it: Meister et al. 2023, arXiv 2202.00666): such tokens are
-    what decoding below a temperature of 1 writes too often. The mask is a constant for the gradient. A row without a
-    preference has -log p = H for all tokens, and is kept.
+    what decoding below a temperature of 1 writes too often. The mask is a constant for the gradient. With a factor of 1
+    a row without a preference, whose -log p is H for all tokens, is kept: what is masked is below H by 1 in 10,000.
 
     Raises:
         ValueError: factor is negative or not finite.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from fortifai_core.settings import Frozen, Inconsistent
+from fortifai_core.settings import Frozen
 
 
 class CrossEntropyLoss(Frozen):
@@ -57,45 +57,6 @@ class EntropyTruncatedLoss(Frozen):
     @property
     def label(self) -> str:
         return f"tce-entropy-{self.factor:g}"
-
-
-class GapTruncatedLoss(Frozen):
-    """TCE whose gamma each generation chooses from the confidence gap.
-
-    gamma is where P(p > gamma) differs most between the synthetic and the real text that M_i reads, both by M_(i-1); it
-    is 1, so cross entropy, where M_(i-1) is no surer of the synthetic text.
-    """
-
-    type: Literal["tce-gap"] = "tce-gap"
-
-    @property
-    def label(self) -> str:
-        return "tce-gap"
-
-
-class BalancedTruncatedLoss(Frozen):
-    """TCE whose gamma each generation moves to where masking widens by as much as sampling narrows.
-
-    The controller of the Gaussian family (`outcomes.balance`), with entropies in nats for variances: see
-    `tasks.language.gamma`.
-    """
-
-    type: Literal["tce-balance"] = "tce-balance"
-    start: float = Field(0.9, gt=0, le=1, description="gamma of the first generation that reads synthetic text.")
-    low: float = Field(0.5, gt=0, lt=1, description="Smallest gamma allowed.")
-    rate: float = Field(1.0, gt=0, le=1, description="Part of the way to the wanted gamma taken in one generation.")
-    restore: float = Field(0.5, ge=0, le=1, description="Part of the lost log entropy regained in one generation.")
-
-    @property
-    def label(self) -> str:
-        changed = {name: value for name, value in self.model_dump(exclude_defaults=True).items() if name != "type"}
-        return "tce-balance" + "".join(f"-{name}-{value:g}" for name, value in sorted(changed.items()))
-
-    @model_validator(mode="after")
-    def _starts_above_low(self) -> BalancedTruncatedLoss:
-        if self.start < self.low:
-            raise Inconsistent("loss.start", self.start, f"must be at least loss.low = {self.low}")
-        return self
 
 
 class LabelSmoothingLoss(Frozen):
@@ -185,8 +146,6 @@ Loss = Annotated[
     CrossEntropyLoss
     | TruncatedCrossEntropyLoss
     | EntropyTruncatedLoss
-    | GapTruncatedLoss
-    | BalancedTruncatedLoss
     | FocalLoss
     | LabelSmoothingLoss
     | ZLoss
@@ -197,6 +156,3 @@ Loss = Annotated[
     | CustomLoss,
     Field(discriminator="type"),
 ]
-
-# Their gamma is chosen anew by each generation that reads synthetic text; one that reads none has cross entropy.
-ADAPTIVE = (GapTruncatedLoss, BalancedTruncatedLoss)

@@ -72,26 +72,6 @@ def confidence_histogram(log_probabilities: np.ndarray) -> np.ndarray:
     return np.bincount(np.minimum(place, len(edges) - 1), minlength=len(edges)).astype(np.int64)
 
 
-def gap_gamma(synthetic: np.ndarray, real: np.ndarray) -> float:
-    """The threshold, of `EDGES`, that masks most of what is synthetic and least of what is real.
-
-    That is where P(p > gamma) over synthetic target tokens exceeds that over real ones most (the one-sided statistic of
-    Kolmogorov and Smirnov); of several such places the largest, and 1 where it exceeds nowhere.
-
-    Args:
-        synthetic, real: log p of target tokens, [tokens] each, in nats.
-
-    Raises:
-        DataError: there are no tokens of either.
-    """
-    for name, values in (("synthetic tokens", synthetic), ("real tokens", real)):
-        if not len(values):
-            raise DataError(name, 0, "a gap needs text of both origins")
-    below = [np.cumsum(confidence_histogram(values)) / len(values) for values in (real, synthetic)]
-    gap = below[0] - below[1]  # of p ≤ EDGES[1:]; at 1 both are 1
-    return float(EDGES[len(EDGES) - 1 - int(np.argmax(gap[::-1]))])
-
-
 def live_fraction(log_probabilities: np.ndarray, *, gamma: float) -> float:
     """Share of target tokens with p ≤ gamma: those that TCE with this threshold learns from.
 

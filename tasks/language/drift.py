@@ -180,12 +180,8 @@ def _model_measures(context: Context[DriftSpec]) -> tuple[Rows, Rows, Rows]:
         if len(values) and (who, name) in (("base", "self"), ("generation", "self"), ("base", "real")):
             metrics.append(metric_row(f"perplexity-{who}-{name}", None, _perplexity(values), len(values)))
     seen = logs["generation", "seen"]
-    chosen = context.manifest(spec.model).metrics.get("gamma")  # by M_i itself
-    gamma = spec.gamma if chosen is None else float(chosen)
-    if chosen is not None and gamma is not None:
-        metrics.append(metric_row("gamma", None, gamma, 1))
-    if gamma is not None:
-        live = model_drift.live_fraction(seen, gamma=gamma)
+    if spec.gamma is not None:
+        live = model_drift.live_fraction(seen, gamma=spec.gamma)
         metrics.append(metric_row("live-fraction", None, live, len(seen)))
     edges = model_drift.EDGES.tolist()
     rows = [

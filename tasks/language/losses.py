@@ -6,14 +6,12 @@ from dataclasses import replace
 
 from fortifai_core.config.custom_loss import check_elementwise, load_custom
 from fortifai_core.config.loss import (
-    BalancedTruncatedLoss,
     CrossEntropyLoss,
     CustomLoss,
     DynamicLoss,
     EntropyLoss,
     EntropyTruncatedLoss,
     FocalLoss,
-    GapTruncatedLoss,
     LabelSmoothingLoss,
     Loss,
     TailLoss,
@@ -21,7 +19,6 @@ from fortifai_core.config.loss import (
     UntemperedLoss,
     ZLoss,
 )
-from fortifai_core.errors import ConfigError
 from kernels import losses
 
 
@@ -38,8 +35,6 @@ def token_loss(loss: Loss) -> losses.TokenLoss:
             functions = losses.truncated(loss.gamma, denominator=loss.denominator)
         case EntropyTruncatedLoss():
             functions = losses.truncated_by_entropy(loss.factor)
-        case BalancedTruncatedLoss() | GapTruncatedLoss():
-            raise ConfigError("loss", loss.label, "its gamma is not chosen yet: it is by a generation that reads text")
         case FocalLoss():
             functions = losses.focal(loss.gamma)
         case LabelSmoothingLoss():

@@ -9,7 +9,7 @@ from typing import Any
 from fortifai_core.config.corpus import AlmanacCorpus, MixtureCorpus
 from fortifai_core.config.experiment import Arm, ExperimentConfig
 from fortifai_core.config.failure_metrics import failure_metric
-from fortifai_core.config.loss import ADAPTIVE, CrossEntropyLoss, CustomLoss
+from fortifai_core.config.loss import CustomLoss
 from fortifai_core.config.model import Model, PretrainedModel, ScratchModel
 from fortifai_core.config.stages import Regime, Training
 from fortifai_core.corpus.schedule import (
@@ -23,7 +23,6 @@ from fortifai_core.corpus.schedule import (
 from fortifai_core.errors import ConfigError
 from tasks.engine.plans import GenerationPlan, Plan, RunPlan, Stopped, present, unique
 from tasks.engine.stages import Reference, Stage
-from tasks.language.adaptive import check_losses
 from tasks.language.pools import check_pools, pools_of
 from tasks.language.specs import (
     BaseSpec,
@@ -102,12 +101,11 @@ def plan_experiment(config: ExperimentConfig, digests: Digests) -> Plan:
     """Every stage of the experiment, with its key. What arms share they name by one key: it is built once.
 
     Raises:
-        ConfigError: two arms come to the same, a treatment has nothing to treat, a loss nothing to choose its gamma by,
-            or a pool's arms cannot read each other.
+        ConfigError: two arms come to the same, a treatment has nothing to treat, or a pool's arms cannot read each
+            other.
     """
     arms = config.resolved_arms()
     check_treatments(config)
-    check_losses(arms, named=config.named)
     starts = {arm.label: _Start(arm, digests) for arm in arms}
     pools = pools_of(arms)
     check_pools(arms, {name: digests.vocabulary(start.tokenizer, start.config.model) for name, start in starts.items()})
@@ -324,8 +322,6 @@ class _Run:
 
     def _train(self, i: int, previous: Reference, treated: Reference | None) -> TrainSpec:
         loss = self.arm.loss
-        if isinstance(loss, ADAPTIVE) and all(version.real for version in training_set(self.reading, i)):
-            loss = CrossEntropyLoss()
         sources = self.digests.losses or {}
         return TrainSpec(
             loss=loss,

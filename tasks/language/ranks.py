@@ -17,11 +17,9 @@ from tasks.engine.messages import Send
 def train(folder: Path, send: Send) -> None:
     """What the stage asks for in the folder's `request.json`."""
     from datasets import load_from_disk
-    from pydantic import TypeAdapter
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from transformers.utils import logging
 
-    from fortifai_core.config.loss import Loss
     from fortifai_core.config.stages import Runtime
     from storage.store.store import ArtifactStore
     from storage.tables.models import load_model, save_model
@@ -49,7 +47,6 @@ def train(folder: Path, send: Send) -> None:
         model,
         load_from_disk(str(folder / "rows")),
         context,
-        loss=TypeAdapter(Loss).validate_python(asked["loss"]),
         seed=asked["seed"],
         validation=load_from_disk(str(validation)) if validation.is_dir() else None,
         processes=runtime.processes,

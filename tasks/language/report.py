@@ -7,7 +7,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from fortifai_core.config.experiment import ExperimentConfig
-from fortifai_core.config.loss import TruncatedCrossEntropyLoss
+from fortifai_core.config.loss import CustomLoss, EntropyTruncatedLoss, TailLoss, TruncatedCrossEntropyLoss
 from storage.tables import parquet
 from tasks.engine.context import Context
 from tasks.engine.reports import environment, write_report
@@ -29,9 +29,10 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
     config = ExperimentConfig.model_validate(context.spec.config)
     with resources.as_file(resources.files("storage") / "paper" / "results.csv") as path:
         quoted = paper_time_to_failure(read_results(path))
+    reference = _reference_gamma(config)
     runs_of = {label: list[RunResult]() for label in config.arm_labels}
     for run in context.spec.runs:
-        generations = tuple(_generation(context, config, g) for g in run.generations)
+        generations = tuple(_generation(context, reference[run.arm], g) for g in run.generations)
         before = None if run.before is None else _asked(context.artifact(run.before), -1)
         runs_of[run.arm].append(RunResult(seed=run.seed, generations=generations, before=before))
     first = context.spec.runs[0].generations[0].train
@@ -63,7 +64,7 @@ def build_report(context: Context[ReportSpec]) -> dict[str, Any]:
     return {}
 
 
-def _generation(context: Context[ReportSpec], config: ExperimentConfig, results: GenerationResults) -> GenerationResult:
+def _generation(context: Context[ReportSpec], gamma: float | None, results: GenerationResults) -> GenerationResult:
     train, evaluation = context.manifest(results.train), context.artifact(results.evaluate)
     asked = _asked(evaluation, results.generation)
     rewritten = {split: context.manifest(reference) for split, reference in results.regenerate.items()}
@@ -74,7 +75,7 @@ def _generation(context: Context[ReportSpec], config: ExperimentConfig, results:
     return replace(
         asked,
         unigram_kl={split: float(m.metrics["unigram-kl"]) for split, m in rewritten.items()},
-        live_fraction=measured.get("live-fraction", _live_fraction(config, confidence)),
+        live_fraction=measured.get("live-fraction", _live_fraction(gamma, confidence)),
         tokens_trained=int(train.metrics["tokens-read"]),
         tokens_synthetic=int(train.metrics["tokens-synthetic"]),
         drift=measured,
@@ -136,15 +137,21 @@ def _confidence(drift: Artifact | None) -> dict[tuple[str, str], list[int]]:
     return found
 
 
-def _live_fraction(config: ExperimentConfig, confidence: dict[tuple[str, str], list[int]]) -> float | None:
-    """For an arm that masks nothing: at the gamma of the first TCE arm, if that is an edge of the histograms."""
+def _reference_gamma(config: ExperimentConfig) -> dict[str, float | None]:
+    """By arm, that of the first TCE arm, for arms that mask nothing; None for those that mask by something else."""
+    losses = {arm.label: arm.loss for arm in config.resolved_arms()}
+    gammas = [loss.gamma for loss in losses.values() if isinstance(loss, TruncatedCrossEntropyLoss)]
+    others = (EntropyTruncatedLoss, TailLoss, CustomLoss)
+    return {arm: gammas[0] if gammas and not isinstance(loss, others) else None for arm, loss in losses.items()}
+
+
+def _live_fraction(gamma: float | None, confidence: dict[tuple[str, str], list[int]]) -> float | None:
+    """What a TCE with this gamma would leave alive, if that is an edge of the histograms."""
     from fortifai_core.measures.model_drift import live_fraction_of
 
-    losses = [arm.loss for arm in config.resolved_arms()]
-    gammas = [loss.gamma for loss in losses if isinstance(loss, TruncatedCrossEntropyLoss)]
-    if not gammas or ("generation", "seen") not in confidence:
+    if gamma is None or ("generation", "seen") not in confidence:
         return None
-    return live_fraction_of(confidence["generation", "seen"], gamma=gammas[0])
+    return live_fraction_of(confidence["generation", "seen"], gamma=gamma)
 
 
 def _notes(context: Context[ReportSpec]) -> list[str]:

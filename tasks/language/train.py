@@ -20,7 +20,6 @@ from fortifai_core.errors import ConfigError, DataError
 from fortifai_core.seeds import derive_seed
 from storage.tables import parquet
 from tasks.engine.context import Context
-from tasks.language import gamma
 from tasks.language.files import base_folder, split_file, trained_texts
 from tasks.language.specs import BaseSpec, PretrainedBaseSpec, TrainSpec, VersionedText
 
@@ -159,15 +158,13 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
         held_out = context.artifact(spec.corpus).file("validation.parquet")
         validation = _packed(context, "validation.arrow", parquet.iter_column(held_out, "tokens"), **packing)
     seed = derive_seed("train", spec.seed, spec.generation)
-    choice = gamma.chosen(context, model, files)
     started = weights_of(model) if training.averaging else {}
     if context.runtime.launcher == "torchrun":
-        model, metrics = _train_in_processes(model, rows, context, loss=choice.loss, seed=seed, validation=validation)
+        model, metrics = _train_in_processes(model, rows, context, seed=seed, validation=validation)
     else:
-        metrics = train_generation(model, rows, context, loss=choice.loss, seed=seed, validation=validation)
+        metrics = train_generation(model, rows, context, seed=seed, validation=validation)
     if training.averaging:
         average_with(model, started, training.averaging)
-    metrics |= gamma.observed(context, model, choice)
     _save(model, context, tokenizer=previous.path / "tokenizer", dtype=training.save_dtype)
     read = [
         (text.version, share * sum(len(tokens) for tokens in parquet.iter_column(of_text, "tokens")))
@@ -181,14 +178,7 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
 
 
 def train_generation(
-    model: Any,
-    rows: Any,
-    context: Context[TrainSpec],
-    *,
-    loss: Loss,
-    seed: int,
-    validation: Any | None,
-    processes: int = 1,
+    model: Any, rows: Any, context: Context[TrainSpec], *, seed: int, validation: Any | None, processes: int = 1
 ) -> dict[str, Any]:
     """Train M_(i-1) in place on the rows; what there is to say of it. Each of several processes calls this alike."""
     from fortifai_core.language.objective import weights_of
@@ -202,11 +192,13 @@ def train_generation(
     if spec.anchor is not None:
         aims["before"] = weights_of(load_model(context.artifact(spec.anchor).path).to(context.device))
     aims |= {"processes": processes, "sharding": context.runtime.sharding}
-    return _train(model, rows, context, training=spec.training, loss=loss, seed=seed, validation=validation, **aims)
+    return _train(
+        model, rows, context, training=spec.training, loss=spec.loss, seed=seed, validation=validation, **aims
+    )
 
 
 def _train_in_processes(
-    model: Any, rows: Any, context: Context[TrainSpec], *, loss: Loss, seed: int, validation: Any | None
+    model: Any, rows: Any, context: Context[TrainSpec], *, seed: int, validation: Any | None
 ) -> tuple[Any, dict[str, Any]]:
     """The same by torch's launcher: what it is given lies in a folder, and so does what `tasks.language.ranks` makes.
 
@@ -233,7 +225,6 @@ def _train_in_processes(
         "store": context.store.url,
         "runtime": context.runtime.model_dump(mode="json"),
         "device": context.device,
-        "loss": loss.model_dump(mode="json"),
         "seed": seed,
         "workspace": str(context.workspace),
     }

@@ -184,7 +184,6 @@ def configs() -> Iterator[Case]:
                 ("label-smoothing", "epsilon", 1.0, "less than 1"),
                 ("z-loss", "weight", 0.0, "greater than 0"),
                 ("tce-entropy", "factor", 0.0, "greater than 0"),
-                ("tce-balance", "start", 0.4, "must be at least loss.low = 0.5"),
                 ("eaft", "alpha", -1.0, "greater than 0"),
                 ("undo-temperature", "temperature", 0.0, "greater than 0"),
                 ("tail", "drop", 1.0, "less than 1"),

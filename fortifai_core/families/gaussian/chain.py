@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from fortifai_core.errors import ConfigError, DataError, StageFailed
 from fortifai_core.families.base import Before, Family, Made, Mask, NoMask, Progress, Span, ThresholdMask
-from fortifai_core.families.gaussian import theory
+from fortifai_core.families.gaussian import adaptive, theory
 from fortifai_core.families.gaussian.config import (
     AdaptiveMask,
     EstimatorNoise,
@@ -49,7 +49,6 @@ from fortifai_core.families.gaussian.config import (
     NoisyEstimator,
     PredictedOptimumMask,
 )
-from fortifai_core.outcomes import balance
 from fortifai_core.seeds import derive_seed
 
 Floats = NDArray[np.float64]
@@ -155,7 +154,7 @@ def run_chain(
             out[name][row] = values
         if control is not None and not real:
             assert isinstance(mask, AdaptiveMask)
-            control = balance.observe(mask, control, contraction=contraction, amplification=amplification)
+            control = adaptive.observe(mask, control, contraction=contraction, amplification=amplification)
         if progress is not None:
             progress(row + 1, generations, "generations")
     after: Arrays = {"generation": np.array([first + generations], dtype=np.int64), "mean": mean, "sigma": sigma}
@@ -323,12 +322,12 @@ def _perturb(
 
 def _resume(
     config: GaussianConfig, mask: Mask, state: Arrays | None
-) -> tuple[int, Floats, Floats, balance.BalanceState | None]:
+) -> tuple[int, Floats, Floats, adaptive.BalanceState | None]:
     """(next generation, mean, sigma, controller) to begin a segment with."""
     shape = (config.replicates,)
     adapts = isinstance(mask, AdaptiveMask)
     if state is None:
-        control = balance.start(mask, shape=shape) if isinstance(mask, AdaptiveMask) else None
+        control = adaptive.start(mask, shape=shape) if isinstance(mask, AdaptiveMask) else None
         return 0, np.full(shape, config.mean), np.full(shape, config.sigma), control
     prefix = "control-"
     controlled = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
@@ -343,5 +342,5 @@ def _resume(
     mean, sigma = (np.array(state[name], dtype=np.float64) for name in ("mean", "sigma"))
     if not (np.isfinite(mean).all() and np.isfinite(sigma).all() and (sigma > 0).all()):
         raise DataError("state.sigma", float(sigma.min()), "must be positive and finite, and the means finite")
-    control = balance.BalanceState.from_arrays(controlled) if adapts else None
+    control = adaptive.BalanceState.from_arrays(controlled) if adapts else None
     return int(state["generation"][0]), mean, sigma, control

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fortifai_core.families.base import FamilyConfig, Mask
-from fortifai_core.outcomes.balance import BalanceSettings
+from fortifai_core.families.gaussian.adaptive import BalanceSettings
 from fortifai_core.settings import Frozen, Inconsistent
 
 BiasOn = Literal["sigma", "variance"]
@@ -53,7 +53,7 @@ class PredictedOptimumMask(Mask):
 
 
 class AdaptiveMask(BalanceSettings, Mask):
-    """A threshold that each generation chooses from what was measured before (`outcomes.balance`)."""
+    """A threshold that each generation chooses from what was measured before (`gaussian.adaptive`)."""
 
     type: Literal["adaptive"] = "adaptive"
 

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from fortifai_core.errors import DataError
 from fortifai_core.families.base import ThresholdMask
 from fortifai_core.families.gaussian import theory
+from fortifai_core.families.gaussian.adaptive import BalanceSettings, BalanceState, observe, start
 from fortifai_core.families.gaussian.chain import run_chain
 from fortifai_core.families.gaussian.config import AdaptiveMask, GaussianConfig
-from fortifai_core.outcomes.balance import BalanceSettings, BalanceState, observe, start
 from fortifai_core.outcomes.time_to_failure import crossings
 
 

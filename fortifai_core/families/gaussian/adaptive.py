@@ -3,8 +3,8 @@
 A generation of recursive training shrinks the spread of what a model produces (contraction: below 1) and a mask
 that drops the densest share widens it again (amplification: above 1). Where their product is 1 the spread stays.
 The controller sees these two numbers of each generation and nothing else, so it serves any model class that can
-measure them: for the 1-D Gaussian they are ratios of variances, for a language model of entropies in nats
-(`tasks.language.gamma`).
+measure them: for the 1-D Gaussian they are ratios of variances; for a language model any positive measure of
+spread would do.
 
     state = start(settings)                               # state.gamma is for the first generation
     state = observe(settings, state, contraction=c, amplification=a)      # state.gamma is for the next one
