@@ -92,6 +92,16 @@ QUESTIONS = {
             Contrast("the difference", ("tce-0.9-authors", "ce-greedy"), ("ce-authors", "tce-0.9-greedy")),
         ),
     ),
+    "beams": Question(
+        "How much of TCE's effect is the authors' decoding, where the model has learned something?",
+        "study-beams",
+        contrasts=(
+            Contrast("TCE, greedy", ("tce-greedy",), ("ce-greedy",)),
+            Contrast("TCE, 5 beams", ("tce-beams",), ("ce-beams",)),
+            Contrast("TCE, beams and penalty", ("tce-penalty",), ("ce-penalty",)),
+            Contrast("the third less the first", ("tce-penalty", "ce-greedy"), ("ce-penalty", "tce-greedy")),
+        ),
+    ),
     "thresholds": Question(
         "How low may gamma go, and does a threshold of each token's own do better?",
         "study-thresholds",
