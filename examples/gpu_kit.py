@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -64,7 +65,13 @@ def join(kit):
         whole = kit / "whole.tar"
         whole.write_bytes(b"".join((kit / name).read_bytes() for name in described["parts"]))
         with tarfile.open(whole) as archive:
-            archive.extractall(joined, filter="data")
+            for member in filter(tarfile.TarInfo.isfile, archive):  # extractall's filter is younger than Python 3.11
+                file = joined / member.name
+                if not file.resolve().is_relative_to(joined.resolve()):
+                    sys.exit(f"{kit}: holds {member.name}, which lies outside it; it is no kit of ours")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("wb") as out:
+                    shutil.copyfileobj(archive.extractfile(member), out)
         whole.unlink()
         wheels = [str(file) for file in joined.glob("wheels/*.whl")]
         options = ("--quiet", "--no-index", "--no-deps", "--upgrade", "--target", str(joined / "site"))
