@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 
 from arena import EXPERIMENTS, Arena, below
 from kills import OWN, SIGNS, Aim, _judge, aims
-from soak import _died, _look
+from soak import _died, _look, _slope
 
 # A flow whose first child has ended and was not waited for; then a worker, which has started a launcher and a rank.
 FLOW = """
@@ -100,3 +100,19 @@ def test_each_experiment_has_its_turn_and_where_several_build_a_stage_one_of_the
 )
 def test_how_a_struck_run_may_end(target: str, code: int, said: str, well: bool) -> None:
     assert (_judge(Aim("language", target), code, said) == "") == well
+
+
+@pytest.mark.parametrize(
+    ("held", "grows"),
+    [
+        (lambda g: 30 + g, 1.0),
+        (lambda g: 30 + g // 2, 0.5),
+        (lambda g: 30 + (7 if g > 12 else 0), 0.0),  # a busy end
+        (lambda g: 30 + 5 * (g in (4, 11)), 0.0),
+    ],
+)
+def test_a_leak_is_told_from_what_comes_and_goes(held: Callable[[int], int], grows: float) -> None:
+    """Looked at four times a generation, once with more open than it keeps."""
+    ends = [float(g) for g in range(4, 17)]
+    values = [(4 + i / 4, float(held(4 + i // 4) + 3 * (i % 4 == 1))) for i in range(48)]
+    assert _slope(values, ends) == pytest.approx(grows, abs=0.06)
