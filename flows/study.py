@@ -61,6 +61,7 @@ class Question:
     registered: bool = True
 
 
+# The pairs of arms of `study-settings`, and what is other in each.
 SETTINGS = {
     "6-epochs": "half the epochs",
     "24-epochs": "twice the epochs",

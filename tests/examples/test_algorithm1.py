@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,16 @@ def test_a_kit_comes_in_parts_and_goes_on_in_parts(tmp_path: Path) -> None:
     (tmp_path / "all.jsonl").write_text(whole)
     record = import_results(ArtifactStore(tmp_path / "store"), tmp_path / "all.jsonl", name="kit")
     assert record.state == "imported"
+
+
+def test_a_kit_that_would_write_beside_itself_is_refused(tmp_path: Path) -> None:
+    kit = tmp_path / "kit"
+    kit.mkdir()
+    with tarfile.open(kit / "part-00", "w") as archive:
+        archive.addfile(tarfile.TarInfo("../../outside"))
+    digest = hashlib.sha256((kit / "part-00").read_bytes()).hexdigest()
+    (kit / "kit.json").write_text(json.dumps({"parts": {"part-00": digest}, "models": {}}))
+    program = [sys.executable, str(ROOT / "examples" / "gpu_kit.py"), "run", "--kit", str(kit)]
+    refused = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert refused.returncode == 1 and "no kit of ours" in refused.stderr
+    assert not (tmp_path / "outside").exists()
