@@ -119,6 +119,18 @@ QUESTIONS = {
             Contrast("entropy − 0.9, T = 0.6", ("tce-entropy-t0.6",), ("tce-0.9-t0.6",)),
         ),
     ),
+    "provenance": Question(
+        "Is it worth knowing who wrote a text?",
+        "study-provenance",
+        contrasts=(
+            Contrast("TCE 0.5 on all text", ("tce-0.5",), ("ce",)),
+            Contrast("TCE 0.5 on synthetic text", ("tce-0.5-on-synthetic",), ("ce",)),
+            Contrast("TCE 0.5 on real text", ("tce-0.5-on-real",), ("ce",)),
+            Contrast("TCE: synthetic − all", ("tce-0.5-on-synthetic",), ("tce-0.5",)),
+            Contrast("untempered on synthetic text", ("untempered-on-synthetic",), ("ce",)),
+            Contrast("untempered: synthetic − all", ("untempered-on-synthetic",), ("untempered",)),
+        ),
+    ),
     "settings": Question(
         "Does what TCE does hang on epochs, learning rate, size or the text?",
         "study-settings",

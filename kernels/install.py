@@ -80,7 +80,8 @@ def install_loss_head(
         loss: f and f', see `kernels.losses`; cross entropy by default.
         chunk_rows, impl, entropy: as in `linear_cross_entropy`; nll and entropy are then in the handle's statistics.
 
-    A call may pass `sequence_baseline` on, (sequences,), for a loss that drops sequences (`losses.tail`).
+    A call may pass `sequence_baseline` on, (sequences,), for a loss that drops sequences (`losses.tail`); and a
+    `token_loss` of its own, where some batches are to be judged otherwise.
 
     Raises:
         TypeError: the model is not of that kind. ValueError: its logits are computed in another way.
@@ -125,14 +126,20 @@ def install_loss_head(
         return _forward(self, body, head, given, handle, fused)
 
     def call(
-        hidden: Tensor, head: nn.Linear, targets: Tensor, items: Any, baseline: Tensor | None
+        hidden: Tensor,
+        head: nn.Linear,
+        targets: Tensor,
+        items: Any,
+        baseline: Tensor | None,
+        own: LossFunctions | None,
     ) -> tuple[Tensor, LossStatistics]:
-        live = loss is not None and loss.denominator == "live"
+        judged = loss if own is None else own
+        live = judged is not None and judged.denominator == "live"
         value, statistics = linear_cross_entropy(
             hidden,
             head.weight,
             targets,
-            loss=loss,
+            loss=judged,
             bias=head.bias,
             softcap=softcap,
             logit_scale=scale,
@@ -269,7 +276,7 @@ def _forward(
     labels = given.pop("labels")
     items = given.pop("num_items_in_batch", None)
     shifted = given.pop("shift_labels", None)
-    baseline = given.pop("sequence_baseline", None)
+    baseline, own = given.pop("sequence_baseline", None), given.pop("token_loss", None)
     keep = given.pop("logits_to_keep", 0)
     return_dict = given.pop("return_dict", None)
     if not (keep is None or (isinstance(keep, int) and keep == 0)):
@@ -284,11 +291,11 @@ def _forward(
     device = head.weight.device
     if hasattr(head, "set_reshard_after_forward"):  # fully_shard has wrapped it by itself
         value, handle.statistics = _within(
-            head, lambda hidden: call(hidden.to(device), head, shifted.to(device), items, baseline), hidden
+            head, lambda hidden: call(hidden.to(device), head, shifted.to(device), items, baseline, own), hidden
         )
     else:
         _refuse_part(head)
-        value, handle.statistics = call(hidden.to(device), head, shifted.to(device), items, baseline)
+        value, handle.statistics = call(hidden.to(device), head, shifted.to(device), items, baseline, own)
     # by the names that the class has: transformers 5.24 calls `past_key_values` `cache`
     others = {field.name for field in fields(CausalLMOutputWithPast)} - {"loss", "logits"}
     result = CausalLMOutputWithPast(loss=value, **{name: getattr(outputs, name, None) for name in others})

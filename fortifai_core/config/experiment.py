@@ -246,8 +246,12 @@ class ExperimentConfig(Frozen):
             if value:
                 remedy = "is drawn otherwise by several processes: set it to 0, or runtime.processes to 1"
                 raise Inconsistent(f"{name}.dropout", value, remedy)
-        if self.runtime.sharding != "none" and self.training.anchor:
-            raise Inconsistent("training.anchor", self.training.anchor, "not with runtime.sharding: leave one out")
+        if self.runtime.sharding != "none":
+            # with `loss_on` one process would gather weights for rows of a kind that another has none of
+            for name, off in (("anchor", 0.0), ("loss_on", "all")):
+                value = getattr(self.training, name)
+                if value != off:
+                    raise Inconsistent(f"training.{name}", value, "not with runtime.sharding: leave one out")
 
 
 @dataclass(frozen=True)

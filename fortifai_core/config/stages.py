@@ -78,7 +78,9 @@ def reading_of(regime: Regime, mixture: Mixture | None) -> Reading:
 class Training(Frozen):
     """One generation's training. The paper: lr 2e-5, effective batch 64, 10 epochs, blocks of 128 tokens."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"dropout", "label_smoothing", "anchor", "averaging", "distillation"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"dropout", "label_smoothing", "anchor", "averaging", "distillation", "loss_on"}
+    )
 
     epochs: float = Field(10, gt=0, le=10_000, description="How often a generation reads its text.")
     learning_rate: float = Field(2e-5, gt=0, lt=1, description="The highest, after warming up.")
@@ -116,6 +118,9 @@ class Training(Frozen):
         ge=0,
         le=1,
         description="On synthetic text: how much of the target is M_(i-1)'s whole distribution, not the drawn token.",
+    )
+    loss_on: Literal["all", "synthetic", "real"] = Field(
+        "all", description="Text that the arm's loss falls on, its provenance known; the rest has cross entropy."
     )
 
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -89,9 +90,12 @@ class _FiniteTrainer(Trainer):
     """A Trainer that stops at a loss that is not finite, before the optimizer can spoil the weights.
 
     In training it follows an `objective`, and rows count by their weights; validation is by the model's own loss.
+    Rows that are not of the origin `loss_on` are judged `plainly`: what their forward is called with besides.
     """
 
     objective = Objective()
+    loss_on: Literal["all", "synthetic", "real"] = "all"
+    plainly: Mapping[str, Any] = MappingProxyType({})
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         several = self.accelerator.num_processes > 1
@@ -115,20 +119,36 @@ class _FiniteTrainer(Trainer):
         synthetic, weights = inputs.pop("synthetic", None), inputs.pop("weights", None)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if weights is None:
+        if weights is None and self.loss_on == "all":
             loss = self._mean_loss(model, inputs, synthetic, num_items_in_batch)
         else:
             items = (inputs["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
-            loss = torch.zeros((), device=weights.device)
-            for weight in weights.unique():  # rows of one weight together: their loss is the model's own
-                here = weights == weight
+            loss = torch.zeros((), device=inputs["labels"].device)
+            # rows of one weight that are judged alike together: their loss is the model's own
+            for weight, plain, here in self._alike(len(inputs["labels"]), weights, synthetic, loss.device):
                 alike = {name: value[here] for name, value in inputs.items()}
+                if plain:
+                    alike |= dict(self.plainly)
                 written = None if synthetic is None else synthetic[here]
                 loss = loss + weight * self._mean_loss(model, alike, written, items)
         # a mean over the accumulated batch is divided already; what is added to each part is not
         scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         assert self.model is not None
         return loss + self.objective.penalty(self.model) / (self.current_gradient_accumulation_steps if scaled else 1)
+
+    def _alike(
+        self, rows: int, weights: torch.Tensor | None, synthetic: torch.Tensor | None, device: torch.device
+    ) -> Iterator[tuple[torch.Tensor, bool, torch.Tensor]]:
+        """Weight, whether it is judged plainly, and which rows, (rows,): of each kind of row in a batch."""
+        weights = torch.ones(rows, device=device) if weights is None else weights
+        plainly = torch.zeros(rows, dtype=torch.bool, device=device)
+        if self.loss_on != "all" and synthetic is not None:
+            plainly = synthetic == (self.loss_on == "real")
+        for weight in weights.unique():
+            for plain in (False, True):
+                here = (weights == weight) & (plainly == plain)
+                if here.any():
+                    yield weight, plain, here
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch=num_items_in_batch)
@@ -228,6 +248,7 @@ def train_model(
     on_progress: Callable[[int, int], None] | None = None,
     teacher: nn.Module | None = None,
     before: Mapping[str, torch.Tensor] | None = None,
+    plainly: Mapping[str, Any] = MappingProxyType({}),
     report: Report | None = None,
     processes: int = 1,
     sharding: Literal["none", "fsdp2"] = "none",
@@ -245,6 +266,8 @@ def train_model(
         save_steps: optimizer steps between checkpoints; 0 makes about ten.
         teacher: M_(i-1), for `config.distillation`; rows then say whether they are `synthetic`.
         before: the weights of M_-1 by name, for `config.anchor`.
+        plainly: what `forward` is called with besides, to return cross entropy, for `config.loss_on`; rows then say
+            whether they are `synthetic`.
         report: where the loss is logged, if anywhere; no weight depends on it.
         processes: that train together, as torch's launcher has started them; each calls this with equal arguments. They
             divide `config.batch_size / config.gradient_accumulation`.
@@ -322,6 +345,7 @@ def train_model(
         anchor=config.anchor,
         before=before or {},
     )
+    trainer.loss_on, trainer.plainly = config.loss_on, plainly
     with arguments.main_process_first(local=False):  # it removes what is cut off
         checkpoint = newest_checkpoint(workspace)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from fortifai_core.config.corpus import AlmanacCorpus, MixtureCorpus
 from fortifai_core.config.experiment import Arm, ExperimentConfig
 from fortifai_core.config.failure_metrics import failure_metric
-from fortifai_core.config.loss import CustomLoss
+from fortifai_core.config.loss import CrossEntropyLoss, CustomLoss, Loss
 from fortifai_core.config.model import Model, PretrainedModel, ScratchModel
 from fortifai_core.config.stages import Regime, Training
 from fortifai_core.corpus.schedule import (
@@ -321,12 +321,12 @@ class _Run:
         return tuple(stages)
 
     def _train(self, i: int, previous: Reference, treated: Reference | None) -> TrainSpec:
-        loss = self.arm.loss
+        loss, training = self._aim(i)
         sources = self.digests.losses or {}
         return TrainSpec(
             loss=loss,
             loss_source=sources[loss.function] if isinstance(loss, CustomLoss) else None,
-            training=self._training(i),
+            training=training,
             lora=self.lora,
             regime=self._drawn_by(i),
             seed=self.seed,
@@ -340,12 +340,19 @@ class _Run:
             anchor=self.base if self.config.training.anchor else None,
         )
 
-    def _training(self, i: int) -> Training:
-        """Without what M_i has no use for: M_0 follows no generation, and real text was drawn from none."""
-        read = training_set(self.reading, i)
-        unused = {"averaging"} if i == 0 else set()
-        unused |= {"distillation"} if all(version.real for version in read) else set()
-        return self.config.training.model_copy(update=dict.fromkeys(unused, 0.0))
+    def _aim(self, i: int) -> tuple[Loss, Training]:
+        """Without what M_i has no use for: M_0 follows no generation, real text was drawn from none, and a loss for
+        one kind of text falls on all there is, or on nothing, where there is one kind."""
+        loss, training = self.arm.loss, self.config.training
+        read = {version.real for version in training_set(self.reading, i)}
+        unused: dict[str, Any] = {"averaging": 0.0} if i == 0 else {}
+        if False not in read:
+            unused["distillation"] = 0.0
+        if training.loss_on != "all" and (training.loss_on == "real") not in read:
+            loss = CrossEntropyLoss()
+        if len(read) == 1 or isinstance(loss, CrossEntropyLoss):
+            unused["loss_on"] = "all"
+        return loss, training.model_copy(update=unused)
 
     def _drawn_by(self, i: int) -> Regime:
         """The regime, for a key. Named arms that read the same text in the same way share its model, whatever regime

@@ -40,9 +40,16 @@ def _mapped(context: Context[Any], name: str, rows: Iterator[list[int]], *, leng
 
 
 def _weighed(context: Context[Any], name: str, paths: list[Path], *, length: int, end_of_text: int) -> Any:
-    """Training sequences of weighed text: none holds documents of different weights, each has its own in a column."""
+    """Training sequences of weighed text: none holds documents of different weights, each has its own in a column.
+
+    Raises:
+        ConfigError: weights of the model are divided: a process would gather them for rows that another has none of.
+    """
     from fortifai_core.corpus.packing import pack
 
+    if context.runtime.sharding != "none":
+        remedy = "treatments weigh documents, which needs whole weights in each process: set it to none"
+        raise ConfigError("runtime.sharding", context.runtime.sharding, remedy)
     weights = list[float]()
 
     def rows() -> Iterator[list[int]]:
@@ -136,7 +143,7 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     paths = [path for _, of_text in files for path in of_text]
     packing = {"length": training.sequence_length, "end_of_text": tokenizer.eos_token_id}
     shares = [1.0] * len(files)
-    if spec.shares is not None or training.distillation:
+    if spec.shares is not None or _by_origin(training):
         rows, shares = _mixed(context, files, **packing)
     else:
         rows = _sequences(context, "text.arrow", paths, **packing)
@@ -252,12 +259,17 @@ def _sequences(context: Context[TrainSpec], name: str, paths: list[Path], **pack
     return _packed(context, name, parquet.iter_column(paths, "tokens"), **packing)
 
 
+def _by_origin(training: Training) -> bool:
+    """Whether real and synthetic text are trained on in different ways."""
+    return bool(training.distillation) or training.loss_on != "all"
+
+
 def _mixed(
     context: Context[TrainSpec], files: list[tuple[VersionedText, list[Path]]], **packing: int
 ) -> tuple[Any, list[float]]:
     """Of each text the sequences that make up its share, text after text; and the shares that they are.
 
-    No sequence crosses from one text into another, so that each is real or synthetic, as distillation asks.
+    No sequence crosses from one text into another, so that each is real or synthetic, as some training asks.
 
     Which sequences a share gets is drawn once for a seed, a generation and a text: those of a smaller share are among
     those of a larger one, so that arms differ in the share alone.
@@ -275,7 +287,7 @@ def _mixed(
         draw = np.random.default_rng(derive_seed("mixture", spec.seed, spec.generation, text.split, text.version))
         chosen = np.sort(draw.permutation(len(rows))[: max(1, round(share * len(rows)))])
         part = rows.select(chosen)
-        if spec.training.distillation:
+        if _by_origin(spec.training):
             part = part.add_column("synthetic", [text.version > 0] * len(part))
         parts.append(part)
         taken.append(len(chosen) / len(rows))
@@ -317,6 +329,7 @@ def _train(
         device=context.device,
         on_progress=lambda done, total: context.progress(done, total, "steps"),
         processes=processes,
+        plainly={"token_loss": token_loss(CrossEntropyLoss())},
         **aims,
         report=report,
     )

@@ -194,6 +194,19 @@ def test_the_arms_loss_is_what_is_computed_in_training_and_evaluation() -> None:
     torch.testing.assert_close(model(**batch(), num_items_in_batch=50).loss, nll[live].mean() * part)
 
 
+def test_a_call_may_bring_a_loss_of_its_own() -> None:
+    model = make("llama")
+    stock = model(**batch()).loss
+    handle = install_loss_head(model, loss=losses.truncated(0.02, denominator="live"))
+    installed = model(**batch()).loss
+    torch.testing.assert_close(model(**batch(), token_loss=losses.cross_entropy()).loss, stock)
+    torch.testing.assert_close(
+        model(**batch(), token_loss=losses.cross_entropy(), num_items_in_batch=50).loss,
+        stock * handle.statistics.tokens / 50,
+    )
+    assert torch.equal(model(**batch()).loss, installed) and not torch.allclose(installed, stock)
+
+
 def test_positional_arguments_shifted_labels_and_tuples() -> None:
     model = make("llama")
     given = batch()

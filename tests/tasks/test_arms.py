@@ -61,6 +61,34 @@ def test_arms_that_read_the_same_share_the_model() -> None:
     )
 
 
+def test_a_loss_for_one_kind_of_text_is_asked_for_where_there_are_both() -> None:
+    tce = {"loss": {"type": "tce"}}
+    plan = planned(
+        [
+            {"name": "first"},
+            {"name": "tce", **tce},
+            {"name": "on-synthetic", **tce, "training": {"loss_on": "synthetic"}},
+            {"name": "on-real", **tce, "training": {"loss_on": "real"}},
+            {"name": "old", **tce, "regime": "replace"},
+        ]
+    )
+    trained = {run.arm: [g.train.key for g in run.generations] for run in plan.runs}
+    assert trained["on-synthetic"][0] == trained["first"][0]  # M_0 reads real text alone
+    assert trained["on-real"][0] == trained["tce"][0] == trained["old"][0] != trained["first"][0]
+    assert len({made[1] for made in trained.values()}) == len(trained)
+    replaced = [{"regime": "replace"}, {"regime": "replace", **tce, "training": {"loss_on": "real"}}]
+    first, real = planned([{"name": f"arm-{n}", **arm} for n, arm in enumerate(replaced)]).runs
+    assert real.generations[0].train.key != first.generations[0].train.key
+    # later ones read synthetic text alone, so that cross entropy is all that is left to do
+    assert all(g.train.spec.loss.type == "cross-entropy" for g in real.generations[1:])
+
+
+@pytest.mark.parametrize("loss_on", ["synthetic", "real"])
+def test_cross_entropy_falls_on_either_kind_of_text_alike(loss_on: str) -> None:
+    with pytest.raises(ConfigError, match=r"arms\.1 = 'again': comes to the same as first"):
+        planned([{"name": "first"}, {"name": "again", "training": {"loss_on": loss_on}}])
+
+
 def test_the_first_arm_has_the_keys_of_the_short_form() -> None:
     short = plan_experiment(load_experiment_config("smoke"), Digests({}))
     named = planned([{"name": "any"}, {"name": "tce", "loss": {"type": "tce", "gamma": 0.9}}])
@@ -124,6 +152,8 @@ def test_every_training_arm_is_built(tmp_path: Path) -> None:
         {"name": "averaged", "training": {"averaging": 0.5}},
         {"name": "taught", "training": {"distillation": 1.0}},
         {"name": "lora", "model": {"lora": {"rank": 2}}},
+        {"name": "tce", "loss": {"type": "tce", "gamma": 0.003}},
+        {"name": "on-synthetic", "loss": {"type": "tce", "gamma": 0.003}, "training": {"loss_on": "synthetic"}},
     ]
     plan = planned(arms, generations=2, evaluation={"drift": False, "perplexity": True})
     store, losses = ArtifactStore(str(tmp_path)), {}

@@ -15,6 +15,7 @@ from fortifai_core.config.stages import Training
 from fortifai_core.errors import ConfigError
 from fortifai_core.language.objective import Objective, average_with, residual_dropout, soft_cross_entropy, weights_of
 from fortifai_core.language.training import train_model
+from kernels import install_loss_head, losses
 
 # p = (1/2, 1/4, 1/4)
 LOGITS = torch.tensor([[[2.0, 1.0, 1.0]]]) * math.log(2)
@@ -140,6 +141,37 @@ def test_a_training_follows_its_teacher(tmp_path: Path) -> None:
     ids = torch.arange(8)[None]
     gap = [float((model.eval()(ids).logits - teacher(ids).logits).abs().max()) for model in (on_written, plain)]
     assert gap[0] < gap[1] / 5
+
+
+@pytest.mark.parametrize("loss_on", ["synthetic", "real"])
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]], ids=["plain", "weighed"])
+def test_a_loss_falls_on_rows_of_its_origin_and_cross_entropy_on_the_others(
+    tmp_path: Path, loss_on: str, weights: list[float] | None
+) -> None:
+    """One step of plain gradient descent, against the mean over all tokens written out."""
+    data = rows()
+    for number, row in enumerate(data):
+        row["synthetic"] = number % 2 == 0
+        if weights:
+            row["weight"] = weights[number % 3]
+    model, start = tiny_model(), tiny_model()
+    ids = torch.tensor([row["input_ids"] for row in data])
+    logs = start(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    gamma = float(logs.exp().median())
+    judged = torch.tensor([row["synthetic"] == (loss_on == "synthetic") for row in data])
+    kept = (logs.exp() <= gamma) | ~judged[:, None]
+    assert 0 < int((~kept).sum()) < int(judged.sum()) * logs.shape[1]
+    counted = torch.tensor([row.get("weight", 1.0) for row in data])[:, None]
+    (-(logs * kept * counted).sum() / logs.numel()).backward()
+
+    settings = {"learning_rate": 0.5, "optimizer": "sgd", "max_grad_norm": 1e9, "loss_on": loss_on}
+    config = Training.model_validate({"epochs": 1, "batch_size": 12, "sequence_length": 8, **settings})
+    install_loss_head(model, loss=losses.truncated(gamma))
+    plainly = {"token_loss": losses.cross_entropy()}
+    train_model(model, data, config=config, seed=5, pad_id=0, workspace=tmp_path, plainly=plainly)
+    for (name, moved), before in zip(model.named_parameters(), start.parameters(), strict=True):
+        assert before.grad is not None
+        torch.testing.assert_close(moved - before, -0.5 * before.grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
 def test_an_anchored_training_stays_nearer_also_in_micro_batches(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "distilled": {"distillation": 0.5},
     "anchored": {"anchor": 0.3, "gradient_accumulation": 2},
     "weighed": {"gradient_accumulation": 2},
+    "on-synthetic": {"loss_on": "synthetic"},
     "best": {"checkpoint": "best"},
 }
 
@@ -57,12 +58,13 @@ for name, settings in cases.items():
     stop = settings.pop("stop", 0)
     config = Training(**{"epochs": 2, "batch_size": 8, "sequence_length": 16, "learning_rate": 1e-3} | settings)
     model = tiny()
-    more = {"teacher": tiny(1), "before": weights_of(tiny(2)), "validation": rows[:8]}
+    more = {"teacher": tiny(1), "before": weights_of(tiny(2)), "validation": rows[:8],
+            "plainly": {"token_loss": losses.cross_entropy()}}
     given = [dict(row) for row in rows]
     for number, row in enumerate(given):
         if name == "weighed":
             row["weight"] = [1.0, 0.25, 2.0][number % 3]
-        if config.distillation:
+        if config.distillation or config.loss_on != "all":
             row["synthetic"] = number % 3 > 0
     if not settings.get("label_smoothing") and not config.distillation:
         install_loss_head(model, loss=losses.truncated(0.012), chunk_rows=5)
