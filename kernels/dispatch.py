@@ -104,7 +104,7 @@ def linear_cross_entropy(
         RuntimeError: an implementation that is not available here.
     """
     loss = losses.cross_entropy() if loss is None else loss
-    _check_loss(loss)
+    check_loss(loss)
     _check_options(softcap, logit_scale, chunk_rows, reduction, denominator)
     if weight.ndim != 2:
         raise ValueError(f"weight: expected (vocabulary, width), got shape {tuple(weight.shape)}")
@@ -153,7 +153,7 @@ def cross_entropy(
     "triton" (CUDA) reads the logits once, then in the backward pass those of live rows, and writes the gradient once.
     """
     loss = losses.cross_entropy() if loss is None else loss
-    _check_loss(loss)
+    check_loss(loss)
     _check_options(softcap, logit_scale, None, reduction, denominator)
     if logits.ndim < 1:
         raise ValueError("logits: expected (..., vocabulary), got a scalar")
@@ -271,7 +271,8 @@ def _kept(nll: Tensor, valid: Tensor, drop: float, baseline: Tensor | None) -> T
     return left[:, None].expand(flat.shape).reshape(valid.shape)
 
 
-def _check_loss(loss: LossFunctions) -> None:
+def check_loss(loss: LossFunctions) -> None:
+    """Raise TypeError or ValueError for what is no loss of a token."""
     for name in ("value", "derivative", "denominator"):
         if not hasattr(loss, name):
             raise TypeError(f"loss: {type(loss).__name__} has no attribute {name!r}; see kernels.losses.TokenLoss")

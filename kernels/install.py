@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .dispatch import Implementation, LossStatistics, linear_cross_entropy, linear_implementation
+from .dispatch import Implementation, LossStatistics, check_loss, linear_cross_entropy, linear_implementation
 from .losses import LossFunctions
 
 _PROBE_TOKENS = 4
@@ -80,8 +80,8 @@ def install_loss_head(
         loss: f and f', see `kernels.losses`; cross entropy by default.
         chunk_rows, impl, entropy: as in `linear_cross_entropy`; nll and entropy are then in the handle's statistics.
 
-    A call may pass `sequence_baseline` on, (sequences,), for a loss that drops sequences (`losses.tail`); and a
-    `token_loss` of its own, where some batches are to be judged otherwise.
+    A call may pass `sequence_baseline` on, (sequences,), for a loss that drops sequences (`losses.tail`); and as
+    `token_loss` a loss of its own instead of the installed one. The handle's statistics are those of the last call.
 
     Raises:
         TypeError: the model is not of that kind. ValueError: its logits are computed in another way.
@@ -134,6 +134,8 @@ def install_loss_head(
         own: LossFunctions | None,
     ) -> tuple[Tensor, LossStatistics]:
         judged = loss if own is None else own
+        if own is not None:
+            check_loss(own)
         live = judged is not None and judged.denominator == "live"
         value, statistics = linear_cross_entropy(
             hidden,

@@ -29,7 +29,7 @@ from fortifai_core.config.stages import (
     Training,
     reading_of,
 )
-from fortifai_core.config.treatment import Treatment
+from fortifai_core.config.treatment import Treatment, Weights
 from fortifai_core.settings import Frozen, Inconsistent, Seed, moved
 
 
@@ -219,6 +219,10 @@ class ExperimentConfig(Frozen):
             if value and other:
                 remedy = f"is for cross entropy: the loss {other[0]} knows the drawn token alone; leave one out"
                 raise Inconsistent(f"training.{name}", value, remedy)
+        tail = [loss.label for loss in self.losses if isinstance(loss, TailLoss)]
+        if tail and self.training.loss_on != "all":
+            remedy = f"{tail[0]} leaves out a share of a batch, and would of a part of one: leave one out"
+            raise Inconsistent("training.loss_on", self.training.loss_on, remedy)
         rewriting = self.regeneration
         if rewriting.engine != rewriting.engine_used:
             # said here, once: its own validators run again in every spec that holds it
@@ -246,12 +250,17 @@ class ExperimentConfig(Frozen):
             if value:
                 remedy = "is drawn otherwise by several processes: set it to 0, or runtime.processes to 1"
                 raise Inconsistent(f"{name}.dropout", value, remedy)
-        if self.runtime.sharding != "none":
-            # with `loss_on` one process would gather weights for rows of a kind that another has none of
-            for name, off in (("anchor", 0.0), ("loss_on", "all")):
-                value = getattr(self.training, name)
-                if value != off:
-                    raise Inconsistent(f"training.{name}", value, "not with runtime.sharding: leave one out")
+        if self.runtime.sharding == "none":
+            return
+        # one process would gather weights for rows of a kind that another has none of
+        by_kind = any(isinstance(treatment, Weights) for treatment in self.treatments)
+        for name, value, off in (
+            ("training.anchor", self.training.anchor, 0.0),
+            ("training.loss_on", self.training.loss_on, "all"),
+            ("treatments", "weights" if by_kind else None, None),
+        ):
+            if value != off:
+                raise Inconsistent(name, value, "not with runtime.sharding: leave one out")
 
 
 @dataclass(frozen=True)

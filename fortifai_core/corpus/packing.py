@@ -26,6 +26,31 @@ def pack(documents: Iterable[list[int]], *, sequence_length: int, end_of_text: i
         yield rest
 
 
+def pack_marked(
+    documents: Iterable[tuple[list[int], bool]], *, sequence_length: int, end_of_text: int
+) -> Iterator[tuple[list[int], bool]]:
+    """The same sequences, each with the mark of the document that its middle token is of.
+
+    >>> list(pack_marked([([1, 2, 3], True), ([4], False)], sequence_length=4, end_of_text=0))
+    [([1, 2, 3, 0], True), ([4, 0], False)]
+    """
+    ends = list[tuple[int, bool]]()  # of the stream's documents that no sequence has left behind, and their marks
+
+    def unmarked() -> Iterator[list[int]]:
+        length = 0
+        for tokens, mark in documents:
+            length += len(tokens) + 1
+            ends.append((length, mark))
+            yield tokens
+
+    start = 0
+    for row in pack(unmarked(), sequence_length=sequence_length, end_of_text=end_of_text):
+        while ends[0][0] <= start + len(row) // 2:
+            ends.pop(0)
+        yield row, ends[0][1]
+        start += len(row)
+
+
 def collate(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str, Any]:
     """Pad rows of `input_ids` to one length; padding is attended by nobody and carries no label (−100).
 

@@ -90,7 +90,8 @@ class _FiniteTrainer(Trainer):
     """A Trainer that stops at a loss that is not finite, before the optimizer can spoil the weights.
 
     In training it follows an `objective`, and rows count by their weights; validation is by the model's own loss.
-    Rows that are not of the origin `loss_on` are judged `plainly`: what their forward is called with besides.
+    Rows that are not of the origin `loss_on` are judged `plainly`, which is what their forward is called with besides;
+    validation's are real.
     """
 
     objective = Objective()
@@ -118,6 +119,8 @@ class _FiniteTrainer(Trainer):
     ) -> Any:
         synthetic, weights = inputs.pop("synthetic", None), inputs.pop("weights", None)
         if not model.training:
+            if self.loss_on == "synthetic":
+                inputs |= self.plainly
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if weights is None and self.loss_on == "all":
             loss = self._mean_loss(model, inputs, synthetic, num_items_in_batch)
@@ -280,6 +283,8 @@ def train_model(
         raise ValueError("train_model needs at least one row")
     if config.checkpoint == "best" and validation is None:
         raise ValueError("checkpoint = 'best' needs validation rows")
+    if config.loss_on != "all" and not (plainly and all("synthetic" in row for row in (rows[0], rows[-1]))):
+        raise ValueError(f"loss_on = {config.loss_on!r} needs `plainly`, and rows that say whether they are synthetic")
     together = config.batch_size // config.gradient_accumulation
     if together % processes:
         raise ValueError(f"{processes} processes cannot share micro-batches of {together} equally")

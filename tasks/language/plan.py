@@ -388,8 +388,9 @@ class _Run:
         self, i: int, model: Reference, first: Reference, rewrites: tuple[Stage, ...], treated: Reference | None
     ) -> DriftSpec:
         written = tuple(VersionedText(s.split or 0, s.version or 0, s.reference) for s in rewrites)
+        loss, training = self._aim(i)
         return DriftSpec(
-            gamma=gamma_of(self.arm.loss),
+            gamma=gamma_of(loss) if training.loss_on == "all" else None,  # of all text
             sample=self.config.evaluation.drift_sample,
             window=self.config.training.sequence_length,
             model=model,

@@ -138,11 +138,13 @@ def _confidence(drift: Artifact | None) -> dict[tuple[str, str], list[int]]:
 
 
 def _reference_gamma(config: ExperimentConfig) -> dict[str, float | None]:
-    """By arm, that of the first TCE arm, for arms that mask nothing; None for those that mask by something else."""
-    losses = {arm.label: arm.loss for arm in config.resolved_arms()}
-    gammas = [loss.gamma for loss in losses.values() if isinstance(loss, TruncatedCrossEntropyLoss)]
+    """By arm, that of the first TCE arm, for arms that mask nothing; None for those that mask by something else, or
+    on a part of their text."""
+    arms = config.resolved_arms()
+    gammas = [arm.loss.gamma for arm in arms if isinstance(arm.loss, TruncatedCrossEntropyLoss)]
     others = (EntropyTruncatedLoss, TailLoss, CustomLoss)
-    return {arm: gammas[0] if gammas and not isinstance(loss, others) else None for arm, loss in losses.items()}
+    otherwise = {a.label for a in arms if isinstance(a.loss, others) or a.experiment.training.loss_on != "all"}
+    return {arm.label: gammas[0] if gammas and arm.label not in otherwise else None for arm in arms}
 
 
 def _live_fraction(gamma: float | None, confidence: dict[tuple[str, str], list[int]]) -> float | None:

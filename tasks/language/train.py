@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +38,6 @@ def _mapped(context: Context[Any], name: str, rows: Iterator[list[int]], *, leng
     path = context.workspace / name
     parquet.write_packed(path, rows, sequence_length=length)
     return Dataset.from_file(str(path))
-
-
-def _weighed(context: Context[Any], name: str, paths: list[Path], *, length: int, end_of_text: int) -> Any:
-    """Training sequences of weighed text: none holds documents of different weights, each has its own in a column.
-
-    Raises:
-        ConfigError: weights of the model are divided: a process would gather them for rows that another has none of.
-    """
-    from fortifai_core.corpus.packing import pack
-
-    if context.runtime.sharding != "none":
-        remedy = "treatments weigh documents, which needs whole weights in each process: set it to none"
-        raise ConfigError("runtime.sharding", context.runtime.sharding, remedy)
-    weights = list[float]()
-
-    def rows() -> Iterator[list[int]]:
-        documents = parquet.iter_rows(paths, columns=["tokens", "weight"])
-        for weight, alike in groupby(documents, key=lambda row: row["weight"]):
-            tokens = (row["tokens"] for row in alike)
-            for row in pack(tokens, sequence_length=length, end_of_text=end_of_text):
-                weights.append(weight)
-                yield row
-
-    return _mapped(context, name, rows(), length=length).add_column("weight", weights)
 
 
 def fetch_base(context: Context[PretrainedBaseSpec]) -> dict[str, Any]:
@@ -140,13 +117,12 @@ def build_generation(context: Context[TrainSpec]) -> dict[str, Any]:
     if spec.lora is not None:
         model = _with_adapter(model, spec.lora, seed=spec.seed)
     files = trained_texts(context)
-    paths = [path for _, of_text in files for path in of_text]
     packing = {"length": training.sequence_length, "end_of_text": tokenizer.eos_token_id}
     shares = [1.0] * len(files)
-    if spec.shares is not None or _by_origin(training):
+    if spec.shares is not None or training.distillation:
         rows, shares = _mixed(context, files, **packing)
     else:
-        rows = _sequences(context, "text.arrow", paths, **packing)
+        rows = _sequences(context, "text.arrow", files, **packing)
     if spec.treated is not None and len(rows) < training.batch_size:
         remedy = f"is what treatments leave M_{spec.generation}, and training.batch_size is {training.batch_size}: "
         raise DataError("treatments", f"{len(rows)} sequences", f"{remedy}keep more text, or lower the batch size")
@@ -250,18 +226,55 @@ def _train_in_processes(
     return trained, done["metrics"]
 
 
-def _sequences(context: Context[TrainSpec], name: str, paths: list[Path], **packing: int) -> Any:
-    """Training sequences of some files of this generation's text."""
-    if context.spec.treated is not None:
-        told = context.manifest(context.spec.treated).metrics
-        if (told["lightest-weight"], told["heaviest-weight"]) != (1.0, 1.0):
-            return _weighed(context, name, paths, **packing)
-    return _packed(context, name, parquet.iter_column(paths, "tokens"), **packing)
+def _sequences(
+    context: Context[TrainSpec],
+    name: str,
+    files: list[tuple[VersionedText, list[Path]]],
+    *,
+    length: int,
+    end_of_text: int,
+) -> Any:
+    """Training sequences of some of this generation's text.
 
+    Of weighed text none holds documents of different weights, and each has its own in a column. Where a loss falls on
+    real or on synthetic text alone, each says which it is: what its middle token is of.
 
-def _by_origin(training: Training) -> bool:
-    """Whether real and synthetic text are trained on in different ways."""
-    return bool(training.distillation) or training.loss_on != "all"
+    Raises:
+        ConfigError: weights of the model are divided: a process would gather them for rows that another has none of.
+    """
+    from fortifai_core.corpus.packing import pack_marked
+
+    spec, weighed = context.spec, False
+    if spec.treated is not None:
+        told = context.manifest(spec.treated).metrics
+        weighed = (told["lightest-weight"], told["heaviest-weight"]) != (1.0, 1.0)
+    marked = spec.training.loss_on != "all" and len({text.version > 0 for text, _ in files}) == 2
+    if not weighed and not marked:
+        tokens = parquet.iter_column([path for _, paths in files for path in paths], "tokens")
+        return _packed(context, name, tokens, length=length, end_of_text=end_of_text)
+    if weighed and context.runtime.sharding != "none" and context.runtime.processes > 1:
+        remedy = "treatments weigh documents, which needs whole weights in each process: set it to none"
+        raise ConfigError("runtime.sharding", context.runtime.sharding, remedy)
+    weights, synthetic = list[float](), list[bool]()
+
+    def documents() -> Iterator[tuple[float, tuple[list[int], bool]]]:
+        for text, paths in files:
+            for row in parquet.iter_rows(paths, columns=["tokens", "weight"] if weighed else ["tokens"]):
+                yield row.get("weight", 1.0), (row["tokens"], text.version > 0)
+
+    def rows() -> Iterator[list[int]]:
+        for weight, alike in groupby(documents(), key=itemgetter(0)):
+            of_weight = (document for _, document in alike)
+            for row, written in pack_marked(of_weight, sequence_length=length, end_of_text=end_of_text):
+                weights.append(weight)
+                synthetic.append(written)
+                yield row
+
+    made = _mapped(context, name, rows(), length=length)
+    for column, values in (("weight", weights if weighed else []), ("synthetic", synthetic if marked else [])):
+        if values:
+            made = made.add_column(column, values)
+    return made
 
 
 def _mixed(
@@ -269,7 +282,7 @@ def _mixed(
 ) -> tuple[Any, list[float]]:
     """Of each text the sequences that make up its share, text after text; and the shares that they are.
 
-    No sequence crosses from one text into another, so that each is real or synthetic, as some training asks.
+    No sequence crosses from one text into another, so that each is real or synthetic, as distillation asks.
 
     Which sequences a share gets is drawn once for a seed, a generation and a text: those of a smaller share are among
     those of a larger one, so that arms differ in the share alone.
@@ -283,11 +296,11 @@ def _mixed(
         if not paths:  # a treatment left nothing of it
             taken.append(0.0)
             continue
-        rows = _sequences(context, f"text-{place}.arrow", paths, **packing)
+        rows = _sequences(context, f"text-{place}.arrow", [(text, paths)], **packing)
         draw = np.random.default_rng(derive_seed("mixture", spec.seed, spec.generation, text.split, text.version))
         chosen = np.sort(draw.permutation(len(rows))[: max(1, round(share * len(rows)))])
         part = rows.select(chosen)
-        if _by_origin(spec.training):
+        if spec.training.distillation or spec.training.loss_on != "all":
             part = part.add_column("synthetic", [text.version > 0] * len(part))
         parts.append(part)
         taken.append(len(chosen) / len(rows))

@@ -205,6 +205,8 @@ def test_a_call_may_bring_a_loss_of_its_own() -> None:
         stock * handle.statistics.tokens / 50,
     )
     assert torch.equal(model(**batch()).loss, installed) and not torch.allclose(installed, stock)
+    with pytest.raises(TypeError, match="loss: str has no attribute 'value'"):
+        model(**batch(), token_loss="ce")
 
 
 def test_positional_arguments_shifted_labels_and_tuples() -> None:

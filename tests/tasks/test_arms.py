@@ -12,6 +12,7 @@ from flows.load import load_experiment_config, validate
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.stages import Runtime
 from fortifai_core.errors import ConfigError
+from fortifai_core.language.training import train_model
 from storage.store.store import ArtifactStore
 from storage.tables import parquet
 from tasks.engine.build import build
@@ -173,6 +174,35 @@ def test_every_training_arm_is_built(tmp_path: Path) -> None:
         ends[run.arm] = losses[evaluate.key]
     assert all(math.isfinite(value) for value in ends.values())
     assert len(set(ends.values())) == len(ends)
+
+
+def test_a_loss_for_one_kind_of_text_is_told_which_sequences_are_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sequences are those of the first arm, in the same order; only what is judged how is new."""
+    tce = {"loss": {"type": "tce", "gamma": 0.003}, "training": {"loss_on": "synthetic"}}
+    plan = planned([{"name": "first"}, {"name": "on-synthetic", **tce}], generations=2, evaluation={"drift": False})
+    store, seen = ArtifactStore(str(tmp_path)), list[tuple[list[dict[str, Any]], Any]]()
+
+    def spied(model: Any, rows: Any, **given: Any) -> Any:
+        seen.append((rows.to_list(), given))
+        return train_model(model, rows, **given)
+
+    monkeypatch.setattr("fortifai_core.language.training.train_model", spied)
+    for stage in plan.stages():
+        if stage.role in ("source", "pretraining", "tokenizer", "base", "corpus", "train", "regenerate"):
+            build(stage, store, Runtime(), progress=lambda *_: None)
+    (first, _), (marked, given) = [one for one in seen if one[1]["config"].epochs][-2:]
+    assert [row["input_ids"] for row in marked] == [row["input_ids"] for row in first]
+    assert "synthetic" not in first[0] and given["config"].loss_on == "synthetic"
+    assert given["plainly"]["token_loss"].name == "ce"
+    synthetic = [row["synthetic"] for row in marked]  # D_0^(1), then D_1^(0)
+    assert synthetic == sorted(synthetic, reverse=True) and {True, False} == set(synthetic)
+    of_text = of(plan, "on-synthetic").generations[1].train
+    artifact = store.find(of_text.kind, of_text.key)
+    assert artifact is not None
+    told = artifact.manifest.metrics
+    assert sum(synthetic) / len(synthetic) == pytest.approx(told["tokens-synthetic"] / told["tokens-read"], abs=0.05)
 
 
 def test_drift_is_measured_on_the_share_that_was_read(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ def test_what_masks_otherwise_than_by_a_gamma_is_not_given_the_share_of_one_that
     found = _reference_gamma(load_experiment_config("smoke", [f"losses=[{losses}]"]))
     assert found == {"ce": 0.8, "tce-0.8": 0.8, "tce-0.5": 0.8, "tce-entropy-1": None, "tail-0.2": None}
     assert _reference_gamma(load_experiment_config("smoke", ["losses=[{type: cross-entropy}]"])) == {"ce": None}
+    arms = "{name: all, loss: {type: tce, gamma: 0.8}}, {name: part, training: {loss_on: real}}, {name: none}"
+    found = _reference_gamma(load_experiment_config("smoke", ["losses=[{type: cross-entropy}]", f"arms=[{arms}]"]))
+    assert found == {"all": 0.8, "part": None, "none": 0.8}
 
 
 def test_the_share_is_of_what_the_model_has_seen() -> None:

@@ -9,7 +9,7 @@ import pytest
 from flows.load import load_experiment_config, validate
 from fortifai_core.config.experiment import ExperimentConfig
 from fortifai_core.config.loss import CrossEntropyLoss, TruncatedCrossEntropyLoss
-from fortifai_core.config.stages import Mixture, Regime
+from fortifai_core.config.stages import Mixture, Regime, Training
 from fortifai_core.errors import ConfigError
 
 ARMS: list[dict[str, Any]] = [
@@ -71,7 +71,7 @@ def test_the_short_form_has_an_arm_for_each_loss() -> None:
 def test_a_configuration_without_new_fields_is_written_as_it_was() -> None:
     written = load_experiment_config("tiny").model_dump(mode="json")
     assert {"arms", "mixture", "treatments"}.isdisjoint(written)
-    assert {"dropout", "label_smoothing", "anchor", "averaging", "distillation"}.isdisjoint(written["training"])
+    assert Training.later.isdisjoint(written["training"])
     assert "lora" not in written["model"]
     assert validate(written) == load_experiment_config("tiny")
 
@@ -126,6 +126,12 @@ REFUSED: list[tuple[list[dict[str, Any]], dict[str, Any], str, str]] = [
     ([], {"regime": "accumulate", "mixture": {"synthetic": 1}}, "mixture.synthetic", "share of its own"),
     ([{"name": "a", "loss": {"type": "tce"}, "training": {"label_smoothing": 0.1}}], {}, "arms.0.training", "ross ent"),
     ([{"name": "a", "model": {"lora": {}}, "training": {"anchor": 0.1}}], {}, "arms.0.training.anchor", "whole models"),
+    (
+        [{"name": "a", "loss": {"type": "tail"}, "training": {"loss_on": "real"}}],
+        {},
+        "arms.0.training.loss_on",
+        "share of",
+    ),
     ([{"name": "a", "training": {"distillation": 2}}], {}, "arms.0.training.distillation", "less than or equal to 1"),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fortifai_core.corpus.packing import collate, pack
+from fortifai_core.corpus.packing import collate, pack, pack_marked
 
 END = 0
 DOCUMENTS = st.lists(st.lists(st.integers(1, 50), max_size=12), max_size=8)
@@ -20,6 +20,19 @@ def test_the_packed_sequences_joined_are_the_text(documents: list[list[int]], le
     assert [token for row in rows for token in row] == stream
     assert all(len(row) == length for row in rows[:-1])
     assert all(2 <= len(row) <= length for row in rows)
+
+
+@given(DOCUMENTS, st.integers(2, 9))
+def test_a_marked_sequence_is_the_same_and_of_the_document_that_its_middle_token_is_of(
+    documents: list[list[int]], length: int
+) -> None:
+    owners = [number for number, document in enumerate(documents) for _ in [*document, END]]
+    for chosen in range(len(documents)):
+        marked = [(document, number == chosen) for number, document in enumerate(documents)]
+        rows = list(pack_marked(marked, sequence_length=length, end_of_text=END))
+        assert [row for row, _ in rows] == list(pack(documents, sequence_length=length, end_of_text=END))
+        for number, (row, mark) in enumerate(rows):
+            assert mark == (owners[number * length + len(row) // 2] == chosen)
 
 
 @given(st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=9), min_size=1, max_size=6))

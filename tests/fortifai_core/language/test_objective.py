@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,27 @@ def test_a_loss_falls_on_rows_of_its_origin_and_cross_entropy_on_the_others(
     for (name, moved), before in zip(model.named_parameters(), start.parameters(), strict=True):
         assert before.grad is not None
         torch.testing.assert_close(moved - before, -0.5 * before.grad, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize(("loss_on", "plainly"), [("synthetic", True), ("real", False)])
+def test_held_out_text_is_real_and_judged_as_real_text_is(tmp_path: Path, loss_on: str, plainly: bool) -> None:
+    data = [dict(row, synthetic=number % 2 == 0) for number, row in enumerate(rows())]
+    model = tiny_model()
+    install_loss_head(model, loss=losses.truncated(1e-9))  # masks everything
+    config = Training.model_validate(
+        {"epochs": 1, "batch_size": 4, "sequence_length": 8, "loss_on": loss_on, "checkpoint": "best"}
+    )
+    told = {"plainly": {"token_loss": losses.cross_entropy()}, "validation": rows()}
+    train_model(model, data, config=config, seed=5, pad_id=0, workspace=tmp_path, **told)
+    state = json.loads(next(tmp_path.glob("checkpoint-*/trainer_state.json")).read_text())
+    (measured,) = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+    assert (measured > 1) == plainly and (measured == 0) != plainly
+
+
+@pytest.mark.parametrize("given", [{}, {"plainly": {"token_loss": losses.cross_entropy()}}])
+def test_a_loss_for_one_kind_of_text_needs_to_be_told_of_which_rows_are(tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"loss_on = 'real' needs `plainly`, and rows that say"):
+        trained(tmp_path, {"loss_on": "real"}, data=rows(synthetic=True) if not given else rows(), **given)
 
 
 def test_an_anchored_training_stays_nearer_also_in_micro_batches(tmp_path: Path) -> None:
