@@ -253,13 +253,13 @@ class ExperimentConfig(Frozen):
         if self.runtime.sharding == "none":
             return
         # one process would gather weights for rows of a kind that another has none of
-        by_kind = any(isinstance(treatment, Weights) for treatment in self.treatments)
-        for name, value, off in (
-            ("training.anchor", self.training.anchor, 0.0),
-            ("training.loss_on", self.training.loss_on, "all"),
-            ("treatments", "weights" if by_kind else None, None),
-        ):
-            if value != off:
+        whole: dict[str, Any] = {
+            "training.anchor": self.training.anchor or None,
+            "training.loss_on": self.training.loss_on if self.training.loss_on != "all" else None,
+            "treatments": "weights" if any(isinstance(one, Weights) for one in self.treatments) else None,
+        }
+        for name, value in whole.items():
+            if value is not None:
                 raise Inconsistent(name, value, "not with runtime.sharding: leave one out")
 
 
