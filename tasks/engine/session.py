@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 from storage.store.manifest import Manifest
@@ -32,7 +33,7 @@ class Reporter(Protocol):
 
 @dataclass
 class Circumstances:
-    """Found artifacts that other code, packages or hardware made, counted by what differs.
+    """Found artifacts that other code, packages or hardware made: how many, and of each difference how many.
 
     Args:
         threads: those that a worker computes with here, whatever this process, which builds nothing, would use.
@@ -41,7 +42,8 @@ class Circumstances:
 
     threads: int
     processes: int = 1
-    counts: dict[str, int] = field(default_factory=dict)
+    count: int = 0
+    differences: Counter[str] = field(default_factory=Counter)
     _here: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -55,17 +57,23 @@ class Circumstances:
             here = {"torch_threads": self.threads, "processes": self.processes}
             self._here[manifest.kind] = collect(rooms_of(manifest.kind)) | here
         lines = drift(manifest.provenance, self._here[manifest.kind])
-        if lines:
-            difference = "; ".join(lines)
-            self.counts[difference] = self.counts.get(difference, 0) + 1
+        self.count += bool(lines)
+        self.differences.update(lines)
 
     def tell(self, reporter: Reporter) -> None:
-        """Say once for every difference how many of the stages found it concerns."""
-        for difference, count in self.counts.items():
-            reporter.noted(
-                f"warning: {count} stages were found that were made under other circumstances and are used as they "
-                f"are ({difference}); --refresh ROLE builds them anew"
-            )
+        """Say once of all stages found what differs; of a field with several old values, the one most have."""
+        if not self.count:
+            return
+        told = list[str]()
+        for name, alike in groupby(sorted(self.differences), key=lambda line: line.partition(": ")[0]):
+            lines = sorted(alike, key=lambda line: -self.differences[line])
+            count = sum(self.differences[line] for line in lines)
+            more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+            told.append(f"{lines[0]}{more}" + (f" ({count} of them)" if count < self.count else ""))
+        reporter.noted(
+            f"warning: {self.count} stages were found that were made under other circumstances and are used as they "
+            f"are ({'; '.join(told)}); --refresh ROLE builds them anew"
+        )
 
 
 @dataclass

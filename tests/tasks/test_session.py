@@ -1,4 +1,4 @@
-"""What was made under other circumstances is told, once for every difference."""
+"""What was made under other circumstances is told in one sentence, with every difference."""
 
 from __future__ import annotations
 
@@ -49,3 +49,19 @@ def test_threads_and_processes_are_compared_with_those_of_a_worker(
     else:
         (note,) = told.notes
         assert "2 stages" in note and difference in note
+
+
+def test_all_is_said_at_once_and_of_several_old_values_the_most_frequent(tmp_path: Path) -> None:
+    store, told = ArtifactStore(tmp_path), Told()
+    circumstances = Circumstances(threads=3)
+    made = collect(rooms_of("model")) | {"torch_threads": 3, "processes": 1}
+    for number, other in enumerate([{}, {"python": "3.9"}, {"python": "3.8"}, {"python": "3.9", "torch_threads": 1}]):
+        with store.build("model", str(number) * 64) as draft:
+            (draft.path / "weights").write_bytes(b"w")
+            artifact = draft.commit(stage_version=1, content={}, parents={}, metrics={}, provenance={**made, **other})
+        circumstances.note(artifact.manifest)
+    reporter: Any = told
+    circumstances.tell(reporter)
+    (note,) = told.notes
+    assert note.startswith("warning: 3 stages were found that were made under other circumstances")
+    assert f"(python: 3.9 → {made['python']}, and 1 more; torch_threads: 1 → 3 (1 of them));" in note
