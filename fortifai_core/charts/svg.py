@@ -13,6 +13,7 @@ from fortifai_core.outside import xml
 _LINE = 22  # the height of a line of words below a chart
 LETTER = 7.2  # the width of one, bold
 MARKED = 40  # points of a curve, above which it is drawn without marks
+BANDS = 6  # more of them cover each other
 
 
 def svg(chart: Chart, *, width: int, height: int, standalone: bool = False) -> str:
@@ -21,10 +22,12 @@ def svg(chart: Chart, *, width: int, height: int, standalone: bool = False) -> s
         return ""
     plot = _Plot(chart, width, height)
     parts = plot.axes()
-    # All bands lie beneath all curves, or the last arm's band would dull the others.
-    for draw in (plot.band, plot.curve) if chart.style == "curve" else (plot.dots,):
-        for series in chart.series:
-            parts += draw(series)
+    if chart.style == "curve":
+        # All bands lie beneath all curves, or the last arm's band would dull the others.
+        for series in chart.series if len(chart.series) <= BANDS else chart.series[:1]:
+            parts += plot.band(series)
+    for series in chart.series:
+        parts += plot.curve(series) if chart.style == "curve" else plot.dots(series)
     parts += plot.crossings() + plot.names()
     return element("chart", parts, title=chart.title, width=width, height=height, standalone=standalone)
 

@@ -65,7 +65,7 @@ class Circumstances:
         if not self.count:
             return
         told = list[str]()
-        for name, alike in groupby(sorted(self.differences), key=lambda line: line.partition(": ")[0]):
+        for _, alike in groupby(sorted(self.differences), key=lambda line: line.partition(": ")[0]):
             lines = sorted(alike, key=lambda line: -self.differences[line])
             count = sum(self.differences[line] for line in lines)
             more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""

@@ -86,3 +86,17 @@ def test_effort_is_counted_by_what_each_arm_reads() -> None:
     assert [round(generations or 0, 6) for generations, _ in found] == [round(4 / 3, 6)] * 4
     # M_1 read 2, 1, 1, 2 splits, M_2 3, 1, 1, 3
     assert [round(splits or 0, 6) for _, splits in found] == [3, round(4 / 3, 6), round(4 / 3, 6), 3]
+
+
+def test_of_more_bands_than_can_be_told_apart_the_first_is_drawn(tmp_path: Path) -> None:
+    points = tuple(Point(x, 0.5, 0.4, 0.6) for x in range(3))
+
+    def bands(arms: int) -> int:
+        series = tuple(Series(f"arm-{i}", i, points) for i in range(arms))
+        return svg(Chart("many", series), width=400, height=300).count('class="band ')
+
+    assert [bands(arms) for arms in (1, 6, 7, 12)] == [1, 6, 1, 1]
+    for count, said in ((6, False), (7, True)):
+        build_report(data_of(tuple(f"arm-{i}" for i in range(count))), tmp_path / str(count))
+        page = (tmp_path / str(count) / "report.html").read_text(encoding="utf-8")
+        assert ("of many arms, the first one’s alone" in page) == said
