@@ -119,6 +119,19 @@ QUESTIONS = {
             Contrast("entropy − 0.9, T = 0.6", ("tce-entropy-t0.6",), ("tce-0.9-t0.6",)),
         ),
     ),
+    "smoothing": Question(
+        "Do label smoothing and weight decay do better than the best fixed gamma?",
+        "study-smoothing",
+        contrasts=(
+            Contrast("smoothing − CE", ("smoothing",), ("ce",)),
+            Contrast("smoothing − TCE 0.9", ("smoothing",), ("tce-0.9",)),
+            Contrast("smoothing − TCE 0.5", ("smoothing",), ("tce-0.5",)),
+            Contrast("decay − CE", ("weight-decay",), ("ce",)),
+            Contrast("decay − TCE 0.9", ("weight-decay",), ("tce-0.9",)),
+            Contrast("both − smoothing", ("smoothing-and-decay",), ("smoothing",)),
+            Contrast("smoothing: synthetic − all", ("smoothing-on-synthetic",), ("smoothing",)),
+        ),
+    ),
     "provenance": Question(
         "Is it worth knowing who wrote a text?",
         "study-provenance",
