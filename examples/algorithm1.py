@@ -64,6 +64,25 @@ def load(args, documents):
     return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **shape)), tokenizer
 
 
+def generation(i, model, texts, args, loss, seed, tokenizer):  # Algorithm 1, once: M_i from M_(i-1), and what it writes
+    read, stream = [0, 0], []  # tokens: real, synthetic
+    for version in training_set(Regime.PAPER, i):  # D_0^(i), D_1^(i-1), …, D_i^(0)
+        stream += [list(document.tokens) for document in texts[version]]
+        read[not version.real] += sum(len(document.tokens) for document in texts[version])
+    rows = list(pack(stream, sequence_length=args.length, end_of_text=tokenizer.eos_token_id))
+    train(model, rows, args, loss, seed * 1000 + i)
+    # never written: special tokens, and entries by which a vocabulary is padded
+    special = {*tokenizer.all_special_ids, *range(len(tokenizer), model.config.get_text_config().vocab_size)}
+    blocks = {"block_tokens": args.block, "context_tokens": args.context, "head_tokens": max(1, args.context // 3)}
+    settings = Regeneration(engine="aligned", decoding="sample", temperature=args.temperature, **blocks)
+    for old in regenerated(Regime.PAPER, i) if i < args.generations - 1 else []:  # D_k^(j+1) from D_k^(j)
+        parts = ("regenerate", seed, i, old.split, old.version)
+        how = {"suppress": sorted(special), "pad_id": tokenizer.eos_token_id, "budget": args.budget}
+        rewriting = Rewriting(settings, seed_parts=parts, **how)
+        texts[SplitVersion(old.split, old.version + 1)] = regenerate(model, texts[old], rewriting)
+    return read
+
+
 def train(model, rows, args, loss, seed):
     head, step = install_loss_head(model, loss=loss), 0
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.0)
@@ -110,10 +129,6 @@ def run(args, arm, seed, out, began):
     for n, (document, tokens) in enumerate(zip(documents, real, strict=True)):
         texts[SplitVersion(split_of[n], 0)].append(TokenisedDocument(document.id, n, tokens))
     validation = encode_documents(tokenizer, [document.text for document in held_out])
-    # never written: special tokens, and entries by which a vocabulary is padded
-    special = {*tokenizer.all_special_ids, *range(len(tokenizer), model.config.get_text_config().vocab_size)}
-    blocks = {"block_tokens": args.block, "context_tokens": args.context, "head_tokens": max(1, args.context // 3)}
-    settings = Regeneration(engine="aligned", decoding="sample", temperature=args.temperature, **blocks)
     loss = losses.cross_entropy() if arm == "ce" else losses.truncated(float(arm.removeprefix("tce-")))
     state = args.out.with_suffix(f".{arm}-{seed}.pt") if args.out else None
     first = resumed(state, args, arm, seed, model, texts, out) if state else -1
@@ -122,21 +137,9 @@ def run(args, arm, seed, out, began):
         started = time.perf_counter()
         if taken and started - began + 1.4 * taken > args.seconds:
             sys.exit(75)
-        read_tokens = [0, 0]  # real, synthetic
-        if i >= 0:  # M_i from M_(i-1), on D_0^(i), D_1^(i-1), …, D_i^(0)
-            stream = [list(d.tokens) for version in training_set(Regime.PAPER, i) for d in texts[version]]
-            rows = list(pack(stream, sequence_length=args.length, end_of_text=tokenizer.eos_token_id))
-            train(model, rows, args, loss, seed * 1000 + i)
-            for version in training_set(Regime.PAPER, i):
-                read_tokens[not version.real] += sum(len(d.tokens) for d in texts[version])
+        read_tokens = generation(i, model, texts, args, loss, seed, tokenizer) if i >= 0 else (0, 0)
         seen = splits_seen(Regime.PAPER, i) if i >= 0 else list(range(args.splits))
         measured = ask(model, tokenizer, questions, validation, seen)
-        for old in regenerated(Regime.PAPER, i) if 0 <= i < args.generations - 1 else []:  # D_k^(j+1) from D_k^(j)
-            parts = ("regenerate", seed, i, old.split, old.version)
-            how = Rewriting(
-                settings, seed_parts=parts, suppress=sorted(special), pad_id=tokenizer.eos_token_id, budget=args.budget
-            )
-            texts[SplitVersion(old.split, old.version + 1)] = regenerate(model, texts[old], how)
         line = {"arm": arm, "seed": seed, "generation": i, **measured, "seconds": time.perf_counter() - started}
         if args.out:  # what `fortifai import` needs besides
             line |= {"tokens": sum(read_tokens), "synthetic": read_tokens[1], "settings": vars(args) | {"out": None}}
