@@ -305,6 +305,19 @@ def test_trainer_in_mixed_precision(tmp_path: Path) -> None:
     assert patched(**batch()).logits is not None
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3-softcap", "granite", "phi"])
+def test_a_model_that_mixed_precision_has_wrapped_is_trained_again(name: str, tmp_path: Path) -> None:
+    """Accelerate leaves its wrapper on: the model's logits are rounded to 8 bits, and so are those compared with."""
+    model = make(name)
+    install_loss_head(model).remove()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[0].mul_(50)  # a row with far larger logits than the others
+    train(model, tmp_path / "first", bf16=True)
+    handle = install_loss_head(model, loss=losses.truncated(0.9))
+    train(model, tmp_path / "second", bf16=True)
+    handle.remove()
+
+
 def test_lora_trains_like_the_stock_forward(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
