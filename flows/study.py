@@ -73,6 +73,7 @@ SETTINGS = {
 }
 QUESTIONS = {
     "reproduction": Question("Does TCE keep more than cross entropy, in the paper's regime?", "study-reproduction"),
+    "smollm2": Question("Does TCE keep more of what a real pretrained model has learned?", "study-smollm2"),
     "map": Question(
         "Where does TCE act: which gamma, with which decoding?",
         "study-map",

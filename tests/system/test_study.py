@@ -85,7 +85,7 @@ def test_a_question_is_answered_and_what_it_says_is_kept(tmp_path: Path) -> None
 def test_a_question_that_is_not_registered_is_refused() -> None:
     from rich.console import Console
 
-    with pytest.raises(InputError, match="reproduction, map, beyond"):
+    with pytest.raises(InputError, match="choose one of reproduction, smollm2, map, beyond"):
         run_study("everything", target=None, overrides=[], store=None, console=Console())
 
 
@@ -156,12 +156,14 @@ def test_the_authors_way_differs_in_decoding_and_checkpoint_alone() -> None:
 
 
 def test_the_studys_experiments_are_the_demos_but_for_arms_and_seeds() -> None:
-    tiny = load_experiment_config("tiny")
+    tiny, real = load_experiment_config("tiny"), load_experiment_config("smollm2-almanac")
+    real = real.model_copy(update={"training": real.training.model_copy(update={"precision": "bfloat16"})})
     seeds: list[int] = []
     for question in QUESTIONS.values():
         if question.preset.startswith("study-"):
             one = load_experiment_config(question.preset)
             seeds += one.seeds
-            same = {"name": tiny.name, "seeds": tiny.seeds, "losses": tiny.losses, "arms": tiny.arms}
-            assert one.model_copy(update=same) == tiny
+            like = real if question.preset == "study-smollm2" else tiny
+            same = {"name": like.name, "seeds": like.seeds, "losses": like.losses, "arms": like.arms}
+            assert one.model_copy(update=same) == like
     assert len(seeds) == len(set(seeds)) and not set(seeds) & {*range(1, 6), *range(100, 104)}
