@@ -313,9 +313,15 @@ def test_a_model_that_mixed_precision_has_wrapped_is_trained_again(name: str, tm
     with torch.no_grad():
         model.get_output_embeddings().weight[0].mul_(50)  # a row with far larger logits than the others
     train(model, tmp_path / "first", bf16=True)
-    handle = install_loss_head(model, loss=losses.truncated(0.9))
+    before = copy.deepcopy(model.state_dict())
+    handle = install_loss_head(model)
     train(model, tmp_path / "second", bf16=True)
+    assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    fused = model(**batch())
     handle.remove()
+    stock = model(**batch())
+    assert fused.logits is None and stock.logits is not None
+    torch.testing.assert_close(fused.loss, stock.loss, rtol=0.02, atol=0.0)
 
 
 def test_lora_trains_like_the_stock_forward(tmp_path: Path) -> None:
